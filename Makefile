@@ -1,0 +1,36 @@
+# make demo   the main job, on the world that ships with the package
+# make test   style, types and tests
+#
+# Both make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
+# is another: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test style types tests
+
+demo: $(READY)
+	$(BIN)/cmcr run
+
+test: style types tests
+
+style: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Type checkers do not see through the mapping of folders to packages, so an installed copy is
+# checked.
+types: $(READY)
+	rm -rf build/typed
+	$(BIN)/uv pip install --quiet --no-deps --target build/typed .
+	MYPYPATH=build/typed $(BIN)/mypy -p cmcr
+
+tests: $(READY)
+	$(BIN)/python -m pytest
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,53 @@
+"""Every error that cmcr raises on purpose.
+
+    CmcrError            exit code 1
+    ├── UsageError       exit code 2: a flag, a recipe or a name that cannot be used
+    ├── SourceError      media, a manifest or an array that cannot be read as a source
+    ├── EncoderError     an encoder or its weights that cannot be loaded
+    ├── StoreError       a store that is damaged, unfinished or not there
+    └── MismatchError    two artefacts that do not belong together (other fingerprint, dim, ids)
+
+Each says what is wrong, where, and how to mend it.
+"""
+
+
+class CmcrError(Exception):
+    """Something a user can mend. `str()` gives the three parts, one to a line."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = None, cure: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.cure = cure
+        super().__init__(what, where, cure)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where: {self.where}")
+        if self.cure is not None:
+            lines.append(f"  cure:  {self.cure}")
+        return "\n".join(lines)
+
+
+class UsageError(CmcrError):
+    """A flag, a recipe or a name that cannot be used."""
+
+    exit_code = 2
+
+
+class SourceError(CmcrError):
+    """Media, a manifest or an array that cannot be read as a source."""
+
+
+class EncoderError(CmcrError):
+    """An encoder or its weights that cannot be loaded."""
+
+
+class StoreError(CmcrError):
+    """A store that is damaged, unfinished or not there."""
+
+
+class MismatchError(CmcrError):
+    """Two artefacts that do not belong together."""
