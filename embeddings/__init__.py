@@ -1,0 +1,28 @@
+"""The contract between the stages: Parquet parts, a manifest, and a FAISS index over them.
+
+STORE/space=clap/modality=audio/dataset=esc10/{part-00000.parquet, ..., manifest.json}
+"""
+
+from cmcr.embeddings.dataset import Dataset, list_datasets, open_dataset
+from cmcr.embeddings.importer import import_embeddings
+from cmcr.embeddings.index import build_index, index_is_current, open_index
+from cmcr.embeddings.schema import MODALITIES, Description, Key, Manifest, Modality, identity
+from cmcr.embeddings.verify import describe_store, verify_store
+
+__all__ = [
+    "MODALITIES",
+    "Dataset",
+    "Description",
+    "Key",
+    "Manifest",
+    "Modality",
+    "build_index",
+    "describe_store",
+    "identity",
+    "import_embeddings",
+    "index_is_current",
+    "list_datasets",
+    "open_dataset",
+    "open_index",
+    "verify_store",
+]

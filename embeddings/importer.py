@@ -1,0 +1,217 @@
+"""Embeddings that somebody already has, made into a dataset of the store (`cmcr import`).
+
+    import_embeddings(store, key, Path("clip.npy"), Path("items.csv"))
+
+Arrays: .npy and .npz (never pickled), .parquet with a column `embedding`, .safetensors.
+Metadata: .parquet, .csv, .tsv or .jsonl, one row an embedding, with any of id, uri, text,
+label, group and columns of its own.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.embeddings.dataset import Dataset, open_dataset
+from cmcr.embeddings.index import build_index, index_is_current
+from cmcr.embeddings.parts import write_part
+from cmcr.embeddings.schema import Description, Key, Precision
+from cmcr.embeddings.writer import begin, claim, finish
+from cmcr.errors import SourceError, UsageError
+from cmcr.files import sha256_file
+
+PART_ROWS = 65_536
+_OWN = ("id", "uri", "text", "label", "group")
+
+
+def import_embeddings(
+    store: Path,
+    key: Key,
+    array: Path,
+    metadata: Path | None = None,
+    *,
+    precision: Precision = "float16",
+    index: str | None = "Flat",
+) -> Dataset:
+    """Write the rows of `array`, made unit vectors, and their metadata as a dataset.
+
+    Rows without metadata get their number as id. Raises SourceError for an array that is not
+    (rows, D) of finite, non-zero vectors, metadata of another length, or ids that occur twice.
+    """
+    matrix = read_array(array)  # (rows, D)
+    table = read_metadata(metadata) if metadata else pa.table({})
+    columns = _columns(table, len(matrix), metadata or array)
+    description = Description(
+        space=key.space,
+        modality=key.modality,
+        dataset=key.dataset,
+        dim=matrix.shape[1],
+        precision=precision,
+        part_rows=PART_ROWS,
+        columns=tuple(name for name in columns if name not in _OWN),
+        encoder={"encoder": key.space, "imported": True},
+        source={
+            "kind": "import",
+            "array_sha256": sha256_file(array),
+            "metadata_sha256": sha256_file(metadata) if metadata else None,
+        },
+    )
+    check_vectors(matrix, array)
+    folder = begin(store, description)
+    parts = -(-len(matrix) // PART_ROWS)
+    for part in range(parts):
+        rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
+        with claim(folder, part, wait=True) as mine:
+            if mine:
+                block = matrix[rows].astype(np.float32)  # (rows of the part, D)
+                block /= np.linalg.norm(block, axis=1, keepdims=True)
+                cut = {name: values[rows] for name, values in columns.items()}
+                write_part(folder, description, part, cut, block)
+    finish(folder, description, parts)
+    dataset = open_dataset(store, key)
+    if index is not None and not index_is_current(dataset, index):
+        build_index(dataset, index)
+    return dataset
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The one (rows, D) floating-point array of a file, memory-mapped where the format allows.
+
+    Raises SourceError for a file that cannot be read without unpickling, or holds something else.
+    """
+    readers: Mapping[str, Callable[[Path], np.ndarray]] = {
+        ".npy": lambda file: np.load(file, mmap_mode="r", allow_pickle=False),
+        ".npz": lambda file: _only(dict(np.load(file, allow_pickle=False)), file),
+        ".safetensors": _read_safetensors,
+        ".parquet": _read_parquet,
+    }
+    if path.suffix not in readers:
+        raise UsageError(
+            f"embeddings are not read from {path.suffix or 'a file without suffix'}",
+            where=path,
+            cure=f"one of: {', '.join(readers)}",
+        )
+    try:
+        array = readers[path.suffix](path)
+    except FileNotFoundError:
+        raise UsageError("there is no such file", where=path) from None
+    except (OSError, ValueError, pa.ArrowException, KeyError, EOFError) as error:
+        raise SourceError(
+            f"the array cannot be read: {error}",
+            where=path,
+            cure="save a plain floating-point array, without pickled objects",
+        ) from error
+    if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        raise SourceError(
+            f"embeddings are a (rows, D) array of floats, this is {array.dtype} {array.shape}",
+            where=path,
+        )
+    return array
+
+
+def check_vectors(matrix: np.ndarray, path: Path) -> None:
+    """Raise SourceError when a row of `matrix` cannot be made a unit vector."""
+    norms = np.concatenate(
+        [
+            np.linalg.norm(matrix[start : start + PART_ROWS].astype(np.float64), axis=1)
+            for start in range(0, len(matrix), PART_ROWS)
+        ]
+    )  # (rows,)
+    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    if len(bad):
+        raise SourceError(
+            f"{len(bad)} of {len(matrix)} rows hold NaN or infinity or are zero, "
+            f"the first is row {bad[0]}",
+            where=path,
+            cure="leave those rows out of the array and of its metadata",
+        )
+
+
+def read_metadata(path: Path) -> pa.Table:
+    """Metadata as a table of its file's columns. Raises SourceError when it cannot be read."""
+    import pyarrow.csv
+    import pyarrow.json
+
+    tabs = pyarrow.csv.ParseOptions(delimiter="\t")
+    readers: Mapping[str, Callable[[Path], pa.Table]] = {
+        ".parquet": pq.read_table,
+        ".csv": pyarrow.csv.read_csv,
+        ".tsv": lambda file: pyarrow.csv.read_csv(file, parse_options=tabs),
+        ".jsonl": pyarrow.json.read_json,
+    }
+    if path.suffix not in readers:
+        raise UsageError(
+            f"metadata is not read from {path.suffix or 'a file without suffix'}",
+            where=path,
+            cure=f"one of: {', '.join(readers)}",
+        )
+    try:
+        return readers[path.suffix](path)
+    except FileNotFoundError:
+        raise UsageError("there is no such file", where=path) from None
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"the metadata cannot be read: {error}", where=path) from error
+
+
+def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
+    """The metadata as lists of `rows` values; numbers become text, a label becomes a list."""
+    if table.num_columns and table.num_rows != rows:
+        raise SourceError(
+            f"{rows} embeddings, but metadata for {table.num_rows}",
+            where=path,
+            cure="give one row of metadata an embedding, in the same order",
+        )
+    columns: dict[str, list[Any]] = {"id": [str(row) for row in range(rows)]}
+    for name in table.column_names:
+        if name == "embedding":
+            continue
+        values = table[name].to_pylist()
+        if name == "label":
+            columns[name] = [_labels(value) for value in values]
+        else:
+            columns[name] = [None if value is None else str(value) for value in values]
+    ids = columns["id"]
+    if None in ids or len(set(ids)) != rows:
+        raise SourceError(
+            "ids are missing or occur twice", where=path, cure="give each row an id of its own"
+        )
+    return columns
+
+
+def _labels(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    return [str(label) for label in value] if isinstance(value, list) else [str(value)]
+
+
+def _only(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
+    if "embeddings" in arrays:
+        return arrays["embeddings"]
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    raise SourceError(
+        f"the file holds several arrays: {', '.join(arrays)}",
+        where=path,
+        cure="name the one to import `embeddings`",
+    )
+
+
+def _read_safetensors(path: Path) -> np.ndarray:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return _only(load_file(path), path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_parquet(path: Path) -> np.ndarray:
+    column = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
+    values = column.flatten()
+    if column.null_count or values.null_count or len(column) == 0 or len(values) % len(column):
+        raise ValueError("the column `embedding` has rows of different lengths")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)  # (rows, D)

@@ -1,0 +1,156 @@
+"""One part: a Parquet file whose embedding column is a plain (rows, D) block of bytes.
+
+    write_part(folder, description, 3, columns, embeddings, failures)
+    part_view(folder, part, description)      # the block, memory-mapped, nothing copied
+
+The embedding column is neither compressed nor dictionary-encoded and lies in one data page of
+one row group, so its values end where its column chunk ends: that is where the view is cut.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.embeddings.schema import (
+    FAILURE_SCHEMA,
+    METADATA_KEY,
+    Description,
+    Part,
+    all_finite,
+    arrow_schema,
+    canonical_json,
+)
+from cmcr.errors import StoreError
+from cmcr.files import replacing, sha256_file
+
+Failure = dict[str, Any]
+_ONE_PAGE = 2**31 - 1
+
+
+def part_name(index: int) -> str:
+    """File name of part `index`."""
+    return f"part-{index:05d}.parquet"
+
+
+def write_part(
+    folder: Path,
+    description: Description,
+    index: int,
+    columns: Mapping[str, Sequence[Any]],
+    embeddings: np.ndarray,
+    failures: Sequence[Failure] = (),
+) -> None:
+    """Write one part, whole or not at all.
+
+    `columns` maps names of `arrow_schema` to one value a row (a column left out is null);
+    `embeddings` is (rows, D); `failures` travel in the file's metadata until the manifest is
+    written. Raises StoreError for a value that is not finite.
+    """
+    path = folder / part_name(index)
+    rows = len(columns["id"])
+    if embeddings.shape != (rows, description.dim):
+        raise StoreError(
+            f"{rows} rows of {description.dim} values were promised, {embeddings.shape} given",
+            where=path,
+        )
+    block = np.ascontiguousarray(embeddings, dtype=description.precision)  # (rows, D)
+    if not all_finite(block):
+        raise StoreError("an embedding holds NaN or infinity", where=path)
+    schema = arrow_schema(description.dim, description.precision, description.columns)
+    arrays = [
+        pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=field.type)
+        if field.name == "embedding"
+        else pa.array(columns.get(field.name, [None] * rows), type=field.type)
+        for field in schema
+    ]
+    metadata = {
+        "description": description.identity,
+        "space": description.space,
+        "modality": description.modality,
+        "dataset": description.dataset,
+        "schema_version": description.schema_version,
+        "encoder": description.encoder,
+        "part": index,
+        "failures": list(failures),
+    }
+    table = pa.Table.from_arrays(
+        arrays, schema=schema.with_metadata({METADATA_KEY: canonical_json(metadata)})
+    )
+    others = [name for name in schema.names if name != "embedding"]
+    with replacing(path) as unfinished:
+        pq.write_table(
+            table,
+            unfinished,
+            row_group_size=max(rows, 1),
+            use_dictionary=[name for name in others if name != "id"],
+            compression=dict.fromkeys(others, "zstd") | {"embedding": "none"},
+            write_statistics=["id"],
+            data_page_size=_ONE_PAGE,
+            write_batch_size=max(rows, 1),
+            max_rows_per_page=max(rows, 1),
+        )
+
+
+def part_metadata(path: Path) -> dict[str, Any] | None:
+    """What `write_part` wrote into the file's metadata; None for a file it did not finish."""
+    try:
+        metadata = pq.read_metadata(path).metadata
+    except (OSError, pa.ArrowException):
+        return None
+    if not metadata or METADATA_KEY not in metadata:
+        return None
+    loaded: dict[str, Any] = json.loads(metadata[METADATA_KEY])
+    return loaded
+
+
+def part_counts(path: Path) -> tuple[int, int]:
+    """Rows and failures of a finished part."""
+    footer = pq.read_metadata(path)
+    return footer.num_rows, len(json.loads(footer.metadata[METADATA_KEY])["failures"])
+
+
+def describe_part(path: Path, description: Description) -> Part:
+    """The manifest's line for a finished part. Raises StoreError when it holds NaN."""
+    footer = pq.read_metadata(path)
+    rows = footer.num_rows
+    offset = 0
+    if rows:
+        column = footer.schema.names.index("element")
+        chunk = footer.row_group(0).column(column)
+        size = rows * description.dim * np.dtype(description.precision).itemsize
+        offset = chunk.data_page_offset + chunk.total_compressed_size - size
+    part = Part(
+        name=path.name,
+        rows=rows,
+        bytes=path.stat().st_size,
+        sha256=sha256_file(path),
+        offset=offset,
+    )
+    if not all_finite(part_view(path.parent, part, description)):
+        raise StoreError("an embedding holds NaN or infinity", where=path, cure=REMAKE)
+    return part
+
+
+def part_view(folder: Path, part: Part, description: Description) -> np.ndarray:
+    """The embeddings of a part, (rows, D), as a read-only memory map."""
+    shape = (part.rows, description.dim)
+    if not part.rows:
+        return np.empty(shape, dtype=description.precision)
+    return np.memmap(
+        folder / part.name, dtype=description.precision, mode="r", offset=part.offset, shape=shape
+    )
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write `failures.parquet`: inputs that could not be embedded (no rows when all could)."""
+    table = pa.Table.from_pylist(list(failures), schema=FAILURE_SCHEMA)
+    with replacing(path) as unfinished:
+        pq.write_table(table, unfinished)
+
+
+REMAKE = "delete that file and run the command that made the dataset again"

@@ -1,0 +1,161 @@
+"""The contract between the stages: names, columns, manifest and file metadata.
+
+A dataset is one folder of the store,
+
+    STORE/space=SPACE/modality=MODALITY/dataset=DATASET/
+
+its rows are unit vectors with an id, and its manifest says what made them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from cmcr.errors import UsageError
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"cmcr"
+
+# Written down with an encoder or a source, but no reason to refuse rows: library versions, and
+# the path by which a source was named.
+INCIDENTAL = frozenset(["libraries", "where"])
+
+Modality = Literal["audio", "image", "pointcloud", "text"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+Precision = Literal["float16", "float32"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which dataset: `SPACE/MODALITY:DATASET` on the command line, a folder in the store."""
+
+    space: str
+    modality: Modality
+    dataset: str
+
+    def __post_init__(self) -> None:
+        for part, value in (("space", self.space), ("dataset", self.dataset)):
+            if not _NAME.fullmatch(value):
+                raise UsageError(
+                    f"{value!r} cannot name a {part}",
+                    cure="letters, digits, '.', '_', '+' and '-', with a letter or digit in front",
+                )
+        if self.modality not in MODALITIES:
+            raise UsageError(
+                f"there is no modality {self.modality!r}", cure=f"one of: {', '.join(MODALITIES)}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.space}/{self.modality}:{self.dataset}"
+
+    def folder(self, store: Path) -> Path:
+        """Where the dataset lies in `store`."""
+        return (
+            store / f"space={self.space}" / f"modality={self.modality}" / f"dataset={self.dataset}"
+        )
+
+
+class Description(BaseModel):
+    """What makes a dataset, known before its first row: rows of two descriptions never mix."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    space: str
+    modality: Modality
+    dataset: str
+    dim: int
+    precision: Precision = "float16"
+    part_rows: int
+    columns: tuple[str, ...] = ()
+    encoder: dict[str, Any]
+    source: dict[str, Any]
+
+    @property
+    def key(self) -> Key:
+        """The dataset that is described."""
+        return Key(self.space, self.modality, self.dataset)
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of everything here but library versions."""
+        fields = self.model_dump(include=set(Description.model_fields))
+        return identity(
+            fields | {"encoder": identity(self.encoder), "source": identity(self.source)}
+        )
+
+
+class Part(BaseModel):
+    """One Parquet file. `offset` is the byte at which its (rows, D) block of values starts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    offset: int
+
+
+class Manifest(Description):
+    """What a dataset holds and what made it. Written last: a dataset without one is unfinished."""
+
+    rows: int
+    failures: int
+    parts: list[Part]
+
+
+def identity(description: Mapping[str, Any]) -> str:
+    """Hex digest of what decides the numbers: `description` without what is `INCIDENTAL`."""
+    decisive = {name: value for name, value in description.items() if name not in INCIDENTAL}
+    return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
+
+
+def canonical_json(value: object) -> str:
+    """`value` as JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def arrow_schema(dim: int, precision: Precision, columns: Sequence[str] = ()) -> pa.Schema:
+    """The columns of a part: id, embedding, uri, text, label, group, then the source's own."""
+    value = pa.field("element", pa.type_for_alias(precision), nullable=False)
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("embedding", pa.list_(value, dim), nullable=False),
+            pa.field("uri", pa.string()),
+            pa.field("text", pa.string()),
+            pa.field("label", pa.list_(pa.string())),
+            pa.field("group", pa.string()),
+            *(pa.field(column, pa.string()) for column in columns),
+        ]
+    )
+
+
+FAILURE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("error", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+def all_finite(embeddings: np.ndarray) -> bool:
+    """Whether no value of a (rows, D) array is NaN or infinite."""
+    if embeddings.dtype == np.float16:
+        # numpy widens float16 to test it; the exponent bits answer eight times as fast.
+        return not np.any((embeddings.view(np.uint16) & 0x7C00) == 0x7C00)
+    return bool(np.isfinite(embeddings).all())

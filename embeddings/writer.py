@@ -1,0 +1,153 @@
+"""From parts to a dataset: begin, write parts in any order from any process, finish.
+
+    folder = begin(store, description)
+    with claim(folder, 3) as mine: ...        # one process a part
+    manifest = finish(folder, description, parts=4)
+
+A dataset is unfinished until its manifest is there, and the manifest is written last.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmcr.embeddings.parts import (
+    REMAKE,
+    Failure,
+    describe_part,
+    part_metadata,
+    part_name,
+    write_failures,
+)
+from cmcr.embeddings.schema import INCIDENTAL, Description, Manifest
+from cmcr.errors import MismatchError, StoreError
+from cmcr.files import locked, write_text
+
+MANIFEST = "manifest.json"
+FAILURES = "failures.parquet"
+_BEGUN = ".description.json"
+
+
+def begin(store: Path, description: Description) -> Path:
+    """Make or take up the folder of a dataset; gives the folder.
+
+    Raises MismatchError when rows of another encoder, checkpoint, preprocessing or source are
+    already there.
+    """
+    folder = description.key.folder(store)
+    with locked(folder / ".lock", wait=True):
+        begun = _begun(folder)
+        if begun is None:
+            write_text(folder / _BEGUN, description.model_dump_json())
+        else:
+            _refuse_to_mix(folder, begun, description)
+    return folder
+
+
+def _begun(folder: Path) -> Description | None:
+    if (folder / MANIFEST).exists():
+        return read_manifest(folder)
+    if (folder / _BEGUN).exists():
+        return Description.model_validate_json((folder / _BEGUN).read_bytes())
+    return None
+
+
+def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> None:
+    changed = [
+        name
+        for name in ("schema_version", "dim", "precision", "part_rows", "columns")
+        if getattr(begun, name) != getattr(wanted, name)
+    ]
+    for name in ("encoder", "source"):
+        old, new = getattr(begun, name), getattr(wanted, name)
+        changed += [
+            f"{name}.{field}"
+            for field in sorted(old.keys() | new.keys())
+            if field not in INCIDENTAL and old.get(field) != new.get(field)
+        ]
+    if changed:
+        raise MismatchError(
+            f"the dataset {wanted.key} was made otherwise: {', '.join(changed)} changed",
+            where=folder,
+            cure="give the new rows another --dataset or --store, or delete that folder",
+        )
+
+
+@contextmanager
+def claim(folder: Path, index: int, *, wait: bool = False) -> Iterator[bool]:
+    """Take part `index` for this process: True when it is free and still to be made."""
+    with locked(folder / ".locks" / part_name(index), wait=wait) as free:
+        yield free and not finished_part(folder, index)
+
+
+def finished_part(folder: Path, index: int) -> bool:
+    """Whether part `index` is there and whole; one that is cut short is taken away."""
+    path = folder / part_name(index)
+    if not path.exists():
+        return False
+    whole = part_metadata(path) is not None and _as_in_manifest(folder, path)
+    if not whole:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    return whole
+
+
+def _as_in_manifest(folder: Path, path: Path) -> bool:
+    if not (folder / MANIFEST).exists():
+        return True
+    sizes = {part.name: part.bytes for part in read_manifest(folder).parts}
+    return sizes.get(path.name) == path.stat().st_size
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the dataset has its manifest and every part in it its size."""
+    if not (folder / MANIFEST).exists():
+        return False
+    parts = range(len(read_manifest(folder).parts))
+    return all([finished_part(folder, index) for index in parts])
+
+
+def finish(folder: Path, description: Description, parts: int) -> Manifest | None:
+    """Write `failures.parquet` and the manifest; None while parts of others are missing.
+
+    Raises StoreError when a part is damaged or was made otherwise.
+    """
+    paths = [folder / part_name(index) for index in range(parts)]
+    if not all(path.exists() for path in paths):
+        return None
+    failures: list[Failure] = []
+    for path in paths:
+        metadata = part_metadata(path)
+        if metadata is None:
+            raise StoreError("a part is damaged", where=path, cure=REMAKE)
+        if metadata["description"] != description.identity:
+            raise StoreError("a part was made otherwise than its dataset", where=path, cure=REMAKE)
+        failures += metadata["failures"]
+    lines = [describe_part(path, description) for path in paths]
+    manifest = Manifest(
+        **description.model_dump(),
+        rows=sum(line.rows for line in lines),
+        failures=len(failures),
+        parts=lines,
+    )
+    write_failures(folder / FAILURES, failures)
+    write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    (folder / _BEGUN).unlink(missing_ok=True)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            "the dataset is unfinished: it has no manifest",
+            where=folder,
+            cure="run the command that was making it again; it goes on where it stopped",
+        ) from None
+    except ValueError as error:
+        raise StoreError(
+            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, cure=REMAKE
+        ) from None

@@ -1,0 +1,88 @@
+"""Shared by all tests: shapes are checked, and small encoders, media and stores are made."""
+
+import os
+
+os.environ["CMCR_CHECK_SHAPES"] = "1"  # before anything of cmcr is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cmcr.embeddings import Dataset, Key, Modality, import_embeddings
+
+torch.set_num_threads(2)
+
+
+class Bytes:
+    """An encoder of 8 dimensions for any modality: a fixed random map of a few statistics."""
+
+    name = "bytes"
+    modalities: frozenset[Modality] = frozenset(["audio", "image", "pointcloud", "text"])
+    dim = 8
+
+    def __init__(self, checkpoint: str = "0" * 64) -> None:
+        self.checkpoint = checkpoint
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(16, self.dim, generator=generator)
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        return {
+            "encoder": self.name,
+            "checkpoint_sha256": self.checkpoint,
+            "preprocessing": "bytes",
+            "libraries": {"torch": torch.__version__},
+        }
+
+    def preprocess(self, modality: Modality, item: Any) -> Tensor:
+        if modality == "text":
+            data = np.frombuffer(item.encode(), dtype=np.uint8).astype(np.float32)
+        elif modality == "audio":
+            data = item.samples.ravel()
+        else:
+            data = np.asarray(item, dtype=np.float32).ravel()
+        return torch.from_numpy(np.resize(data, 16) + np.float32(1e-3))
+
+    def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(batch @ self.weight, dim=-1)
+
+
+@pytest.fixture
+def encoder() -> Bytes:
+    return Bytes()
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
+    """Write an array as a dataset of the store `tmp_path / "store"`."""
+
+    def make(
+        place: str, array: np.ndarray, store: Path | None = None, **columns: list[Any]
+    ) -> Dataset:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        space, rest = place.split("/")
+        modality, dataset = rest.split(":")
+        folder = tmp_path / "arrays"
+        folder.mkdir(exist_ok=True)
+        name = place.replace("/", "-").replace(":", "-")
+        np.save(folder / f"{name}.npy", array)
+        metadata = None
+        if columns:
+            metadata = folder / f"{name}.parquet"
+            pq.write_table(pa.table(columns), metadata)
+        return import_embeddings(
+            store or tmp_path / "store",
+            Key(space, modality, dataset),  # type: ignore[arg-type]
+            folder / f"{name}.npy",
+            metadata,
+            index=None,
+        )
+
+    return make

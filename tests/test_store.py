@@ -1,0 +1,346 @@
+"""The store: layout, zero-copy reading, refusal of what is damaged or does not belong, import."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmcr.embeddings import (
+    Dataset,
+    Description,
+    Key,
+    build_index,
+    import_embeddings,
+    list_datasets,
+    open_dataset,
+    open_index,
+    verify_store,
+)
+from cmcr.embeddings.parts import write_part
+from cmcr.embeddings.schema import all_finite
+from cmcr.embeddings.writer import begin, claim, finish
+from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
+
+KEY = Key("clip", "image", "photos")
+
+
+def unit(rows: int, dim: int = 8, seed: int = 0) -> np.ndarray:
+    array = np.random.default_rng(seed).standard_normal((rows, dim)).astype(np.float32)
+    return array / np.linalg.norm(array, axis=1, keepdims=True)
+
+
+def describe(**changes: object) -> Description:
+    fields = {
+        "space": KEY.space,
+        "modality": KEY.modality,
+        "dataset": KEY.dataset,
+        "dim": 8,
+        "part_rows": 5,
+        "columns": ("camera",),
+        "encoder": {"encoder": "clip", "checkpoint_sha256": "ab", "libraries": {"torch": "2"}},
+        "source": {"kind": "test", "sha256": "cd"},
+    }
+    return Description.model_validate(fields | changes)
+
+
+def write(store: Path, rows: np.ndarray, description: Description | None = None) -> Dataset:
+    """Write `rows` in parts of five, as extract does."""
+    description = description or describe()
+    folder = begin(store, description)
+    parts = -(-len(rows) // 5)
+    for part in range(parts):
+        block = rows[part * 5 : part * 5 + 5]
+        ids = [f"photo-{part * 5 + row}" for row in range(len(block))]
+        columns = {"id": ids, "label": [["cat", "pet"]] * len(ids), "camera": ["x100"] * len(ids)}
+        failures = [{"id": f"bad-{part}", "uri": "u", "error": "OSError", "message": "cut"}]
+        with claim(folder, part) as mine:
+            assert mine
+            write_part(folder, description, part, columns, block, failures)
+    assert finish(folder, description, parts) is not None
+    return open_dataset(store, description.key)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    dim=st.integers(1, 33),
+    precision=st.sampled_from(["float16", "float32"]),
+    seed=st.integers(0, 9),
+)
+def test_what_is_written_is_read_back_without_a_copy(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, dim: int, precision: str, seed: int
+) -> None:
+    store = tmp_path_factory.mktemp("store")
+    array = unit(rows, dim, seed)
+    description = describe(dim=dim, precision=precision, part_rows=100)
+    folder = begin(store, description)
+    write_part(folder, description, 0, {"id": [str(row) for row in range(rows)]}, array)
+    finish(folder, description, 1)
+    dataset = open_dataset(store, KEY)
+    view = dataset.embeddings()
+    assert isinstance(view, np.memmap)
+    assert view.dtype == precision
+    np.testing.assert_array_equal(view, array.astype(precision))
+    column = pq.read_table(folder / "part-00000.parquet")["embedding"].combine_chunks()
+    np.testing.assert_array_equal(column.flatten().to_numpy().reshape(rows, dim), view)
+
+
+def test_parts_stream_in_order_and_carry_their_columns(tmp_path: Path) -> None:
+    array = unit(12)
+    dataset = write(tmp_path, array)
+    assert [len(block) for block in dataset.parts()] == [5, 5, 2]
+    assert [len(block) for block in dataset.batches(3)] == [3, 2, 3, 2, 2]
+    np.testing.assert_array_equal(np.concatenate(list(dataset.batches(3))), dataset.embeddings())
+    np.testing.assert_array_equal(dataset.embeddings(), array.astype(np.float16))
+    assert dataset.ids() == [f"photo-{row}" for row in range(12)]
+    assert dataset.table(["label", "camera"])[0].to_pylist() == [["cat", "pet"]] * 12
+    failures = pq.read_table(dataset.folder / "failures.parquet")
+    assert failures["id"].to_pylist() == ["bad-0", "bad-1", "bad-2"]
+    assert dataset.manifest.failures == 3
+
+
+def test_other_tools_read_the_store(tmp_path: Path) -> None:
+    write(tmp_path, unit(12))
+    files = sorted(map(str, tmp_path.glob("space=*/modality=*/dataset=*/part-*.parquet")))
+    table = pa.dataset.dataset(files, partitioning="hive").to_table()
+    assert table.num_rows == 12
+    assert set(table["space"].to_pylist()) == {"clip"}
+    assert set(table["dataset"].to_pylist()) == {"photos"}
+
+
+def test_the_index_holds_the_same_vectors_and_follows_the_manifest(tmp_path: Path) -> None:
+    dataset = write(tmp_path, unit(12))
+    with pytest.raises(StoreError, match="no index"):
+        open_index(dataset)
+    build_index(dataset)
+    index = open_index(dataset)
+    np.testing.assert_array_equal(
+        index.reconstruct_n(0, 12), dataset.embeddings().astype(np.float32)
+    )
+    with pytest.raises(UsageError, match="FAISS cannot build"):
+        build_index(dataset, "IVF4096,PQ99")
+    about = json.loads((dataset.folder / "index.json").read_text())
+    about["manifest_sha256"] = "0"
+    (dataset.folder / "index.json").write_text(json.dumps(about))
+    with pytest.raises(StoreError, match="no index of its present rows"):
+        open_index(dataset)
+    (problem,) = [verdict.problem for verdict in verify_store(tmp_path)]
+    assert problem is not None
+    assert "index is of other rows" in problem.what
+
+
+def test_rows_of_two_makings_never_mix(tmp_path: Path) -> None:
+    write(tmp_path, unit(12))
+    for change in (
+        {"encoder": {"encoder": "clip", "checkpoint_sha256": "other"}},
+        {"source": {"kind": "test", "sha256": "other"}},
+        {"part_rows": 6},
+        {"precision": "float32"},
+    ):
+        with pytest.raises(MismatchError) as caught:
+            begin(tmp_path, describe(**change))
+        assert next(iter(change)) in caught.value.what
+        assert "delete that folder" in str(caught.value)
+    begin(tmp_path, describe(encoder={**describe().encoder, "libraries": {"torch": "3"}}))
+
+
+def test_an_unfinished_dataset_refuses_another_making_too(tmp_path: Path) -> None:
+    begin(tmp_path, describe())
+    with pytest.raises(MismatchError, match=r"encoder\.checkpoint_sha256"):
+        begin(tmp_path, describe(encoder={"encoder": "clip", "checkpoint_sha256": "other"}))
+    with pytest.raises(StoreError, match="unfinished"):
+        open_dataset(tmp_path, KEY)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "missing"),
+        (truncate, "not the one that was written"),
+        (flip, "not the one that was written"),
+    ],
+)
+def test_a_damaged_part_is_named_with_its_cure(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    dataset = write(tmp_path, unit(12))
+    damage(dataset.folder / "part-00001.parquet")
+    with pytest.raises(StoreError, match=message) as caught:
+        open_dataset(tmp_path, KEY)
+    assert "part-00001.parquet" in str(caught.value)
+    assert "run the command that made" in str(caught.value)
+    (verdict,) = verify_store(tmp_path)
+    assert verdict.problem is not None
+    assert message in verdict.problem.what
+
+
+def test_a_foreign_part_and_a_damaged_manifest_are_refused(tmp_path: Path) -> None:
+    ours = write(tmp_path / "a", unit(12))
+    other = describe(encoder={"encoder": "clip", "checkpoint_sha256": "other"})
+    theirs = write(tmp_path / "b", unit(12), other)
+    foreign = (theirs.folder / "part-00000.parquet").read_bytes()
+    (ours.folder / "part-00000.parquet").write_bytes(foreign)
+    (ours.folder / "manifest.json").unlink()
+    begin(tmp_path / "a", describe())
+    with pytest.raises(StoreError, match="made otherwise"):
+        finish(ours.folder, describe(), 3)
+    truncate(theirs.folder / "manifest.json")
+    with pytest.raises(StoreError, match="manifest cannot be read"):
+        open_dataset(tmp_path / "b", KEY)
+
+
+def test_nan_is_never_written_and_never_read(tmp_path: Path) -> None:
+    array = unit(5)
+    array[3, 2] = np.nan
+    folder = begin(tmp_path, describe())
+    with pytest.raises(StoreError, match="NaN"):
+        write_part(folder, describe(), 0, {"id": list("abcde")}, array)
+    assert not list(folder.glob("part-*"))
+
+
+@given(st.lists(st.floats(width=16), min_size=1, max_size=8))
+def test_all_finite_agrees_with_numpy(values: list[float]) -> None:
+    for dtype in (np.float16, np.float32):
+        array = np.array([values], dtype=dtype)
+        assert all_finite(array) == np.isfinite(array).all()
+
+
+def test_a_store_without_the_dataset_says_what_there_is(tmp_path: Path) -> None:
+    write(tmp_path, unit(3))
+    assert list_datasets(tmp_path) == [KEY]
+    with pytest.raises(UsageError, match="no dataset") as caught:
+        open_dataset(tmp_path, Key("clap", "audio", "esc50"))
+    assert "clip/image:photos" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "modality"), [("../up", "image"), ("clip", "smell"), ("", "text")]
+)
+def test_keys_are_checked(space: str, modality: str) -> None:
+    with pytest.raises(UsageError):
+        Key(space, modality, "photos")  # type: ignore[arg-type]
+
+
+# cmcr import
+
+
+def save_npz(path: Path, array: np.ndarray) -> None:
+    np.savez(path, embeddings=array, other=array[:1])
+
+
+def save_safetensors(path: Path, array: np.ndarray) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({"embeddings": array}, path)
+
+
+def save_parquet(path: Path, array: np.ndarray) -> None:
+    pq.write_table(pa.table({"embedding": array.tolist()}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("x.npy", np.save),
+        ("x.npz", save_npz),
+        ("x.safetensors", save_safetensors),
+        ("x.parquet", save_parquet),
+    ],
+)
+def test_import_takes_each_format_and_makes_unit_vectors(
+    tmp_path: Path, name: str, save: Callable[[Path, np.ndarray], None]
+) -> None:
+    array = unit(7) * 3
+    save(tmp_path / name, array)
+    dataset = import_embeddings(tmp_path / "store", KEY, tmp_path / name)
+    np.testing.assert_allclose(dataset.embeddings(), array / 3, atol=1e-3)
+    assert dataset.ids() == [str(row) for row in range(7)]
+    assert [verdict.problem for verdict in verify_store(tmp_path / "store")] == [None]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_import_takes_metadata(tmp_path: Path, suffix: str) -> None:
+    np.save(tmp_path / "x.npy", unit(2))
+    rows = [{"id": "a", "label": "cat", "year": "1999"}, {"id": "b", "label": "dog", "year": "7"}]
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "csv":
+        path.write_text("id,label,year\na,cat,1999\nb,dog,7\n")
+    elif suffix == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    dataset = import_embeddings(tmp_path / "store", KEY, tmp_path / "x.npy", path)
+    table = dataset.table(["id", "label", "year"]).to_pylist()
+    assert table == [row | {"label": [row["label"]]} for row in rows]
+
+
+def bad_array(tmp_path: Path, kind: str) -> Path:
+    array = unit(4)
+    path = tmp_path / "x.npy"
+    if kind == "NaN":
+        array[2, 1] = np.nan
+    elif kind == "zero":
+        array[1] = 0
+    elif kind == "pickled":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        return path
+    elif kind == "cut":
+        np.save(path, array)
+        truncate(path)
+        return path
+    elif kind == "integers":
+        array = np.ones((3, 3), dtype=np.int64)
+    elif kind == "flat":
+        array = array.ravel()
+    np.save(path, array)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("NaN", "1 of 4 rows hold NaN .* the first is row 2"),
+        ("zero", "the first is row 1"),
+        ("pickled", "cannot be read"),
+        ("cut", "cannot be read"),
+        ("integers", "array of floats"),
+        ("flat", "array of floats"),
+    ],
+)
+def test_import_refuses_what_is_no_array_of_vectors(
+    tmp_path: Path, kind: str, message: str
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        import_embeddings(tmp_path / "store", KEY, bad_array(tmp_path, kind))
+    assert not list((tmp_path / "store").rglob("*.parquet"))
+
+
+def test_import_refuses_metadata_that_does_not_fit(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", unit(3))
+    metadata = tmp_path / "m.csv"
+    metadata.write_text("id\na\nb\n")
+    with pytest.raises(SourceError, match="3 embeddings, but metadata for 2"):
+        import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy", metadata)
+    metadata.write_text("id\na\nb\nb\n")
+    with pytest.raises(SourceError, match="occur twice"):
+        import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy", metadata)
+    for missing in (tmp_path / "no.npy", tmp_path / "x.csv"):
+        with pytest.raises(CmcrError):
+            import_embeddings(tmp_path / "s", KEY, missing)
