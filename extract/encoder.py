@@ -1,0 +1,100 @@
+"""What an encoder is, and how one is found by its name.
+
+An encoder is a frozen pretrained MCR. The registry is the entry-point group `cmcr.encoders`:
+cmcr's own encoders are registered there like anybody else's.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cmcr.embeddings.schema import Modality
+from cmcr.errors import UsageError
+from cmcr.extract.items import Decoded
+
+GROUP = "cmcr.encoders"
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen MCR: modalities in, unit vectors of one space out."""
+
+    name: str
+    modalities: frozenset[Modality]
+    dim: int
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What decides the numbers: at least `checkpoint_sha256` and `preprocessing`."""
+        ...
+
+    def preprocess(self, modality: Modality, item: Decoded) -> Tensor:
+        """One decoded input to one tensor. Deterministic.
+
+        It is pickled and sent to worker processes: keep weights out of what it refers to.
+        """
+        ...
+
+    def encode(self, modality: Modality, batch: Tensor) -> Float[Tensor, "batch dim"]:
+        """A stack of preprocessed inputs, on any device, to unit vectors on the encoder's."""
+        ...
+
+
+class Loader(Protocol):
+    """Loads an encoder. `variant` is what follows the colon in NAME:VARIANT."""
+
+    def __call__(self, *, variant: str | None, checkpoint: Path | None, device: str) -> Encoder: ...
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an entry point of the group names: an encoder before its weights are loaded."""
+
+    load: Loader
+    modalities: tuple[Modality, ...]
+    dim: int
+    licence: str  # of the weights
+    weights_present: Callable[[], bool]
+
+
+def registered() -> dict[str, EntryPoint]:
+    """Every encoder that an installed package offers, by name."""
+    return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
+
+
+def encoder_spec(name: str) -> EncoderSpec:
+    """The registered encoder `name`. Raises UsageError when there is none that can be used."""
+    found = registered()
+    if name not in found:
+        raise UsageError(
+            f"there is no encoder named {name!r}",
+            cure=f"one of: {', '.join(found)}; `cmcr encoders` describes them",
+        )
+    try:
+        spec = found[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"the encoder {name!r} is registered but cannot be imported: {error}",
+            where=found[name].value,
+            cure="install the package that offers it again",
+        ) from error
+    if not isinstance(spec, EncoderSpec):
+        raise UsageError(
+            f"the encoder {name!r} is registered as {type(spec).__name__}, not as an EncoderSpec",
+            where=found[name].value,
+            cure=f"its entry point in the group {GROUP} must name an EncoderSpec",
+        )
+    return spec
+
+
+def load_encoder(name: str, *, checkpoint: Path | None = None, device: str = "cpu") -> Encoder:
+    """The encoder `NAME` or `NAME:VARIANT` with its weights on `device`.
+
+    Raises UsageError for an unknown name, EncoderError when the weights cannot be loaded.
+    """
+    name, _, variant = name.partition(":")
+    return encoder_spec(name).load(variant=variant or None, checkpoint=checkpoint, device=device)

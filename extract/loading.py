@@ -1,0 +1,94 @@
+"""Batches of one part, decoded and preprocessed in worker processes, in the source's order.
+
+The batches themselves are what the DataLoader's sampler yields, so items reach a worker only
+when it has room for them, and a source of any length is read as it is needed.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cmcr.embeddings import Modality
+from cmcr.embeddings.parts import Failure
+from cmcr.extract.decode import decode
+from cmcr.extract.encoder import Encoder
+from cmcr.extract.items import Item
+
+PREFETCH = 4  # batches ahead of the encoder, for each worker
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some items of one part; `last` marks the batch that completes it."""
+
+    part: int
+    items: Sequence[Item]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A batch after decoding: `inputs` is (items, ...), or None when none could be decoded."""
+
+    part: int
+    items: Sequence[Item]
+    inputs: Tensor | None
+    failures: Sequence[Failure]
+    last: bool
+
+
+def load(
+    batches: Iterator[Batch], encoder: Encoder, modality: Modality, workers: int
+) -> Iterator[Loaded]:
+    """Decode and preprocess `batches` in `workers` processes (0: in this one), in order.
+
+    Workers are forked from a server that has imported what they need and holds no CUDA context.
+    """
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context is not None:
+        context.set_forkserver_preload([__name__, type(encoder).__module__])
+    return iter(
+        DataLoader(
+            Decoding(encoder, modality),
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_unchanged,
+            prefetch_factor=PREFETCH if workers else None,
+            multiprocessing_context=context,
+        )
+    )
+
+
+class Decoding(Dataset):
+    """What runs in a worker: `Batch` to `Loaded`. One bad input costs only itself."""
+
+    def __init__(self, encoder: Encoder, modality: Modality) -> None:
+        self.preprocess = encoder.preprocess
+        self.modality = modality
+
+    def __getitems__(self, batch: Batch) -> Loaded:
+        items, inputs, failures = [], [], []
+        for item in batch.items:
+            try:
+                inputs.append(self.preprocess(self.modality, decode(self.modality, item)))
+            except Exception as error:  # decoders raise what they like
+                failures.append(failure(item, error))
+            else:
+                items.append(replace(item, content=None) if self.modality != "text" else item)
+        stacked = torch.stack(inputs) if inputs else None  # (items, ...)
+        return Loaded(batch.part, items, stacked, failures, batch.last)
+
+
+def failure(item: Item, error: Exception) -> Failure:
+    """The row of `failures.parquet` for an item."""
+    message = str(error).strip().partition("\n")[0]
+    return {"id": item.id, "uri": item.uri, "error": type(error).__name__, "message": message}
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded
