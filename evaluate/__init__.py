@@ -1,0 +1,32 @@
+"""How well a connection works: cross-modal retrieval, measured exactly and drawn.
+
+from cmcr.evaluate import evaluate_retrieval, results_table
+
+done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gallery)
+rich.print(results_table(done.rows))
+"""
+
+from cmcr.evaluate.metrics import Measured, chance_metrics, retrieval_metrics
+from cmcr.evaluate.relevance import Matches, find_matches
+from cmcr.evaluate.results import Results, Row, read_results, results_table
+from cmcr.evaluate.retrieval import Items, Ranking, parse_where, rank_both_ways, select
+from cmcr.evaluate.run import Evaluated, evaluate_retrieval
+
+__all__ = [
+    "Evaluated",
+    "Items",
+    "Matches",
+    "Measured",
+    "Ranking",
+    "Results",
+    "Row",
+    "chance_metrics",
+    "evaluate_retrieval",
+    "find_matches",
+    "parse_where",
+    "rank_both_ways",
+    "read_results",
+    "results_table",
+    "retrieval_metrics",
+    "select",
+]

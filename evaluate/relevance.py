@@ -1,0 +1,110 @@
+"""Which items match, kept sparse: an item has keys, and two items match when they share one.
+
+    matches = find_matches(query_table, gallery_table)   # tables with the columns label and group
+    matches.block(0, 256)                                # (256, gallery) sparse
+    matches.counts()                                     # (queries,)
+    matches.pairs(np.array([0, 0]), np.array([3, 8]))    # (2,) does query 0 match items 3 and 8?
+    matches.reverse()                                    # gallery → query
+
+Two items match when they share `group`; where one of them has no group, when they share a label.
+An empty label or group counts as none.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int
+from scipy.sparse import csr_matrix
+
+from cmcr.typed import typed
+
+_BLOCK_PAIRS = 1 << 24
+
+Item = tuple[str | None, Sequence[str]]
+ItemKey = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The relation between queries and gallery items, as the keys that each of them has."""
+
+    query_keys: csr_matrix  # (queries, keys)
+    gallery_keys: csr_matrix  # (gallery, keys)
+
+    @property
+    def queries(self) -> int:
+        """The number of queries."""
+        return int(self.query_keys.shape[0])
+
+    @property
+    def gallery(self) -> int:
+        """The number of gallery items."""
+        return int(self.gallery_keys.shape[0])
+
+    def block(self, start: int, stop: int) -> csr_matrix:
+        """The matches of queries `start` to `stop`, a sparse (stop - start, gallery) matrix."""
+        return self.query_keys[start:stop] @ self.gallery_keys.T
+
+    @typed
+    def counts(self) -> Int[np.ndarray, " queries"]:
+        """How many gallery items match each query."""
+        rows = max(1, _BLOCK_PAIRS // max(1, self.gallery))
+        blocks = [
+            np.diff(self.block(start, start + rows).indptr)
+            for start in range(0, self.queries, rows)
+        ]
+        counts: np.ndarray = np.concatenate([np.empty(0, np.int64), *blocks])  # (queries,)
+        return counts
+
+    @typed
+    def pairs(
+        self, queries: Int[np.ndarray, " pairs"], items: Int[np.ndarray, " pairs"]
+    ) -> Bool[np.ndarray, " pairs"]:
+        """Whether each query matches the gallery item beside it."""
+        shared = self.query_keys[queries].multiply(self.gallery_keys[items])  # (pairs, keys)
+        match: np.ndarray = np.asarray(shared.sum(axis=1)).ravel() > 0  # (pairs,)
+        return match
+
+    def reverse(self) -> "Matches":
+        """The same relation with the gallery as queries."""
+        return Matches(self.gallery_keys, self.query_keys)
+
+
+def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
+    """The matches between the rows of two tables with the columns `label` and `group`."""
+    number: dict[ItemKey, int] = defaultdict(count().__next__)
+    query_keys = [[number[key] for key in _query_keys(*item)] for item in _items(query)]
+    gallery_keys = [[number[key] for key in _gallery_keys(*item)] for item in _items(gallery)]
+    return Matches(_incidence(query_keys, len(number)), _incidence(gallery_keys, len(number)))
+
+
+def _items(table: pa.Table) -> Iterator[Item]:
+    for group, labels in zip(table["group"].to_pylist(), table["label"].to_pylist(), strict=True):
+        yield group or None, [label for label in labels or () if label]
+
+
+# Labels count only where one of the two has no group. A label key is shared by a query without
+# group and any gallery item; an ungrouped-label key by any query and a gallery item without group.
+
+
+def _query_keys(group: str | None, labels: Sequence[str]) -> set[ItemKey]:
+    if group is None:
+        return {("label", label) for label in labels}
+    return {("group", group), *(("ungrouped label", label) for label in labels)}
+
+
+def _gallery_keys(group: str | None, labels: Sequence[str]) -> set[ItemKey]:
+    keys = {("label", label) for label in labels}
+    if group is None:
+        return keys | {("ungrouped label", label) for label in labels}
+    return keys | {("group", group)}
+
+
+def _incidence(keys: Sequence[Sequence[int]], width: int) -> csr_matrix:
+    ends = np.cumsum([0, *map(len, keys)])
+    columns = np.fromiter((key for row in keys for key in row), np.int64, ends[-1])
+    return csr_matrix((np.ones(len(columns), bool), columns, ends), shape=(len(keys), width))

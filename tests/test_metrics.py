@@ -1,0 +1,207 @@
+"""Retrieval metrics against their definitions restated in float64, ties included.
+
+pytest tests/test_metrics.py
+"""
+
+from itertools import permutations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmcr.errors import CmcrError
+from cmcr.evaluate import metrics
+from cmcr.evaluate.metrics import (
+    CUTOFFS,
+    chance_metrics,
+    match_ranks,
+    retrieval_metrics,
+)
+from cmcr.evaluate.relevance import find_matches
+
+
+def items(labels=None, groups=None):
+    """A table with the columns label and group."""
+    rows = len(labels if labels is not None else groups)
+    labels = labels if labels is not None else [None] * rows
+    return pa.table(
+        {
+            "label": pa.array(
+                [[x] if isinstance(x, str) else x for x in labels], pa.list_(pa.string())
+            ),
+            "group": pa.array(groups if groups is not None else [None] * rows, pa.string()),
+        }
+    )
+
+
+def orders(scores, relevant):
+    """The gallery as each query ranks it: by score, a non-match before a match of equal score."""
+    for line, matching in zip(scores, relevant, strict=True):
+        yield sorted(range(len(line)), key=lambda item: (-line[item], matching[item]))
+
+
+def restated(orders, relevant):
+    """The metrics by their definitions, from the order that each query gives the gallery."""
+    hits, recalls, precisions, firsts = [], [], [], []
+    for order, matching in zip(orders, relevant, strict=True):
+        total = sum(matching)
+        if not total:
+            continue
+        found = [matching[item] for item in order]
+        hits.append([any(found[:k]) for k in CUTOFFS])
+        recalls.append([sum(found[:k]) / total for k in CUTOFFS])
+        precisions.append(
+            sum(sum(found[: rank + 1]) / (rank + 1) for rank, match in enumerate(found) if match)
+            / total
+        )
+        firsts.append(found.index(True) + 1)
+    return {
+        **{f"hit_rate@{k}": x for k, x in zip(CUTOFFS, np.mean(hits, axis=0), strict=True)},
+        **{f"recall@{k}": x for k, x in zip(CUTOFFS, np.mean(recalls, axis=0), strict=True)},
+        "mAP": np.mean(precisions),
+        "median_rank": np.median(firsts),
+        "gallery_size": len(relevant[0]),
+        "queries_without_match": sum(not any(matching) for matching in relevant),
+    }
+
+
+@st.composite
+def rankings(draw):
+    """Scores on a coarse grid, so that many are equal, and what matches by label or group."""
+    queries, gallery = draw(st.integers(1, 6)), draw(st.integers(1, 25))
+    grid = st.integers(-4, 4).map(lambda step: step / 4)
+    scores = draw(
+        st.lists(
+            st.lists(grid, min_size=gallery, max_size=gallery), min_size=queries, max_size=queries
+        )
+    )
+    names = st.sampled_from("abc")
+    one = st.tuples(st.none() | names, st.lists(names, max_size=2))
+    return scores, *(
+        draw(st.lists(one, min_size=size, max_size=size)) for size in (queries, gallery)
+    )
+
+
+def match(one, other):
+    if one[0] is not None and other[0] is not None:
+        return one[0] == other[0]
+    return bool(set(one[1]) & set(other[1]))
+
+
+@settings(deadline=None)
+@given(rankings())
+def test_metrics_are_their_definitions_and_ties_count_against_us(ranking):
+    scores, queries, gallery = ranking
+    relevant = [[match(query, item) for item in gallery] for query in queries]
+    tables = [items([x[1] for x in side], [x[0] for x in side]) for side in (queries, gallery)]
+    matches = find_matches(*tables)
+    assert (matches.block(0, len(queries)).toarray() == np.array(relevant)).all()
+    assert (matches.counts() == np.sum(relevant, axis=1)).all()
+    # The scores themselves as embeddings: a query picks its column of the gallery.
+    arguments = (torch.eye(len(queries)), torch.tensor(scores).T.contiguous())
+    if not np.any(relevant):
+        with pytest.raises(CmcrError, match="no query has a match"):
+            retrieval_metrics(*arguments, matches)
+        return
+    measured = retrieval_metrics(*arguments, matches)
+    assert measured.metrics == pytest.approx(restated(orders(scores, relevant), relevant))
+
+
+def test_blocks_of_queries_change_nothing():
+    rng = np.random.default_rng(0)
+    queries, gallery = (torch.from_numpy(rng.normal(size=(n, 8))).float() for n in (23, 31))
+    matches = find_matches(*(items(list(rng.choice(list("abcde"), n))) for n in (23, 31)))
+    whole = retrieval_metrics(queries, gallery, matches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_BLOCK_SCORES", 100)
+        blocks = retrieval_metrics(queries, gallery, matches)
+    assert blocks.metrics == pytest.approx(whole.metrics)
+    assert blocks.precision == pytest.approx(whole.precision)
+    assert whole.precision.mean() == pytest.approx(whole.metrics["mAP"], abs=0.05)
+
+
+def test_equal_vectors_tie_wherever_they_lie():
+    """float32 scores of one vector differ from column to column; they are ties all the same."""
+    rng = np.random.default_rng(0)
+    vector = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(1, 512))).float())
+    queries = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(7, 512))).float())
+    for size in (2, 7, 50, 101):
+        matches = find_matches(items(["a"] * 7), items(["a"] + ["b"] * (size - 1)))
+        found = retrieval_metrics(queries, vector.expand(size, -1).contiguous(), matches)
+        assert found.metrics["median_rank"] == size
+        assert found.metrics["hit_rate@1"] == 0
+
+
+def test_reverse_swaps_queries_and_gallery():
+    matches = find_matches(items(["a", "b", "b"]), items(["b", "a"]))
+    assert (matches.reverse().block(0, 2).toarray() == matches.block(0, 3).toarray().T).all()
+
+
+def test_groups_come_before_labels_and_empty_names_are_none():
+    query = items(["a", "a", "", None], ["1", None, "", ""])
+    gallery = items(["a", "b", "a", ""], ["2", "1", None, ""])
+    assert find_matches(query, gallery).block(0, 4).toarray().tolist() == [
+        [False, True, True, False],
+        [True, False, True, False],
+        [False, False, False, False],
+        [False, False, False, False],
+    ]
+
+
+def test_ranks_of_several_matches():
+    scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    matches = find_matches(items(["a", "b"]), items(["a", "a", "b", "a"]))
+    ranks = match_ranks(scores, matches.block(0, 2))
+    assert ranks.tolist() == [[1, 3, 4], [2, 0, 0]]
+
+
+def test_a_vector_that_is_not_finite_is_refused():
+    queries = torch.tensor([[torch.nan, 0.0]])
+    with pytest.raises(CmcrError, match="NaN"):
+        retrieval_metrics(queries, torch.eye(2), find_matches(items(["a"]), items(["a", "b"])))
+
+
+@pytest.mark.parametrize("counts", [(1,), (2, 2), (0, 1, 3), (5, 1), (6,)])
+def test_chance_is_the_mean_over_every_order(counts):
+    gallery = 6
+    relevant = [[item < count for item in range(gallery)] for count in counts]
+    every = list(permutations(range(gallery)))
+    expected = [restated([order] * len(counts), relevant) | {"order": order} for order in every]
+    chance = chance_metrics(np.array(counts), gallery)
+    for name in [f"{kind}@{k}" for kind in ("hit_rate", "recall") for k in CUTOFFS] + ["mAP"]:
+        assert chance[name] == pytest.approx(np.mean([row[name] for row in expected])), name
+    firsts = [
+        min(order.index(item) for item in range(count)) + 1
+        for order in every
+        for count in counts
+        if count
+    ]
+    assert chance["median_rank"] == np.quantile(firsts, 0.5, method="inverted_cdf")
+    assert chance["queries_without_match"] == counts.count(0)
+
+
+def test_chance_is_the_mean_of_random_rankings():
+    rng = np.random.default_rng(0)
+    gallery = items(list(rng.choice(list("abcdef"), 200)))
+    query = items(list("abcdef") * 500)
+    matches = find_matches(query, gallery)
+    chance = chance_metrics(matches.counts(), matches.gallery)
+    queries = torch.eye(3000)
+    scores = torch.from_numpy(rng.random((200, 3000), np.float32))
+    measured = retrieval_metrics(queries, scores, matches).metrics
+    assert measured == pytest.approx(chance, rel=0.1, abs=0.01)
+
+
+def test_chance_without_matches_is_refused():
+    with pytest.raises(CmcrError, match="no query has a match"):
+        chance_metrics(np.array([0, 0]), 5)
+
+
+def test_one_item_is_found_for_certain():
+    matches = find_matches(items(groups=["x"]), items(groups=["x"]))
+    found = retrieval_metrics(torch.eye(1), torch.eye(1), matches).metrics
+    assert found == chance_metrics(matches.counts(), 1)
+    assert found["mAP"] == found["hit_rate@1"] == found["median_rank"] == 1
