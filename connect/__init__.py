@@ -1,0 +1,30 @@
+"""Connect two frozen contrastive spaces through the modality that they share.
+
+    from cmcr.connect import connect, load_connection, read_config
+
+    config = read_config({"via": "text", "spaces": ["clip", "clap"], "train": ["captions"]})
+    connect(store, config, name="clip-clap")
+    load_connection(store / "connections" / "clip-clap").project("clap", embeddings)
+
+It reads embeddings and nothing else: no encoder library is imported here.
+"""
+
+from cmcr.connect.config import ConnectConfig, read_config, with_overrides
+from cmcr.connect.connection import Connection, load_connection
+from cmcr.connect.fit import baselines
+from cmcr.connect.memory import aggregate
+from cmcr.connect.record import Record
+from cmcr.connect.run import Connected, connect
+
+__all__ = [
+    "ConnectConfig",
+    "Connected",
+    "Connection",
+    "Record",
+    "aggregate",
+    "baselines",
+    "connect",
+    "load_connection",
+    "read_config",
+    "with_overrides",
+]

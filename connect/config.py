@@ -1,0 +1,138 @@
+"""How to connect: one flat model, which is also the `connect` section of pipelines.yaml.
+
+    connect:
+      via: text
+      spaces: [clip, clap]
+      train: [captions]
+      memory: [imagenet, audioset]
+      noise_variance: 0.004
+
+    config = read_config(section, where="pipelines.yaml")
+    config = with_overrides(config, ["noise_variance=0", "epochs=100"])
+
+The defaults are the paper's for CLIP-CLAP (arXiv 2305.14381, section 4.1).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cmcr.connect.projectors import Preset
+from cmcr.embeddings import Modality
+from cmcr.errors import UsageError
+
+Method = Literal["c-mcr", "procrustes", "ridge", "identity"]
+Distance = Literal["plain", "squared"]
+
+
+class ConnectConfig(BaseModel):
+    """What to connect, how, and every hyper-parameter."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    spaces: tuple[str, str] = Field(description="space 1 and space 2; closed forms map 1 into 2")
+    via: Modality = Field(description="b, the modality that both spaces have")
+    train: tuple[str, ...] = Field(
+        min_length=1, description="datasets of the bridge modality, embedded in both spaces"
+    )
+    memory: tuple[str, ...] = Field(
+        default=(),
+        description="datasets of the other modality of each space: DATASET, or "
+        "SPACE/MODALITY:DATASET where the name alone fits two modalities of a space",
+    )
+    method: Method = "c-mcr"
+    centre: bool = Field(
+        default=False,
+        description="procrustes and ridge: subtract the mean embedding of each modality first",
+    )
+    ridge_strength: float = Field(default=1e-3, gt=0, description="ridge: weight of ‖W‖²")
+    seed: int = Field(default=0, ge=0, description="initial weights, order of items, noise")
+
+    projector: Preset = Field(default="mlp", description="mlp: CLIP-CLAP; linear: CLIP-ULIP")
+    joint_dim: int = Field(default=512, ge=1, description="dimensions of the joint space")
+    memory_temperature: float = Field(default=0.01, gt=0, description="τ1, of the aggregation")
+    bridge_temperature: float = Field(default=0.01, gt=0, description="τ2, of bridge pairs")
+    pseudo_temperature: float = Field(default=0.01, gt=0, description="τ3, of pseudo pairs")
+    noise_variance: float = Field(
+        default=0.004, ge=0, description="σ², variance of the noise in each dimension"
+    )
+    intra_weight: float = Field(default=0.1, ge=0, description="λ, weight of L_intra")
+    pseudo_weight: float = Field(default=1.0, ge=0, description="weight of the pseudo-pair InfoNCE")
+    distance: Distance = Field(default="plain", description="of L_intra: ‖x - y‖ or ‖x - y‖²")
+    learning_rate: float = Field(default=1e-3, gt=0, description="AdamW; falls to 0 as a cosine")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW")
+    epochs: int = Field(default=36, ge=1, description="passes over the bridge pairs")
+    batch_size: int = Field(
+        default=10_240, ge=4, description="at most; an epoch is cut into equal batches"
+    )
+
+    @field_validator("spaces")
+    @classmethod
+    def _two_spaces(cls, spaces: tuple[str, str]) -> tuple[str, str]:
+        if spaces[0] == spaces[1]:
+            raise ValueError(f"both spaces are {spaces[0]!r}; name two different ones")
+        return spaces
+
+    @field_validator("train", "memory")
+    @classmethod
+    def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(datasets)) != len(datasets):
+            raise ValueError("a dataset is named twice")
+        return datasets
+
+    @model_validator(mode="after")
+    def _centring_has_a_meaning(self) -> "ConnectConfig":
+        if self.centre and self.method not in ("procrustes", "ridge"):
+            raise ValueError(f"`centre` belongs to procrustes and ridge, not to {self.method}")
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """The method as it stands in a table of results: `c-mcr`, `procrustes-centred`, ..."""
+        return f"{self.method}-centred" if self.centre else self.method
+
+
+def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:
+    """A checked config. Raises UsageError that names the key, its value and what it could be."""
+    try:
+        return ConnectConfig.model_validate(dict(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(
+                f"connect has no setting {key!r}",
+                where=where,
+                cure=f"one of: {', '.join(ConnectConfig.model_fields)}",
+            ) from None
+        meaning = describe(str(first["loc"][0])) if first["loc"] else ""
+        raise UsageError(
+            f"connect cannot use {key or 'these settings'}: {first['msg']}",
+            where=where,
+            cure=f"{first['loc'][0]}: {meaning}" if meaning else None,
+        ) from None
+
+
+def describe(key: str) -> str:
+    """What the setting `key` means; empty for one that is its own description."""
+    field = ConnectConfig.model_fields.get(key)
+    return (field.description or "") if field else ""
+
+
+def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectConfig:
+    """`config` with KEY=VALUE strings applied in order; a value is read as YAML.
+
+    Raises UsageError for a string without "=", an unknown key or a value that does not fit.
+    """
+    settings = config.model_dump()
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UsageError(f"{override!r} sets nothing", cure="write KEY=VALUE")
+        try:
+            settings[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"the value of {override!r} cannot be read") from None
+    return read_config(settings, where=", ".join(overrides))

@@ -1,0 +1,178 @@
+"""What a connection is made from: the datasets of both spaces, and the bridge pairs in them.
+
+first, second = open_spaces(store, config)
+pairs = join(first, second)          # rows of the same id, in both spaces
+for block in first.memory_blocks():  # (rows, D), the other modality of the space
+    ...
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from cmcr.connect.config import ConnectConfig
+from cmcr.embeddings import Dataset, Key, Modality, list_datasets, open_dataset
+from cmcr.errors import MismatchError, StoreError, UsageError
+
+
+@dataclass(frozen=True)
+class SpaceData:
+    """The opened datasets of one space: the bridge, and the other modality if it has one."""
+
+    name: str
+    bridge: tuple[Dataset, ...]
+    memory: tuple[Dataset, ...]
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Bridge first, then memory."""
+        return self.bridge + self.memory
+
+    @property
+    def encoder_identity(self) -> str:
+        """Which encoder, checkpoint and preprocessing made every vector here."""
+        return self.bridge[0].encoder_identity
+
+    @property
+    def dim(self) -> int:
+        """D of the space."""
+        return self.bridge[0].dim
+
+    @property
+    def bridge_modality(self) -> Modality:
+        """The modality that both spaces have."""
+        return self.bridge[0].key.modality
+
+    @property
+    def memory_modality(self) -> Modality | None:
+        """The modality of the memory; None for a space that has no memory."""
+        return self.memory[0].key.modality if self.memory else None
+
+    def memory_blocks(self) -> Iterator[np.ndarray]:
+        """The memory, streamed in blocks of (rows, D)."""
+        for dataset in self.memory:
+            yield from dataset.batches()
+
+
+Spaces = tuple[SpaceData, SpaceData]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Bridge items that both spaces embedded: row i of `first` and of `second` is one item."""
+
+    first: Tensor  # (pairs, D1), in the stored precision
+    second: Tensor  # (pairs, D2)
+    unmatched: tuple[int, int]  # bridge rows of each space whose id the other does not have
+
+
+def open_spaces(store: Path, config: ConnectConfig) -> Spaces:
+    """Open every dataset that `config` names.
+
+    Raises UsageError for a dataset that is not in the store or a memory that could be two
+    modalities, StoreError for a damaged one, MismatchError for one space with two encoders.
+    """
+    there = list_datasets(store)
+    memory = {space: _memory_keys(store, there, config, space) for space in config.spaces}
+    first, second = (_open_space(store, config, name, memory[name]) for name in config.spaces)
+    for entry in config.memory:
+        if not any(_matches(entry, key) for keys in memory.values() for key in keys):
+            raise UsageError(
+                f"the memory dataset {entry!r} is not in {' or '.join(config.spaces)} "
+                f"under another modality than the bridge, {config.via}",
+                where=store,
+                cure=f"there is: {', '.join(map(str, there)) or 'nothing'}",
+            )
+    return first, second
+
+
+def _memory_keys(store: Path, there: list[Key], config: ConnectConfig, space: str) -> list[Key]:
+    keys = [
+        key
+        for key in there
+        if key.space == space
+        and key.modality != config.via
+        and any(_matches(entry, key) for entry in config.memory)
+    ]
+    if len({key.modality for key in keys}) > 1:
+        raise UsageError(
+            f"the memory of {space} could be of two modalities: {', '.join(map(str, keys))}",
+            where=store,
+            cure="name the one to use in full, as SPACE/MODALITY:DATASET",
+        )
+    return keys
+
+
+def _matches(entry: str, key: Key) -> bool:
+    return entry in (key.dataset, str(key))
+
+
+def _open_space(store: Path, config: ConnectConfig, name: str, memory: list[Key]) -> SpaceData:
+    bridge = [Key(name, config.via, dataset) for dataset in config.train]
+    space = SpaceData(
+        name,
+        tuple(open_dataset(store, key) for key in bridge),
+        tuple(open_dataset(store, key) for key in memory),
+    )
+    for dataset in space.datasets:
+        if (dataset.encoder_identity, dataset.dim) != (space.encoder_identity, space.dim):
+            raise MismatchError(
+                f"{space.bridge[0].key} and {dataset.key} were made by two different encoders",
+                where=dataset.folder,
+                cure="extract both with the same encoder, checkpoint and preprocessing",
+            )
+    return space
+
+
+def join(first: SpaceData, second: SpaceData) -> Pairs:
+    """The bridge items with one id in both spaces, dataset by dataset, in the order of `first`.
+
+    Raises MismatchError when fewer than two are common, StoreError for an id that occurs twice.
+    """
+    blocks: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    unmatched = [0, 0]
+    for one, two in zip(first.bridge, second.bridge, strict=True):
+        rows = _common_rows(one, two)
+        for side, (dataset, chosen) in enumerate(zip((one, two), rows, strict=True)):
+            blocks[side].append(dataset.embeddings()[chosen])  # (common, D)
+            unmatched[side] += dataset.rows - len(chosen)
+    pairs = Pairs(
+        torch.from_numpy(np.concatenate(blocks[0])),
+        torch.from_numpy(np.concatenate(blocks[1])),
+        (unmatched[0], unmatched[1]),
+    )
+    if len(pairs.first) < 2:
+        one, two = first.bridge[0], second.bridge[0]
+        raise MismatchError(
+            f"{first.name} and {second.name} have {len(pairs.first)} bridge items in common, "
+            f"at least two are needed; ids look like {one.ids()[:1]} and {two.ids()[:1]}",
+            where=f"{one.folder} and {two.folder}",
+            cure="embed the same source, with the same ids, in both spaces",
+        )
+    return pairs
+
+
+def _common_rows(one: Dataset, two: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    ids, others = _unique_ids(one), _unique_ids(two)
+    partner = pc.index_in(ids, value_set=others)  # row of `two` for each row of `one`, or null
+    found = partner.is_valid().to_numpy()
+    return np.flatnonzero(found), partner.drop_null().to_numpy()
+
+
+def _unique_ids(dataset: Dataset) -> Any:
+    ids = dataset.table(["id"])["id"]
+    if pc.count_distinct(ids).as_py() != len(ids):
+        twice, _ = Counter(ids.to_pylist()).most_common(1)[0]
+        raise StoreError(
+            f"the id {twice!r} occurs more than once in {dataset.key}",
+            where=dataset.folder,
+            cure="give every row an id of its own and make the dataset again",
+        )
+    return ids

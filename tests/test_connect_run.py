@@ -1,0 +1,400 @@
+"""From a store to a connection: what it does, and what it survives and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmcr.connect import (
+    ConnectConfig,
+    Connection,
+    baselines,
+    connect,
+    load_connection,
+    read_config,
+)
+from cmcr.connect.losses import TERMS
+from cmcr.connect.train import TrainingState
+from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.errors import CmcrError, MismatchError, StoreError, UsageError
+from cmcr.files import sha256_file
+
+MakeDataset = Callable[..., Dataset]
+
+PAIRS, UNPAIRED, LATENT = 1000, 400, 6
+DIMS = {"see": 24, "hear": 16}
+OTHER = {"see": "image", "hear": "audio"}
+
+
+def views(space: str, modality: str, latent: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Latent concepts as a space embeds them: a nonlinear map, and an offset for the modality."""
+    seed = sorted(DIMS).index(space)
+    mixing = np.random.default_rng(seed).standard_normal((2, LATENT, DIMS[space]))
+    offset = np.random.default_rng((seed, len(modality))).standard_normal(DIMS[space])
+    hidden = np.tanh(latent @ mixing[0]) + latent @ mixing[1]
+    return hidden + 0.8 * offset + 0.1 * noise[:, : DIMS[space]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Batches this small lose more by waiting for a second thread than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+    """Two spaces: `captions` in both, unpaired `pictures` and `sounds`, and a paired `test`."""
+    random = np.random.default_rng(7)
+
+    def draw(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.standard_normal((rows, LATENT)), random.standard_normal((rows, 24))
+
+    latent, noise = draw(PAIRS)
+    ids = [f"caption-{row}" for row in range(PAIRS)]
+    for space in DIMS:
+        order = random.permutation(PAIRS)
+        array = views(space, "text", latent, noise)[order]
+        make_dataset(f"{space}/text:captions", array, id=[ids[row] for row in order])
+    make_dataset("see/image:pictures", views("see", "image", *draw(UNPAIRED)))
+    make_dataset("hear/audio:sounds", views("hear", "audio", *draw(UNPAIRED)))
+    latent, noise = draw(200)
+    for space, modality in OTHER.items():
+        make_dataset(f"{space}/{modality}:test", views(space, modality, latent, noise))
+    return tmp_path / "store"
+
+
+def config(**settings: Any) -> ConnectConfig:
+    section = {
+        "via": "text",
+        "spaces": ["see", "hear"],
+        "train": ["captions"],
+        "memory": ["pictures", "sounds"],
+        "joint_dim": 16,
+        "batch_size": 250,
+        "epochs": 3,
+    }
+    return read_config(section | settings)
+
+
+def hit_rate(connection: Connection, store: Path, cutoff: int = 10) -> float:
+    """Share of the test sounds whose own picture is among the first `cutoff`."""
+    sound, picture = (
+        connection.project(
+            space,
+            open_dataset(store, Key(space, OTHER[space], "test")).embeddings(),  # type: ignore[arg-type]
+            OTHER[space],  # type: ignore[arg-type]
+        )
+        for space in ("hear", "see")
+    )
+    scores = sound @ picture.T
+    rank = (scores >= scores.diagonal()[:, None]).sum(dim=1)
+    return (rank <= cutoff).float().mean().item()
+
+
+def test_training_connects_modalities_that_were_never_paired(store: Path) -> None:
+    made = connect(store, config(epochs=40), name="a")
+    connection = load_connection(made.path)
+    assert hit_rate(connection, store) > 0.5  # chance: 0.05
+    assert made.fresh
+    assert (made.record.pairs, made.record.unmatched) == (PAIRS, (0, 0))
+    assert [space.memory for space in made.record.spaces] == ["image", "audio"]
+    assert sorted(path.name for path in made.path.iterdir()) == [
+        ".lock",
+        "config.json",
+        "model.safetensors",
+        "training.jsonl",
+    ]
+
+
+def test_the_log_has_every_term_of_every_epoch(store: Path) -> None:
+    settings = config(intra_weight=0.5, pseudo_weight=2)
+    folder = connect(store, settings, name="a").path
+    rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    for row in rows:
+        assert row.keys() == {"epoch", "step", "lr", *TERMS}
+        total = row["inter_bridge"] + 2 * row["inter_pseudo"] + 0.5 * row["intra"]
+        assert row["loss"] == pytest.approx(total, rel=1e-5)
+    assert rows[0]["loss"] > rows[-1]["loss"]
+    assert rows[-1]["lr"] < rows[0]["lr"] < settings.learning_rate
+
+
+def test_a_seed_decides_the_weights(store: Path) -> None:
+    first = connect(store, config(), name="a").path
+    again = connect(store, config(), name="b").path
+    other = connect(store, config(seed=1), name="c").path
+    for name in ("model.safetensors", "config.json", "training.jsonl"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()
+    assert sha256_file(first / "model.safetensors") != sha256_file(other / "model.safetensors")
+
+
+def test_what_is_up_to_date_is_left_alone(store: Path, make_dataset: MakeDataset) -> None:
+    made = connect(store, config(), name="a")
+    stamp = (made.path / "model.safetensors").stat().st_mtime_ns
+    again = connect(store, config(), name="a")
+    assert (again.fresh, again.record) == (False, made.record)
+    assert str(again).startswith("up to date: see and hear by c-mcr from 1,000 text pairs")
+    assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
+    assert connect(store, config(epochs=2), name="a").fresh
+    make_dataset("see/image:more", np.eye(24))
+    assert connect(store, config(memory=["pictures", "more", "sounds"]), name="a").fresh
+    assert json.dumps(made.as_dict())
+
+
+class KilledError(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = connect(store, config(), name="whole").path
+    expected = {path.name: path.read_bytes() for path in whole.iterdir()}
+    replace = os.replace
+    killed = 0
+    for survived in range(100):
+        left = survived
+
+        def sometimes(source: Path, target: Path) -> None:
+            nonlocal left
+            if left == 0:
+                raise KilledError
+            left -= 1
+            replace(source, target)
+
+        folder = store / "connections" / f"killed-{survived}"
+        monkeypatch.setattr("os.replace", sometimes)
+        try:
+            connect(store, config(), name=folder.name)
+        except KilledError:
+            killed += 1
+        monkeypatch.setattr("os.replace", replace)
+        connect(store, config(), name=folder.name)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+        if left:
+            break
+    assert killed == 9  # the empty log, log and checkpoint of three epochs, weights, record
+
+
+def test_a_killed_process_goes_on_where_it_was(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(epochs=5)
+    whole = connect(store, settings, name="whole").path
+    script = (
+        "import os, signal; from pathlib import Path; from cmcr.connect import *\n"
+        "import torch; torch.set_num_threads(1); from cmcr.connect.train import TrainingState\n"
+        "save = TrainingState.save\n"
+        "def kill(state, path, identity):\n"
+        "    if len(state.log) == 3: path.with_name(f'.{path.name}.1').write_bytes(b'half')\n"
+        "    if len(state.log) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    save(state, path, identity)\n"
+        "TrainingState.save = kill\n"
+        f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
+        f"connect(Path({str(store)!r}), config, name='killed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False)
+    assert done.returncode == -signal.SIGKILL
+    folder = store / "connections" / "killed"
+    assert not (folder / "config.json").exists()
+    steps = []
+    step = TrainingState.step
+    monkeypatch.setattr(TrainingState, "step", lambda *given: steps.append(given) or step(*given))
+    connect(store, settings, name="killed")
+    assert len(steps) == 3 * 4  # epochs 3, 4 and 5
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
+def test_a_checkpoint_of_something_else_is_not_taken_up(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = connect(store, config(seed=1), name="whole").path
+    monkeypatch.setattr(Connection, "save", lambda *_: (_ for _ in ()).throw(KilledError))
+    with pytest.raises(KilledError):
+        connect(store, config(), name="a")
+    assert (store / "connections/a/checkpoint.pt").exists()
+    monkeypatch.undo()
+    folder = connect(store, config(seed=1), name="a").path
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_named(store: Path) -> None:
+    folder = store / "connections" / "a"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(StoreError, match="checkpoint is damaged"):
+        connect(store, config(), name="a")
+
+
+def test_two_processes_make_a_connection_once(store: Path) -> None:
+    script = (
+        "from pathlib import Path; from cmcr.connect import *\n"
+        f"config = ConnectConfig.model_validate_json({config().model_dump_json()!r})\n"
+        f"print(connect(Path({str(store)!r}), config, name='both').fresh)\n"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate()[0].strip() for process in both) == ["False", "True"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
+    with pytest.raises(CmcrError, match="no longer finite in epoch 1"):
+        connect(store, config(learning_rate=1e30), name="a")
+    assert not (store / "connections/a/config.json").exists()
+
+
+@pytest.mark.parametrize("memory", [[], ["pictures"], ["hear/audio:sounds"]])
+def test_a_space_may_have_no_memory(store: Path, memory: list[str]) -> None:
+    made = connect(store, config(memory=memory), name="a")
+    last = json.loads((made.path / "training.jsonl").read_text().splitlines()[-1])
+    assert last["inter_pseudo"] == 0
+    assert (last["intra"] > 0) == bool(memory)
+    assert "no memory of" in str(made)
+
+
+def test_the_last_batch_is_never_too_small(store: Path) -> None:
+    made = connect(store, config(batch_size=PAIRS - 1, epochs=1), name="a")
+    assert json.loads((made.path / "training.jsonl").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"train": ["subtitles"]}, UsageError, "no dataset see/text:subtitles"),
+        ({"via": "image"}, UsageError, "no dataset see/image:captions"),
+        ({"spaces": ["see", "touch"], "memory": []}, UsageError, "no dataset touch/text:captions"),
+        ({"memory": ["pictures", "musik"]}, UsageError, "memory dataset 'musik' is not in see or"),
+        ({"memory": ["captions"]}, UsageError, "under another modality than the bridge"),
+        ({"method": "identity"}, MismatchError, "identity needs equal dimensions"),
+    ],
+)
+def test_what_cannot_be_connected_is_refused(
+    store: Path, settings: dict[str, Any], error: type[CmcrError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        connect(store, config(**settings), name="a")
+
+
+def test_a_name_that_leaves_the_store_is_refused(store: Path) -> None:
+    for name in ("../a", ".a", "", "a/b"):
+        with pytest.raises(UsageError, match="cannot name a connection"):
+            connect(store, config(), name=name)
+    assert connect(store, config(method="ridge"), name="a", out=store / "x").path == store / "x"
+
+
+def test_a_memory_of_two_modalities_must_be_named(store: Path, make_dataset: MakeDataset) -> None:
+    make_dataset("see/pointcloud:pictures", np.eye(24))
+    with pytest.raises(UsageError, match="could be of two modalities"):
+        connect(store, config(), name="a")
+    named = config(memory=["see/pointcloud:pictures", "sounds"], epochs=1)
+    assert connect(store, named, name="a").record.spaces[0].memory == "pointcloud"
+
+
+def test_items_are_joined_by_id(store: Path, make_dataset: MakeDataset) -> None:
+    random = np.random.default_rng(0)
+    see, hear = random.standard_normal((6, 24)), random.standard_normal((5, 16))
+    make_dataset("see/text:few", see, id=["a", "b", "c", "d", "e", "f"])
+    make_dataset("hear/text:few", hear, id=["f", "x", "b", "a", "y"])
+    made = connect(store, config(train=["few", "captions"], method="ridge"), name="a")
+    assert (made.record.pairs, made.record.unmatched) == (PAIRS + 3, (3, 2))
+    assert "(3 and 2 rows without partner)" in str(made)
+    make_dataset("see/text:none", see, id=list("ghijkl"))
+    make_dataset("hear/text:none", hear, id=list("vwxyz"))
+    with pytest.raises(MismatchError, match=r"0 bridge items in common.*\['g'\] and \['v'\]"):
+        connect(store, config(train=["none"]), name="b")
+
+
+def test_a_connection_is_for_the_encoders_that_it_was_made_for(store: Path) -> None:
+    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+    dataset = open_dataset(store, Key("hear", "audio", "test"))
+    connection.check("hear", dataset.encoder_identity)
+    with pytest.raises(MismatchError, match="made for another 'see'"):
+        connection.check("see", dataset.encoder_identity)
+    with pytest.raises(MismatchError, match="between see and hear, not of touch"):
+        connection.check("touch", dataset.encoder_identity)
+    with pytest.raises(MismatchError, match=r"embeddings of see are \(n, 24\)"):
+        connection.project("see", dataset.embeddings())
+
+
+@pytest.mark.parametrize("method", ["c-mcr", "procrustes", "ridge"])
+def test_a_saved_connection_projects_as_before(store: Path, method: str) -> None:
+    made = connect(store, config(method=method), name="a")
+    connection = load_connection(made.path)
+    x = np.random.default_rng(0).standard_normal((70_000, 24))
+    joint = connection.project("see", x)
+    assert (joint.dtype, tuple(joint.shape)) == (torch.float32, (70_000, connection.joint_dim))
+    torch.testing.assert_close(joint.norm(dim=1), torch.ones(70_000))
+    scaled = connection.project("see", torch.from_numpy(5 * x[:9]))
+    torch.testing.assert_close(scaled, joint[:9], rtol=1e-4, atol=1e-5)
+    assert connection.project("see", x[:0]).shape == (0, connection.joint_dim)
+
+
+def test_closed_forms_stand_beside_the_trained_one(store: Path, make_dataset: MakeDataset) -> None:
+    models = baselines(store, config())
+    assert list(models) == ["procrustes", "procrustes-centred", "ridge", "ridge-centred"]
+    for name in models:
+        method, _, centre = name.partition("-")
+        stored = connect(store, config(method=method, centre=bool(centre)), name=name)
+        fitted = hit_rate(load_connection(stored.path), store)
+        assert fitted == pytest.approx(hit_rate(models[name], store))
+        assert fitted > 0.15  # chance: 0.05
+    make_dataset("flat/text:captions", np.eye(24), id=[f"caption-{row}" for row in range(24)])
+    equal = baselines(store, config(spaces=["see", "flat"], memory=[]))
+    assert next(iter(equal)) == "identity"
+    stored = connect(
+        store, config(spaces=["see", "flat"], memory=[], method="identity"), name="identity"
+    )
+    x = torch.nn.functional.normalize(torch.ones(2, 24), dim=1)
+    torch.testing.assert_close(load_connection(stored.path).project("flat", x), x)
+
+
+def test_centring_takes_the_mean_of_each_modality_away(store: Path) -> None:
+    connection = load_connection(connect(store, config(method="ridge", centre=True), name="a").path)
+    pictures = open_dataset(store, Key("see", "image", "pictures")).embeddings().astype(np.float64)
+    pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
+    means = dict(connection.modules["mean_A"].named_parameters())
+    np.testing.assert_allclose(means["image"].numpy(), pictures.mean(axis=0), atol=1e-6)
+    with pytest.raises(UsageError, match="none was named"):
+        connection.project("see", pictures)
+    with pytest.raises(MismatchError, match="no mean for see/audio"):
+        connection.project("see", pictures, "audio")
+
+
+def test_damage_is_found(store: Path) -> None:
+    folder = connect(store, config(epochs=1), name="a").path
+    with pytest.raises(StoreError, match="no finished connection"):
+        load_connection(store / "connections" / "b")
+    record = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(record.replace('"format": 1', '"format": 2'))
+    with pytest.raises(StoreError, match="format 2, this cmcr reads 1"):
+        load_connection(folder)
+    (folder / "config.json").write_text(record.replace('"joint_dim": 16', '"joint_dim": 17'))
+    with pytest.raises(StoreError, match="do not fit the record"):
+        load_connection(folder)
+    (folder / "config.json").write_text(record[:-9])
+    with pytest.raises(StoreError, match="record cannot be read"):
+        load_connection(folder)
+    (folder / "config.json").write_text(record)
+    load_connection(folder)
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(StoreError, match="not the ones that were written"):
+        load_connection(folder)
+    assert connect(store, config(epochs=1), name="a").fresh
+    load_connection(folder)
