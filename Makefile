@@ -22,7 +22,7 @@ style: $(READY)
 # Type checkers do not see through the mapping of folders to packages, so an installed copy is
 # checked.
 types: $(READY)
-	rm -rf build/typed
+	rm -rf build
 	$(BIN)/uv pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p cmcr
 

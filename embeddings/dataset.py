@@ -143,5 +143,5 @@ def list_datasets(store: Path) -> list[Key]:
             part.partition("=")[2] for part in folder.relative_to(store).parts
         )
         if modality in MODALITIES:
-            keys.append(Key(space, modality, dataset))  # type: ignore[arg-type]
+            keys.append(Key(space, modality, dataset))
     return sorted(keys)

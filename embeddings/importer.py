@@ -214,4 +214,5 @@ def _read_parquet(path: Path) -> np.ndarray:
     values = column.flatten()
     if column.null_count or values.null_count or len(column) == 0 or len(values) % len(column):
         raise ValueError("the column `embedding` has rows of different lengths")
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), -1)  # (rows, D)
+    array: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), -1)  # (rows, D)
+    return array

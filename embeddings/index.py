@@ -104,4 +104,4 @@ def _sample(dataset: Dataset) -> np.ndarray:
     """Rows spread evenly over the dataset for an index to train on, (≤ 262144, D) float32."""
     step = max(1, dataset.rows // _TRAINING_ROWS)
     picked = [block[::step] for block in dataset.parts()]
-    return np.concatenate(picked).astype(np.float32)
+    return np.concatenate(picked, dtype=np.float32)

@@ -66,8 +66,12 @@ def registered() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in sorted(entry_points(group=GROUP))}
 
 
-def encoder_spec(name: str) -> EncoderSpec:
-    """The registered encoder `name`. Raises UsageError when there is none that can be used."""
+def encoder_spec(spec: str) -> EncoderSpec:
+    """The encoder that NAME or NAME:VARIANT names, before its weights are loaded.
+
+    Raises UsageError when there is none, or it cannot be imported.
+    """
+    name = spec.partition(":")[0]
     found = registered()
     if name not in found:
         raise UsageError(
@@ -75,26 +79,26 @@ def encoder_spec(name: str) -> EncoderSpec:
             cure=f"one of: {', '.join(found)}; `cmcr encoders` describes them",
         )
     try:
-        spec = found[name].load()
+        encoder = found[name].load()
     except (ImportError, AttributeError) as error:
         raise UsageError(
             f"the encoder {name!r} is registered but cannot be imported: {error}",
             where=found[name].value,
             cure="install the package that offers it again",
         ) from error
-    if not isinstance(spec, EncoderSpec):
+    if not isinstance(encoder, EncoderSpec):
         raise UsageError(
-            f"the encoder {name!r} is registered as {type(spec).__name__}, not as an EncoderSpec",
+            f"the encoder {name!r} is a {type(encoder).__name__}, not an EncoderSpec",
             where=found[name].value,
             cure=f"its entry point in the group {GROUP} must name an EncoderSpec",
         )
-    return spec
+    return encoder
 
 
-def load_encoder(name: str, *, checkpoint: Path | None = None, device: str = "cpu") -> Encoder:
-    """The encoder `NAME` or `NAME:VARIANT` with its weights on `device`.
+def load_encoder(spec: str, *, checkpoint: Path | None = None, device: str = "cpu") -> Encoder:
+    """The encoder that NAME or NAME:VARIANT names, with its weights on `device`.
 
     Raises UsageError for an unknown name, EncoderError when the weights cannot be loaded.
     """
-    name, _, variant = name.partition(":")
-    return encoder_spec(name).load(variant=variant or None, checkpoint=checkpoint, device=device)
+    variant = spec.partition(":")[2] or None
+    return encoder_spec(spec).load(variant=variant, checkpoint=checkpoint, device=device)

@@ -159,8 +159,8 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
     """Make the parts of `job.mine` that are not there yet, then any that others gave up."""
     done = {part for part in job.mine if finished_part(job.folder, part)}
     for part in done:
-        rows, failed = part_counts(job.folder / part_name(part))
-        summary.rows += rows
+        embedded, failed = part_counts(job.folder / part_name(part))
+        summary.rows += embedded
         summary.failures += failed
     claims: Claims = {}
     with (
@@ -168,7 +168,7 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
         ThreadPoolExecutor(1, "write") as thread,
         progress(str(summary.key), job.source.total, "rows") as advance,
     ):
-        cleanup.callback(lambda: [held.close() for held in claims.values()])
+        cleanup.callback(_give_up, claims)
         advance(summary.rows + summary.failures)
         for wait in (False, True):
             writing: list[Future[float]] = []
@@ -184,6 +184,11 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
             summary.seconds["write"] += sum(future.result() for future in writing)
             if all(finished_part(job.folder, part) for part in job.mine):
                 break
+
+
+def _give_up(claims: Claims) -> None:
+    for held in claims.values():
+        held.close()
 
 
 def plan(job: Job, claims: Claims, wait: bool) -> Iterator[Batch]:

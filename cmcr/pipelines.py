@@ -1,0 +1,152 @@
+"""Recipes: `./pipelines.yaml`, else the one that ships with the package.
+
+    pipelines = load_pipelines()
+    pipeline = pipelines.named("digits")
+    pipeline = pipelines.using(encoder="clap")     # the first that does, the default one first
+
+A pipeline says which sources go through which encoders, what is connected, and what is
+evaluated; a flag on the command line beats it.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cmcr.embeddings.schema import Key, Modality
+from cmcr.errors import UsageError
+
+FILE = "pipelines.yaml"
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSection(_Section):
+    """One source: `modality` from `where` (as --source takes it) becomes `dataset`."""
+
+    modality: Modality
+    where: str
+    dataset: str
+    pattern: str | None = None
+
+
+class ExtractSection(_Section):
+    """One encoder and what goes through it."""
+
+    encoder: str
+    checkpoint: Path | None = None
+    sources: Annotated[list[SourceSection], Field(min_length=1)]
+
+
+class ConnectSection(BaseModel):
+    """A name and the fields of `cmcr.connect.ConnectConfig`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    via: Modality
+    spaces: tuple[str, str]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields for `ConnectConfig`."""
+        return self.model_dump(exclude={"name"})
+
+
+class RetrievalSection(_Section):
+    """One pair of datasets to search in each other, as SPACE/MODALITY:DATASET."""
+
+    query: str
+    gallery: str
+
+
+class EvaluateSection(_Section):
+    """What is measured, task by task."""
+
+    retrieval: Annotated[list[RetrievalSection], Field(min_length=1)]
+
+
+class Pipeline(_Section):
+    """A named recipe, from sources to numbers."""
+
+    description: str
+    store: Path
+    extract: Annotated[list[ExtractSection], Field(min_length=1)]
+    connect: ConnectSection
+    evaluate: EvaluateSection
+
+
+class Pipelines(_Section):
+    """All recipes of a file; `default` names the one that a stage without flags takes."""
+
+    default: str
+    pipelines: dict[str, Pipeline]
+
+    def named(self, name: str | None = None) -> Pipeline:
+        """The pipeline `name`, or the default one. Raises UsageError when there is none."""
+        wanted = name or self.default
+        if wanted not in self.pipelines:
+            raise UsageError(
+                f"there is no pipeline named {wanted!r}",
+                cure=f"one of: {', '.join(self.pipelines)}",
+            )
+        return self.pipelines[wanted]
+
+    def using(
+        self,
+        *,
+        encoder: str | None = None,
+        via: str | None = None,
+        spaces: tuple[str, str] | None = None,
+        name: str | None = None,
+    ) -> Pipeline | None:
+        """The pipeline `name`, else the first that fits the flags, the default one first."""
+        if name is not None:
+            return self.named(name)
+        for pipeline in [self.named(), *self.pipelines.values()]:
+            if (
+                (encoder is None or encoder in [section.encoder for section in pipeline.extract])
+                and (via is None or via == pipeline.connect.via)
+                and (spaces is None or set(spaces) == set(pipeline.connect.spaces))
+            ):
+                return pipeline
+        return None
+
+
+def load_pipelines() -> Pipelines:
+    """Read `./pipelines.yaml`, else the packaged one. Raises UsageError for one that is wrong."""
+    import yaml
+
+    local = Path(FILE)
+    place = local if local.exists() else Path(str(files("cmcr") / FILE))
+    try:
+        content = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"the file is not YAML: {error}", where=place) from error
+    return checked(Pipelines, content, place)
+
+
+def checked(section: type[Section], content: object, where: object) -> Section:
+    """`content` as a `section`. Raises UsageError that names each field that does not fit."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise UsageError(f"it does not fit: {problems}", where=where) from error
+
+
+def parse_place(text: str) -> tuple[str, Modality, str | None]:
+    """`SPACE/MODALITY[:DATASET]` as its three parts. Raises UsageError for anything else."""
+    place, _, dataset = text.partition(":")
+    space, slash, modality = place.partition("/")
+    if not slash:
+        raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", cure="such as clap/audio:esc10")
+    key = Key(space, modality, dataset or "any")  # type: ignore[arg-type]
+    return key.space, key.modality, dataset or None

@@ -1,0 +1,214 @@
+"""The stages as the command line runs them: flags, else a recipe, else defaults; then the stage.
+
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_pairs(...)
+    run_pipeline(pipeline, store)            # all three, skipping what is up to date
+
+Nothing heavy is imported before a stage needs it.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmcr.errors import UsageError
+from cmcr.pipelines import (
+    ExtractSection,
+    Pipeline,
+    Pipelines,
+    SourceSection,
+    checked,
+    parse_place,
+)
+
+if TYPE_CHECKING:
+    from cmcr.connect import ConnectConfig, Connected
+    from cmcr.embeddings import Key
+    from cmcr.evaluate import Evaluated
+    from cmcr.extract import Summary
+
+STORE = Path("store")  # where neither a flag nor a recipe names one
+
+
+# extract
+
+
+def choose_sources(
+    pipelines: Pipelines,
+    encoder: str,
+    sources: Sequence[str],
+    dataset: str | None,
+    pattern: str | None,
+    checkpoint: Path | None,
+    pipeline: str | None,
+) -> tuple[ExtractSection, Path]:
+    """What `cmcr extract` is to do, and the store it goes to.
+
+    Raises UsageError for an unknown encoder, or when neither flags nor a recipe say what to embed.
+    """
+    from cmcr.extract import encoder_spec
+
+    encoder_spec(encoder)
+    recipe = pipelines.using(encoder=encoder, name=pipeline)
+    store = recipe.store if recipe else STORE
+    if sources:
+        wanted = [_source(source, dataset, pattern) for source in sources]
+        if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
+            raise UsageError(
+                "two sources of one modality would become one dataset",
+                cure="extract them one by one, each with its own --dataset",
+            )
+        return ExtractSection(encoder=encoder, checkpoint=checkpoint, sources=wanted), store
+    if dataset or pattern:
+        raise UsageError("--dataset and --pattern go with --source", cure="name a --source too")
+    for section in recipe.extract if recipe else []:
+        if section.encoder == encoder:
+            return section.model_copy(
+                update={"checkpoint": checkpoint or section.checkpoint}
+            ), store
+    raise UsageError(
+        f"nothing says what {encoder} is to embed",
+        cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
+    )
+
+
+def _source(text: str, dataset: str | None, pattern: str | None) -> SourceSection:
+    modality, equals, where = text.partition("=")
+    if not equals or not where:
+        raise UsageError(
+            f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
+        )
+    name = dataset or Path(where.rpartition(":")[2]).resolve().stem
+    section = {"modality": modality, "where": where, "dataset": name, "pattern": pattern}
+    return checked(SourceSection, section, text)
+
+
+def extract_datasets(
+    section: ExtractSection, store: Path, device: str, **options: Any
+) -> Iterator["Summary"]:
+    """Embed every source of `section`; `options` are those of `cmcr.extract.extract`."""
+    from cmcr.devices import find_device
+    from cmcr.extract import extract, load_encoder, open_source
+
+    sources = [
+        (open_source(source.modality, source.where, source.pattern), source.dataset)
+        for source in section.sources
+    ]
+    encoder = load_encoder(
+        section.encoder, checkpoint=section.checkpoint, device=str(find_device(device))
+    )
+    for source, dataset in sources:
+        yield extract(store, encoder, source, dataset, **options)
+
+
+# connect
+
+
+def choose_connection(
+    pipelines: Pipelines,
+    flags: dict[str, Any],
+    settings: Sequence[str],
+    name: str | None,
+    pipeline: str | None,
+) -> tuple["ConnectConfig", str, Path]:
+    """The config of `cmcr connect`, the name of the connection, and the store.
+
+    `flags` are fields of `ConnectConfig`, None or empty where not given. Raises UsageError when
+    flags and recipe together do not say what to connect.
+    """
+    from cmcr.connect import read_config, with_overrides
+
+    given = {field: value for field, value in flags.items() if value is not None}
+    recipe = pipelines.using(via=given.get("via"), spaces=given.get("spaces"), name=pipeline)
+    section = recipe.connect.config if recipe else {}
+    missing = [field for field in ("via", "spaces", "train") if field not in section | given]
+    if missing:
+        raise UsageError(
+            f"nothing says what to connect: {', '.join(missing)} not given",
+            cure="give --via, --spaces and --train, or a pipeline that does",
+        )
+    config = with_overrides(read_config(section | given), settings)
+    title = name or (recipe.connect.name if recipe else "-".join(config.spaces))
+    if name is None and config.model_name != "c-mcr":
+        title = f"{title}-{config.model_name}"
+    return config, title, recipe.store if recipe else STORE
+
+
+def connect_spaces(
+    config: "ConnectConfig", name: str, store: Path, out: Path | None, device: str
+) -> "Connected":
+    """Train or solve the connection `name`."""
+    from cmcr.connect import connect
+    from cmcr.devices import find_device
+
+    return connect(store, config, name=name, out=out, device=str(find_device(device)))
+
+
+# evaluate
+
+
+def choose_pairs(
+    recipe: Pipeline,
+    store: Path,
+    connection: str | None,
+    query: str | None,
+    gallery: str | None,
+) -> tuple[list[tuple["Key", "Key"]], Path]:
+    """The pairs of datasets to evaluate, and the folder of the connection to do it with.
+
+    Raises UsageError when there is no such connection or dataset.
+    """
+    name = connection or recipe.connect.name
+    folder = store / "connections" / name
+    if not folder.is_dir():
+        folder = Path(name)
+    if not folder.is_dir():
+        raise UsageError(
+            f"there is no connection {name!r}",
+            where=store / "connections",
+            cure="make it with `cmcr connect`, or name its folder with --connection",
+        )
+    named = [(query or pair.query, gallery or pair.gallery) for pair in recipe.evaluate.retrieval]
+    pairs = [(find_key(store, asked), find_key(store, found)) for asked, found in named]
+    return list(dict.fromkeys(pairs)), folder
+
+
+def find_key(store: Path, place: str) -> "Key":
+    """The dataset that SPACE/MODALITY[:DATASET] names; the only one where DATASET is left out.
+
+    Raises UsageError when there are several to choose from, or none.
+    """
+    from cmcr.embeddings import Key, list_datasets
+
+    space, modality, dataset = parse_place(place)
+    if dataset is not None:
+        return Key(space, modality, dataset)
+    there = list_datasets(store)
+    fitting = [key for key in there if (key.space, key.modality) == (space, modality)]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise UsageError(
+        f"{place} could be {len(fitting)} datasets",
+        where=store,
+        cure=f"one of: {', '.join(map(str, fitting or there)) or 'nothing is there'}",
+    )
+
+
+def evaluate_pairs(
+    pairs: Sequence[tuple["Key", "Key"]],
+    connection: Path,
+    store: Path,
+    query_where: Sequence[str] = (),
+    gallery_where: Sequence[str] = (),
+) -> Iterator["Evaluated"]:
+    """Evaluate retrieval for each pair of datasets, in both directions."""
+    from cmcr.evaluate import evaluate_retrieval, parse_where
+
+    for query, gallery in pairs:
+        yield evaluate_retrieval(
+            store,
+            connection,
+            query,
+            gallery,
+            query_where=parse_where(query_where),
+            gallery_where=parse_where(gallery_where),
+        )

@@ -1,0 +1,344 @@
+"""The commands as a user types them: the main job, its numbers, its speed, and its refusals."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("open_clip", "laion_clap", "torchvision", "transformers")
+CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred")
+
+
+def cmcr(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `cmcr` as a process of its own, without the shape checks of the tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "CMCR_CHECK_SHAPES"}
+    return subprocess.run(
+        [sys.executable, "-m", "cmcr", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    )
+
+
+def succeed(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = cmcr(*arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def refuse(code: int, *arguments: str | Path, cwd: Path | None = None) -> str:
+    done = cmcr(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], float]:
+    """A store that `cmcr run digits` filled, its rows, and the seconds that it took."""
+    store = tmp_path_factory.mktemp("demo") / "store"
+    started = time.perf_counter()
+    done = succeed("run", "digits", "--store", store, "--json")
+    seconds = time.perf_counter() - started
+    return store, json.loads(done.stdout)["results"], seconds
+
+
+def best(rows: list[dict[str, Any]], models: tuple[str, ...], query: str, metric: str) -> float:
+    return max(
+        row["metrics"][metric]
+        for row in rows
+        if row["model"] in models and row["query"].startswith(query)
+    )
+
+
+# The main job
+
+
+def test_the_main_job_takes_less_than_a_minute(demo: tuple[Path, Any, float]) -> None:
+    assert demo[2] < 60
+
+
+@pytest.mark.parametrize("query", ["digits-clap/audio", "digits-clip/image"])
+@pytest.mark.parametrize("metric", ["hit_rate@1", "mAP"])
+def test_speech_and_handwriting_find_each_other(
+    demo: tuple[Path, list[dict[str, Any]], float], query: str, metric: str
+) -> None:
+    rows = demo[1]
+    trained = best(rows, ("c-mcr",), query, metric)
+    assert trained >= 0.90
+    assert trained >= best(rows, CLOSED_FORMS, query, metric)
+    assert best(rows, ("chance",), query, metric) < 0.2
+
+
+def test_every_row_says_what_was_measured(demo: tuple[Path, list[dict[str, Any]], float]) -> None:
+    _, rows, _ = demo
+    assert {row["model"] for row in rows} == {"chance", "c-mcr", *CLOSED_FORMS}
+    assert len(rows) == 14
+    for row in rows:
+        assert row["task"] == "retrieval"
+        assert {row["query"], row["gallery"]} == {
+            "digits-clap/audio:speech-test",
+            "digits-clip/image:handwriting-test",
+        }
+        assert {"hit_rate@1", "recall@10", "mAP", "median_rank", "gallery_size"} <= row[
+            "metrics"
+        ].keys()
+
+
+def test_a_second_run_finds_everything_up_to_date(
+    demo: tuple[Path, list[dict[str, Any]], float],
+) -> None:
+    store, rows, _ = demo
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+    done = succeed("run", "--store", store, "--json")
+    assert json.loads(done.stdout)["results"] == rows
+    assert done.stderr.count("up to date") == 8
+    assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
+
+
+def test_the_run_leaves_pictures_and_a_log(demo: tuple[Path, Any, float]) -> None:
+    store = demo[0]
+    for name in ("training.png", "joint-space.png", "precision.png"):
+        (picture,) = store.glob(f"results/digits/**/{name}")
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    log = (store / "connections/digits/training.jsonl").read_text().splitlines()
+    last = json.loads(log[-1])
+    assert {"epoch", "loss", "inter_bridge", "inter_pseudo", "intra"} <= last.keys()
+
+
+def test_audio_and_image_share_no_ids(demo: tuple[Path, Any, float]) -> None:
+    from cmcr.embeddings import list_datasets, open_dataset
+
+    ids: dict[str, set[str]] = {"audio": set(), "image": set(), "text": set()}
+    for key in list_datasets(demo[0]):
+        ids[key.modality] |= set(open_dataset(demo[0], key).ids())
+    assert not ids["audio"] & ids["image"]
+    assert not ids["text"] & (ids["audio"] | ids["image"])
+
+
+# Stage by stage
+
+
+def test_the_three_commands_work_as_typed(tmp_path: Path) -> None:
+    for encoder in ("digits-clip", "digits-clap"):
+        succeed("extract", "--encoder", encoder, cwd=tmp_path)
+    succeed("connect", "--via", "text", cwd=tmp_path)
+    table = succeed("evaluate", "retrieval", cwd=tmp_path).stdout
+    assert "c-mcr" in table
+    assert "procrustes-centred" in table
+    assert (tmp_path / "stores/digits/connections/digits/model.safetensors").exists()
+
+
+def test_a_local_recipe_replaces_the_packaged_one(tmp_path: Path) -> None:
+    (tmp_path / "pipelines.yaml").write_text(
+        (ROOT / "pipelines.yaml")
+        .read_text()
+        .replace("stores/digits", "here")
+        .replace("default: digits", "default: digits  # mine")
+    )
+    lines = json.loads(succeed("pipelines", "--json", cwd=tmp_path).stdout)["pipelines"]
+    assert [line["store"] for line in lines] == ["here", "stores/clip-clap", "stores/ulip-clip"]
+    (tmp_path / "pipelines.yaml").write_text("default: digits\npipelines: {digits: {store: 3}}\n")
+    assert "pipelines.digits.extract: Field required" in refuse(2, "pipelines", cwd=tmp_path)
+
+
+def test_every_recipe_is_one_that_connect_takes() -> None:
+    from cmcr.connect import read_config
+    from cmcr.pipelines import load_pipelines, parse_place
+
+    for recipe in load_pipelines().pipelines.values():
+        config = read_config(recipe.connect.config)
+        encoders = [section.encoder for section in recipe.extract]
+        assert set(config.spaces) == set(encoders)
+        made = {
+            (section.encoder, source.modality, source.dataset)
+            for section in recipe.extract
+            for source in section.sources
+        }
+        for pair in recipe.evaluate.retrieval:
+            assert {parse_place(pair.query), parse_place(pair.gallery)} <= made
+        for name in config.train:
+            assert {(space, config.via, name) for space in config.spaces} <= made
+        assert set(config.memory) <= {dataset for _, _, dataset in made}
+
+
+def test_methods_and_settings_come_from_flags(demo: tuple[Path, Any, float]) -> None:
+    store = demo[0]
+    settings = ("--method", "procrustes", "--set", "centre=true", "--json")
+    done = json.loads(succeed("connect", "--via", "text", "--store", store, *settings).stdout)
+    assert Path(done["connection"]).name == "digits-procrustes-centred"
+    rows = json.loads(
+        succeed(
+            "evaluate", "retrieval", "--store", store,
+            "--connection", "digits-procrustes-centred", "--json",
+        ).stdout
+    )["results"]  # fmt: skip
+    assert best(rows, ("procrustes-centred",), "digits-clap", "mAP") > 0.8
+
+
+def test_new_recordings_are_found_by_their_labels(
+    demo: tuple[Path, Any, float], tmp_path: Path
+) -> None:
+    """A user's own folder, named as the Free Spoken Digit Dataset is, against the handwriting."""
+    import pyarrow.parquet as pq
+
+    shipped = pq.read_table(ROOT / "extract/digits/data/speech.parquet").to_pylist()
+    clips = [clip for clip in shipped if clip["split"] == "test"][:40]
+    import soundfile
+
+    for number, clip in enumerate(clips):
+        raw = tmp_path / "clip.flac"
+        raw.write_bytes(clip["audio"])
+        samples, rate = soundfile.read(raw)
+        (tmp_path / "own").mkdir(exist_ok=True)
+        label = int(clip.get("label", clip.get("digit")))
+        soundfile.write(tmp_path / f"own/{label}_voice_{number}.wav", samples, rate)
+    store = tmp_path / "store"
+    shutil.copytree(demo[0], store)
+    succeed(
+        "extract", "--encoder", "digits-clap", "--source", f"audio={tmp_path / 'own'}",
+        "--dataset", "own", "--store", store,
+    )  # fmt: skip
+    rows = json.loads(
+        succeed(
+            "evaluate", "retrieval", "--query", "digits-clap/audio:own",
+            "--query-where", f"take={','.join(map(str, range(30)))}", "--store", store, "--json",
+        ).stdout
+    )["results"]  # fmt: skip
+    assert best(rows, ("c-mcr",), "digits-clap/audio:own", "hit_rate@1") >= 0.85
+    assert rows[-1]["metrics"]["gallery_size"] == 30
+
+
+def test_info_and_verify_tell_what_there_is_and_what_is_wrong(
+    demo: tuple[Path, Any, float], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(demo[0], store)
+    told = json.loads(succeed("info", store, "--json").stdout)
+    assert len(told["datasets"]) == 6
+    assert {line["dim"] for line in told["datasets"]} == {64}
+    assert {line["encoder"] for line in told["datasets"]} == {"digits-clip", "digits-clap"}
+    assert told["connections"][0]["connection"] == "digits"
+    assert "speech-test" in succeed("info", store).stdout
+    succeed("verify", store)
+    (part,) = store.glob("*/*/dataset=speech-test/part-00000.parquet")
+    part.write_bytes(part.read_bytes()[:-9])
+    model = store / "connections/digits/model.safetensors"
+    model.write_bytes(model.read_bytes()[:-9])
+    done = cmcr("verify", store, "--json")
+    assert done.returncode == 1
+    wheres = [problem["where"] for problem in json.loads(done.stdout)["problems"]]
+    assert str(part) in wheres
+    assert any("connections/digits" in where for where in wheres)
+
+
+def test_import_brings_in_an_array(tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "x.npy", np.eye(4, dtype=np.float32))
+    place = ("--space", "mine", "--modality", "text", "--dataset", "words", "--store", tmp_path)
+    succeed("import", *place, "--embeddings", tmp_path / "x.npy")
+    assert json.loads(succeed("info", tmp_path, "--json").stdout)["datasets"][0]["rows"] == 4
+    np.save(tmp_path / "x.npy", np.full((4, 4), np.nan, dtype=np.float32))
+    assert "NaN" in refuse(1, "import", *place, "--embeddings", tmp_path / "x.npy")
+
+
+def test_connect_goes_on_after_a_kill(demo: tuple[Path, Any, float], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(demo[0], store)
+    again = [
+        sys.executable, "-m", "cmcr", "connect", "--via", "text", "--store", str(store),
+        "--name", "again",
+    ]  # fmt: skip
+    folder = store / "connections/again"
+    process = subprocess.Popen(again, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (folder / "training.jsonl").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "config.json").exists(), "the kill came too late to test anything"
+    subprocess.run(again, check=True, capture_output=True)
+    expected = store / "connections/digits/model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == expected.read_bytes()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "nothing"], 2, "one of: digits, clip-clap, ulip-clip"),
+        (["extract", "--encoder", "nothing"], 2, "no encoder named 'nothing'"),
+        (["extract", "--encoder", "digits-clip", "--source", "x.txt"], 2, "not MODALITY=WHERE"),
+        (["extract", "--encoder", "digits-clip", "--source", "smell=x"], 2, "modality"),
+        (["extract", "--encoder", "digits-clip", "--device", "cuda:99"], 2, "cuda:99"),
+        (["extract", "--encoder", "digits-clip:big", "--source", "text=x.txt"], 2, "'big'"),
+        (["extract", "--encoder", "digits-clip", "--checkpoint", "no.pt"], 1, "no.pt"),
+        (["connect", "--via", "text", "--set", "speed=9"], 2, "no setting 'speed'"),
+        (["connect", "--via", "audio"], 2, "--spaces and --train"),
+        (["connect", "--via", "text"], 2, "digits-clip/text:phrases"),
+        (["evaluate", "retrieval"], 2, "no connection 'digits'"),
+        (["info", "nowhere"], 2, "no store"),
+        (["verify", "nowhere"], 2, "no store"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    assert message in refuse(code, *arguments, cwd=tmp_path)
+
+
+# What is imported, and how fast
+
+
+def test_help_answers_at_once() -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        succeed("--help")
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
+
+
+def test_connect_and_evaluate_import_no_encoder_library() -> None:
+    program = (
+        "import sys, cmcr.connect, cmcr.evaluate;"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_seven_packages_import_together_offline() -> None:
+    program = "import torch, open_clip, laion_clap, faiss, pyarrow, typer, pydantic; print('all')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=240,
+    )
+    assert done.stdout.strip().endswith("all"), done.stderr
+
+
+def test_the_readme_uses_commands_that_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^(?:\$ )?cmcr (.+)$", readme, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        succeed(*shlex.split(command, comments=True), "--help")
