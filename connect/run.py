@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection import CONFIG, Connection, load_connection
+from cmcr.connect.connection import CONFIG, MODEL, Connection, load_connection
 from cmcr.connect.data import Pairs, SpaceData, Spaces, join, open_spaces
 from cmcr.connect.fit import fit
 from cmcr.connect.memory import aggregate
@@ -99,9 +99,11 @@ def _up_to_date(folder: Path, config: ConnectConfig, spaces: Spaces) -> Record |
 
 def _clear(folder: Path) -> None:
     """Take away an older connection and what a killed process left, but not the checkpoint."""
-    unfinished = folder.glob(".*.*.*")  # as `cmcr.files.replacing` names them
-    for leftover in (*unfinished, folder / CONFIG, folder / LOG):
-        leftover.unlink(missing_ok=True)
+    for name in (CONFIG, MODEL, LOG, CHECKPOINT):
+        for unfinished in folder.glob(f".{name}.*"):  # as `cmcr.files.replacing` names them
+            unfinished.unlink(missing_ok=True)
+    for name in (CONFIG, LOG):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _train(
