@@ -1,0 +1,274 @@
+"""The digits world: what ships in the package is what its documentation says.
+
+    pytest tests/test_digits.py
+
+FSDD is not part of the package, so the accuracy on it is only printed by `pretrain`.
+"""
+
+import io
+import json
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from cmcr.embeddings.schema import Modality, canonical_json
+from cmcr.errors import EncoderError, SourceError, UsageError
+from cmcr.extract.digits import phrases as written
+from cmcr.extract.digits.branches import shipped
+from cmcr.extract.digits.phrases import Kind, phrases
+from cmcr.extract.digits.sources import BUILTIN
+from cmcr.extract.digits.speech import SHIPPED
+from cmcr.extract.encoder import Encoder, load_encoder
+from cmcr.extract.items import Decoded, Item, Waveform
+
+NAMES = ("digits-clip", "digits-clap")
+SPLITS = ("train", "test")
+KINDS: dict[str, tuple[Kind, Kind]] = {
+    "digits-clip": ("picture", "either"),
+    "digits-clap": ("recording", "either"),
+}
+
+
+@cache
+def encoder(name: str) -> Encoder:
+    return load_encoder(name)
+
+
+@cache
+def items(source: str) -> tuple[Item, ...]:
+    return tuple(BUILTIN[source].read())
+
+
+def decode(modality: Modality, content: str | bytes | None) -> Decoded:
+    if isinstance(content, bytes) and modality == "image":
+        return Image.open(io.BytesIO(content))
+    if isinstance(content, bytes):
+        import soundfile
+
+        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+        return Waveform(samples.T, rate)
+    assert isinstance(content, str)
+    return content
+
+
+def preprocessed(name: str, modality: Modality, contents: list) -> Tensor:
+    return torch.stack(
+        [encoder(name).preprocess(modality, decode(modality, content)) for content in contents]
+    )
+
+
+def tone(rate: int = 8000, seconds: float = 0.5) -> Waveform:
+    time = np.arange(int(rate * seconds), dtype=np.float32) / rate
+    return Waveform(np.sin(2 * np.pi * 440 * time)[None].astype(np.float32), rate)
+
+
+def drawn(digit: int, size: int, ink: int, paper: int) -> Image.Image:
+    image = Image.new("L", (size, size), paper)
+    font = ImageFont.load_default(size * 0.7)
+    ImageDraw.Draw(image).text((size / 2, size / 2), str(digit), ink, font, anchor="mm")
+    return image
+
+
+@cache
+def classes(name: str) -> Tensor:
+    asked = phrases(*KINDS[name])
+    embedded = encoder(name).encode(
+        "text", preprocessed(name, "text", [phrase.text for phrase in asked])
+    )
+    digits = torch.tensor([phrase.digit for phrase in asked])
+    means = torch.stack([embedded[digits == digit].mean(0) for digit in range(10)])
+    return torch.nn.functional.normalize(means, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "least"),
+    [
+        ("digits-clip", "digits/handwriting-test", 0.97),
+        ("digits-clap", "digits/speech-test", 0.95),
+    ],
+)
+def test_zero_shot_on_held_out_inputs(name: str, source: str, least: float) -> None:
+    modality = BUILTIN[source].modality
+    inputs = preprocessed(name, modality, [item.content for item in items(source)])
+    answers = (encoder(name).encode(modality, inputs) @ classes(name).T).argmax(1)
+    digits = torch.tensor([int(item.label[0]) for item in items(source)])
+    assert (answers == digits).float().mean() >= least
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_phrases_of_the_other_kind_are_understood(name: str) -> None:
+    embedded = encoder(name).encode(
+        "text", preprocessed(name, "text", [phrase.text for phrase in phrases()])
+    )
+    digits = torch.tensor([phrase.digit for phrase in phrases()])
+    assert ((embedded @ classes(name).T).argmax(1) == digits).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize(("ink", "paper"), [(255, 0), (0, 255), (230, 40)])
+@pytest.mark.parametrize("size", [28, 300])
+def test_a_picture_from_elsewhere_is_recognised(size: int, ink: int, paper: int) -> None:
+    inputs = torch.stack(
+        [
+            encoder("digits-clip").preprocess("image", drawn(digit, size, ink, paper))
+            for digit in range(10)
+        ]
+    )
+    answers = (encoder("digits-clip").encode("image", inputs) @ classes("digits-clip").T).argmax(1)
+    assert (answers == torch.arange(10)).sum() >= 8
+
+
+def test_bridge_phrases() -> None:
+    templates = [*written.PICTURE, *written.RECORDING, *written.EITHER]
+    texts = [item.content for item in items("digits/phrases")]
+    assert len(set(templates)) == len(templates) >= 40
+    assert len(set(texts)) == len(texts) >= 800
+    assert Counter(item.label for item in items("digits/phrases")) == {
+        (str(digit),): len(texts) // 10 for digit in range(10)
+    }
+
+
+def test_train_and_test_are_disjoint() -> None:
+    def voices(source: str) -> set[str]:
+        return {item.extra["voice"] for item in items(source)}
+
+    assert len(voices("digits/speech-test")) >= 15
+    assert not voices("digits/speech-train") & voices("digits/speech-test")
+    for kind in ("handwriting", "speech"):
+        train, test = ({item.content for item in items(f"digits/{kind}-{s}")} for s in SPLITS)
+        assert not train & test
+    assert sum(len(items(f"digits/handwriting-{split}")) for split in SPLITS) == 1797
+
+
+def test_every_id_names_one_item() -> None:
+    ids = [item.id for source in BUILTIN for item in items(source)]
+    assert len(set(ids)) == len(ids)
+    assert all(item.group is None for source in BUILTIN for item in items(source))
+
+
+def test_sources_have_a_stable_hash() -> None:
+    hashes = {source: BUILTIN[source].sha256() for source in BUILTIN}
+    assert hashes == {source: BUILTIN[source].sha256() for source in BUILTIN}
+    assert len(set(hashes.values())) == len(BUILTIN)
+
+
+def test_shipped_files_are_small() -> None:
+    assert SHIPPED.stat().st_size <= 4e6
+    assert all(shipped(name).stat().st_size <= 2e6 for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("digits-clip", "digits/handwriting-test"),
+        ("digits-clip", "digits/phrases"),
+        ("digits-clap", "digits/speech-test"),
+        ("digits-clap", "digits/phrases"),
+    ],
+)
+def test_embeddings_do_not_depend_on_the_batch(name: str, source: str) -> None:
+    modality = BUILTIN[source].modality
+    contents = [item.content for item in items(source)[::23][:16]]
+    inputs = preprocessed(name, modality, contents)
+    together = encoder(name).encode(modality, inputs)
+    alone = torch.cat([encoder(name).encode(modality, one) for one in inputs.split(1)])
+    assert together.shape == (len(inputs), 64)
+    assert together.dtype == torch.float32
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(len(inputs)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pickled_encoder_gives_the_same_numbers(name: str) -> None:
+    copy: Encoder = pickle.loads(pickle.dumps(encoder(name)))
+    assert canonical_json(copy.fingerprint()) == canonical_json(encoder(name).fingerprint())
+    inputs = preprocessed(name, "text", ["seven", "", "ÄÖ" * 500, "the number 7"])
+    assert torch.equal(copy.preprocess("text", "seven"), inputs[0])
+    assert torch.equal(copy.encode("text", inputs), encoder(name).encode("text", inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fingerprint(name: str) -> None:
+    fingerprint = encoder(name).fingerprint()
+    assert fingerprint["encoder"] == name
+    assert set(fingerprint["preprocessing"]) == encoder(name).modalities
+    assert len(fingerprint["checkpoint_sha256"]) == 64
+    json.dumps(fingerprint)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (8, 8), (37, 91)])
+def test_any_picture_is_taken(mode: str, size: tuple[int, int]) -> None:
+    cells = encoder("digits-clip").preprocess("image", Image.new(mode, size))
+    assert torch.isfinite(cells).all()
+
+
+@pytest.mark.parametrize("rate", [4000, 8000, 11025, 44100, 96000])
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 3.0])
+def test_any_sample_rate_and_length_is_taken(rate: int, seconds: float) -> None:
+    preprocess = encoder("digits-clap").preprocess
+    mono = tone(rate, seconds)
+    stereo = Waveform(np.repeat(mono.samples, 2, axis=0), rate)
+    assert torch.isfinite(preprocess("audio", mono)).all()
+    assert torch.equal(preprocess("audio", stereo), preprocess("audio", stereo))
+    torch.testing.assert_close(preprocess("audio", stereo), preprocess("audio", mono))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros((1, 0), np.float32),
+        np.zeros((2, 8000), np.float32),
+        np.full((1, 8000), np.nan, np.float32),
+        np.array([[0.1, np.inf, 0.2]], np.float32),
+    ],
+    ids=["empty", "silent", "nan", "inf"],
+)
+def test_bad_audio_is_a_source_error(samples: np.ndarray) -> None:
+    with pytest.raises(SourceError):
+        encoder("digits-clap").preprocess("audio", Waveform(samples, 8000))
+
+
+def garbage(file: Path) -> None:
+    file.write_bytes(b"not safetensors at all")
+
+
+def another_encoder(file: Path) -> None:
+    file.write_bytes(shipped("digits-clap").read_bytes())
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(shipped("digits-clip").read_bytes()[:5000])
+
+
+def missing(file: Path) -> None:
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("spoil", [garbage, another_encoder, truncated, missing])
+def test_wrong_checkpoint(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    file = tmp_path / "weights.safetensors"
+    spoil(file)
+    with pytest.raises(EncoderError, match=r"where: .*weights\.safetensors"):
+        load_encoder("digits-clip", checkpoint=file)
+
+
+def test_a_copy_of_the_weights_is_the_same_encoder(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(shipped("digits-clip").read_bytes())
+    copy = load_encoder("digits-clip", checkpoint=file)
+    assert copy.fingerprint() == encoder("digits-clip").fingerprint()
+
+
+def test_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="no variant"):
+        load_encoder("digits-clip:large")
+    with pytest.raises(UsageError, match="does not embed audio"):
+        encoder("digits-clip").preprocess("audio", tone())
