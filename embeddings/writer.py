@@ -100,11 +100,15 @@ def _as_in_manifest(folder: Path, path: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the dataset has its manifest and every part in it its size."""
+    """Whether the dataset has its manifest and every part in it its size.
+
+    Looks at all parts: `finished_part` takes away each that is cut short.
+    """
     if not (folder / MANIFEST).exists():
         return False
     parts = range(len(read_manifest(folder).parts))
-    return all([finished_part(folder, index) for index in parts])
+    whole = [finished_part(folder, index) for index in parts]
+    return all(whole)
 
 
 def finish(folder: Path, description: Description, parts: int) -> Manifest | None:
