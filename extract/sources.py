@@ -128,8 +128,8 @@ def _folder(modality: Modality, folder: Path, pattern: str | None) -> Source:
         relative = path.relative_to(folder).as_posix()
         digest.update(f"{relative}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         total += 1
-        for name, layout in FILE_NAMES.items():
-            known[name] = known[name] and layout.fullmatch(relative) is not None
+        for name, file_name in FILE_NAMES.items():
+            known[name] = known[name] and file_name.fullmatch(relative) is not None
     if not total:
         raise SourceError(
             f"the folder holds no {modality} files",

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("open_clip", "laion_clap", "torchvision", "transformers")
+PHRASES = "text=builtin:digits/phrases"
 CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred")
 
 
@@ -285,7 +286,7 @@ def test_connect_goes_on_after_a_kill(demo: tuple[Path, Any, float], tmp_path: P
         (["extract", "--encoder", "digits-clip", "--source", "x.txt"], 2, "not MODALITY=WHERE"),
         (["extract", "--encoder", "digits-clip", "--source", "smell=x"], 2, "modality"),
         (["extract", "--encoder", "digits-clip", "--device", "cuda:99"], 2, "cuda:99"),
-        (["extract", "--encoder", "digits-clip:big", "--source", "text=x.txt"], 2, "'big'"),
+        (["extract", "--encoder", "digits-clip:big", "--source", PHRASES], 2, "no variant 'big'"),
         (["extract", "--encoder", "digits-clip", "--checkpoint", "no.pt"], 1, "no.pt"),
         (["connect", "--via", "text", "--set", "speed=9"], 2, "no setting 'speed'"),
         (["connect", "--via", "audio"], 2, "--spaces and --train"),
