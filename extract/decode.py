@@ -1,108 +1,117 @@
 """From an item to what an encoder takes: pictures, waveforms, points and text.
 
 Runs in worker processes. Whatever is wrong with one input is an exception for that input; the
-caller records it and goes on.
+caller records its first line and goes on. So messages say all they know in that line, and never
+an address in memory: the same bad file gives the same row of failures.parquet.
 """
 
 import io
 import os
-import struct
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
-import numpy as np
+from typing import BinaryIO
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
-from cmcr.extract.items import Decoded, Item, Waveform
+from cmcr.extract.audio import read_audio
+from cmcr.extract.images import read_image
+from cmcr.extract.items import Decoded, Item
+from cmcr.extract.pointclouds import read_points
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+LONGEST_TEXT = 1 << 20  # bytes
+LARGEST_MEMBER = 1 << 30  # bytes of one file in a tar, which is held in memory
 
-SAMPLE_RATES = range(1_000, 768_001)  # Hz
-LONGEST_AUDIO = 4 * 3600 * 48_000  # samples over all channels; 4 h of 48 kHz mono
+
+@dataclass(frozen=True, slots=True)
+class Refused(Item):
+    """An input that its source found unusable: `decode` raises a SourceError with `why`."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Item):
+    """Encoded media that lie inside a larger file: the worker that decodes them reads them."""
+
+    file: str = ""
+    offset: int = 0
+    size: int = 0
 
 
 def decode(modality: Modality, item: Item) -> Decoded:
     """The decoded input. Raises SourceError, OSError or the decoder's own error."""
+    if isinstance(item, Refused):
+        raise SourceError(item.why)
     if modality == "text":
         return _text(item)
+    with _opened(item) as file:
+        if modality == "image":
+            return read_image(file)
+        if modality == "audio":
+            return read_audio(file)
+        return read_points(file, Path(item.uri).suffix.lower())
+
+
+def file_uri(path: str | Path) -> str:
+    """`path` itself, or as a file: URI where its bytes are not UTF-8 and no column can hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))
+    return str(path)
+
+
+def _local(uri: str) -> Path:
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)
+
+
+@contextmanager
+def _opened(item: Item) -> Iterator[BinaryIO]:
+    """The encoded media as a file. Only regular files: a pipe or a device might never answer."""
     if isinstance(item.content, bytes):
-        return _DECODERS[modality](io.BytesIO(item.content))
-    path = Path(item.uri)
-    if path.stat().st_size == 0:
+        if not item.content:
+            raise SourceError("the file is empty")
+        yield io.BytesIO(item.content)
+        return
+    if isinstance(item, Slice):
+        yield _read_slice(item)
+        return
+    path = _local(item.uri)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise SourceError(f"this is {kind}, not a file")
+    if not status.st_size:
         raise SourceError("the file is empty")
     with path.open("rb") as file:
-        return _DECODERS[modality](file)
+        yield file
+
+
+def _read_slice(item: Slice) -> BinaryIO:
+    if not item.size:
+        raise SourceError("the file is empty")
+    if item.size > LARGEST_MEMBER:
+        raise SourceError(f"more than {LARGEST_MEMBER >> 20} MiB are too large for a file in a tar")
+    with _local(item.file).open("rb") as file:
+        file.seek(item.offset)
+        return io.BytesIO(file.read(item.size))
 
 
 def _text(item: Item) -> str:
     if isinstance(item.content, str):
         text = item.content
     else:
-        text = Path(item.uri).read_text(encoding="utf-8")
+        with _opened(item) as file:
+            encoded = file.read(LONGEST_TEXT + 1)
+        if len(encoded) > LONGEST_TEXT:
+            raise SourceError(f"more than {LONGEST_TEXT >> 10} KiB are not one text")
+        text = encoded.decode("utf-8-sig")
     if not text.strip():
         raise SourceError("the text is empty")
     return text
-
-
-def _image(file: BinaryIO) -> "Image":
-    import warnings
-
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(file)
-        image.load()
-    return image
-
-
-def _audio(file: BinaryIO) -> Waveform:
-    import soundfile
-
-    _refuse_cut_wav(file)
-    with soundfile.SoundFile(file) as sound:
-        if sound.samplerate not in SAMPLE_RATES:
-            raise SourceError(f"a sample rate of {sound.samplerate} Hz is not audio")
-        if sound.frames * sound.channels > LONGEST_AUDIO:
-            raise SourceError(f"{sound.frames / sound.samplerate / 3600:.1f} h is too long")
-        samples = sound.read(dtype="float32", always_2d=True).T  # (channels, frames)
-        if samples.shape[1] < sound.frames:
-            raise SourceError(f"cut short: {samples.shape[1]} of {sound.frames} frames are there")
-    if not samples.shape[1]:
-        raise SourceError("the audio has no samples")
-    if not np.isfinite(samples).all():
-        raise SourceError("a sample is NaN or infinite")
-    return Waveform(np.ascontiguousarray(samples), sound.samplerate)
-
-
-def _refuse_cut_wav(file: BinaryIO) -> None:
-    """libsndfile reads a truncated WAV to where it ends and says nothing; its header tells."""
-    header = file.read(12)
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if len(header) == 12 and header[:4] == b"RIFF" and header[8:] == b"WAVE":
-        (promised,) = struct.unpack("<I", header[4:8])
-        unknown = promised in (0, 0xFFFFFFFF)  # written by a program that could not seek back
-        if not unknown and promised + 8 > size + 1:
-            raise SourceError(f"cut short: the header promises {promised + 8} bytes, not {size}")
-
-
-def _pointcloud(file: BinaryIO) -> np.ndarray:
-    loaded = np.load(file, allow_pickle=False)
-    points = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
-    if points.ndim != 2 or points.shape[1] < 3 or not len(points):
-        raise SourceError(f"a point cloud is an (n, 3) array, this is {points.shape}")
-    xyz = points[:, :3].astype(np.float32)  # (n, 3)
-    if not np.isfinite(xyz).all():
-        raise SourceError("a coordinate is NaN or infinite")
-    return xyz
-
-
-_DECODERS: Mapping[Modality, Callable[[BinaryIO], Decoded]] = {
-    "audio": _audio,
-    "image": _image,
-    "pointcloud": _pointcloud,
-}

@@ -1,0 +1,141 @@
+"""Point clouds from arrays, and from meshes by sampling their surface.
+
+    points = read_points(file, ".off")    # (n, 3) float32
+
+    .npy .npz           an (n, 3) array, or wider: the first three columns are x, y, z
+    .ply .off .obj      a mesh becomes SAMPLED points, uniform over its area, the same every time;
+                        a file without faces is its vertices
+
+Nothing is unpickled, and no material or texture that a file names is looked for.
+"""
+
+import io
+import os
+import re
+import warnings
+import zipfile
+from typing import BinaryIO
+
+import numpy as np
+
+from cmcr.errors import SourceError
+
+SAMPLED = 16_384  # twice what ULIP thins out to
+LARGEST_ARRAY = 1 << 30  # bytes
+LARGEST_MESH = 1 << 28  # bytes; parsing the text formats takes some twenty times that
+_COLUMNS = range(3, 17)  # xyz, and normals, colours or classes
+
+
+def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
+    """The points in `file`, (n, 3) float32, of the format that `suffix` names.
+
+    Raises SourceError for a file that cannot be read as such, one without points or surface,
+    coordinates that are not finite, and one too large to hold in memory.
+    """
+    if suffix in (".npy", ".npz"):
+        points = _array(file, suffix)
+    elif suffix in (".ply", ".off", ".obj"):
+        points = _mesh(file, suffix)
+    else:
+        raise SourceError(
+            f"point clouds are not read from {suffix or 'a file without suffix'}, but from "
+            ".npy .npz .ply .off .obj"
+        )
+    if not len(points):
+        raise SourceError("the point cloud has no points")
+    with np.errstate(over="ignore"):
+        xyz = points[:, :3].astype(np.float32)  # (n, 3)
+    if not np.isfinite(xyz).all():
+        raise SourceError("a coordinate is NaN or infinite")
+    return xyz
+
+
+def _array(file: BinaryIO, suffix: str) -> np.ndarray:
+    _refuse_large(_size(file), LARGEST_ARRAY)
+    try:
+        if suffix == ".npz":
+            with zipfile.ZipFile(file) as archive:
+                _refuse_large(sum(entry.file_size for entry in archive.infolist()), LARGEST_ARRAY)
+            file.seek(0)
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            points = loaded
+        elif loaded.files:
+            points = loaded[loaded.files[0]]
+        else:
+            raise SourceError("the .npz holds no array")
+    except SourceError:
+        raise
+    except Exception as error:  # of NumPy, zipfile, zlib, tokenize, ast
+        why = re.sub(r" at 0x[0-9a-f]+", "", str(error))
+        raise SourceError(f"not an array that is read without unpickling: {why}") from error
+    if points.ndim != 2 or points.shape[1] not in _COLUMNS or points.dtype.kind not in "fiu":
+        raise SourceError(
+            f"a point cloud is an (n, 3) array of numbers, this is {points.dtype} {points.shape}"
+        )
+    return points
+
+
+def _mesh(file: BinaryIO, suffix: str) -> np.ndarray:
+    import trimesh
+
+    _refuse_large(_size(file), LARGEST_MESH)
+    content = file.read()
+    _refuse_cut(content, suffix)
+    try:
+        with warnings.catch_warnings():
+            # NumPy's, where a line of an ASCII PLY is only in part made of numbers
+            warnings.filterwarnings("error", "string or file could not be read")
+            scene = trimesh.load_scene(
+                io.BytesIO(content),  # nameless, so that nothing beside the file can be found
+                file_type=suffix[1:],
+                process=False,
+                skip_materials=True,
+            )
+    except DeprecationWarning:
+        raise SourceError("cut short, or no numbers where coordinates should be") from None
+    except Exception as error:  # the parsers stumble as they like over what is no mesh
+        raise SourceError(f"not a {suffix} file that can be read: {error}") from error
+    vertices = [np.asarray(part.vertices) for part in scene.geometry.values()]  # each (n, 3)
+    if not all(block.ndim == 2 and block.shape[1] == 3 for block in vertices):
+        raise SourceError("the vertices have not three coordinates each")
+    if not all(np.isfinite(block).all() for block in vertices):
+        raise SourceError("a coordinate is NaN or infinite")
+    mesh = scene.to_mesh()
+    if not len(mesh.faces):
+        return np.concatenate([np.empty((0, 3)), *vertices])
+    if not np.any(mesh.area_faces > 0):
+        raise SourceError("the mesh has no surface: all its faces are points or lines")
+    sampled: np.ndarray = trimesh.sample.sample_surface(mesh, SAMPLED, seed=0)[0]  # (n, 3)
+    return sampled
+
+
+def _refuse_cut(content: bytes, suffix: str) -> None:
+    """The text formats count their lines at the top; trimesh takes fewer as they are."""
+    if suffix == ".ply" and re.match(rb"ply\s+format ascii", content):
+        header, _, body = content.partition(b"end_header")
+        promised = sum(map(int, re.findall(rb"^element \w+ (\d+)", header, re.MULTILINE)))
+    elif suffix == ".off":
+        content = re.sub(rb"#.*", b"", content)
+        counts = re.match(rb"\s*\w*OFF\s*(\d+)\s+(\d+)[^\r\n]*", content)
+        if counts is None:
+            raise SourceError("not an .off file: it does not start with OFF and two counts")
+        promised, body = int(counts[1]) + int(counts[2]), content[counts.end() :]
+    else:
+        return
+    lines = sum(1 for _ in re.finditer(rb"\S[^\r\n]*", body))
+    if lines < promised:
+        raise SourceError(f"cut short: {lines} of {promised} vertices and faces are there")
+
+
+def _size(file: BinaryIO) -> int:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _refuse_large(size: int, largest: int) -> None:
+    if size > largest:
+        raise SourceError(
+            f"{size >> 20} MiB is too large for one point cloud: {largest >> 20} MiB are read"
+        )

@@ -1,0 +1,77 @@
+"""What the kinds of source have in common: the Source itself, and fields made fit for a column.
+
+A manifest's row and a sample's JSON say what they like; a shard holds UTF-8 strings, lists of
+them, and nulls. Nothing that a source can say may stop the writing of a part.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cmcr.embeddings import Modality
+from cmcr.extract.items import Item
+
+SUFFIXES: Mapping[Modality, frozenset[str]] = {
+    "audio": frozenset([
+        ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf",
+        ".m4a", ".aac", ".mp4", ".wma", ".webm", ".mka", ".amr", ".ac3",
+    ]),
+    "image": frozenset([
+        ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
+        ".heic", ".heif",  # not read: but failures are seen, and gaps are not
+    ]),
+    "pointcloud": frozenset([".npy", ".npz", ".ply", ".off", ".obj"]),
+    "text": frozenset([".txt"]),
+}  # fmt: skip
+TEXT_COLUMNS = ("text", "caption")
+OWN = ("id", "path", "label", "group", *TEXT_COLUMNS)  # what a row says of its item
+RESERVED = ("embedding", "uri", "space", "modality", "dataset")  # the store's own
+
+
+@dataclass(frozen=True)
+class Source:
+    """A re-readable sequence of items. `columns` are the names in every item's `extra`."""
+
+    modality: Modality
+    name: str
+    description: Mapping[str, Any]
+    items: Callable[[], Iterator[Item]]
+    total: int
+    columns: tuple[str, ...] = ()
+
+
+def valid(text: str) -> str:
+    """`text` without the halves of characters that JSON can spell and UTF-8 cannot."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def as_text(value: Any) -> str | None:
+    """A field as a column holds it: None for what is missing, JSON for what is nested."""
+    if value is None or value != value:  # NaN is how pandas says that it has none
+        return None
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return valid(str(value))
+
+
+def labels(value: Any) -> tuple[str, ...]:
+    """One label, or a list of them."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return tuple(text for text in map(as_text, values) if text)
+
+
+def column(name: str) -> str:
+    """The column that a field of a source becomes: its name, apart from those of the store."""
+    return f"{name}_" if name in RESERVED else valid(name)
+
+
+def columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns that fields of these names become, each once, without the item's own."""
+    return tuple(dict.fromkeys(column(name) for name in names if name not in OWN))
+
+
+def extra(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a row says beyond its item's own fields, by column."""
+    fields = {column(name): as_text(value) for name, value in row.items() if name not in OWN}
+    return {name: text for name, text in fields.items() if text is not None}
