@@ -59,6 +59,15 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
+class Amp(StrEnum):
+    """How numbers are kept while a GPU encodes."""
+
+    auto = "auto"
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 def main() -> None:
     """Run the command line; a mistake that a user can mend ends without a traceback."""
     try:
@@ -113,8 +122,8 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="MODALITY=WHERE",
-            help="WHERE: a folder, .txt, .csv, .tsv, .jsonl, .parquet or builtin:NAME. "
-            "Can be repeated.",
+            help="WHERE: a folder, .txt, .csv, .tsv, .jsonl, .parquet, a webdataset .tar or "
+            "builtin:NAME. Can be repeated.",
         ),
     ] = None,
     dataset: Annotated[
@@ -131,7 +140,13 @@ def extract(
         Path | None, typer.Option(help="Weights, in the publisher's own layout.")
     ] = None,
     store: Store = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Inputs encoded at once.")] = 128,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Inputs encoded at once.", show_default="what fits"),
+    ] = None,
+    amp: Annotated[
+        Amp, typer.Option(help="Mixed precision on CUDA; auto is bf16 where the GPU has it.")
+    ] = Amp.auto,
     part_rows: Annotated[int, typer.Option(min=1, help="Inputs in one Parquet part.")] = 8192,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Decoding processes.", show_default="one a core")
@@ -161,6 +176,7 @@ def extract(
         place,
         device,
         batch_size=batch_size,
+        amp=amp.value,
         part_rows=part_rows,
         workers=workers,
         max_failures=max_failures,
@@ -361,6 +377,15 @@ def encoders(as_json: Json = False) -> None:
             }
         )
     answer({"encoders": lines}) if as_json else print_table(lines)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can run, and what to do about what is missing."""
+    from cmcr.doctor import examine
+
+    lines = [finding._asdict() for finding in examine()]
+    answer({"findings": lines}) if as_json else print_table(lines)
 
 
 @app.command()

@@ -6,6 +6,7 @@
 Nothing heavy is imported before a stage needs it.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +97,9 @@ def extract_datasets(
     encoder = load_encoder(
         section.encoder, checkpoint=section.checkpoint, device=str(find_device(device))
     )
+    space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
     for source, dataset in sources:
-        yield extract(store, encoder, source, dataset, **options)
+        yield extract(store, encoder, source, dataset, space=space, **options)
 
 
 # connect

@@ -4,17 +4,18 @@ An encoder is a frozen pretrained MCR. The registry is the entry-point group `cm
 cmcr's own encoders are registered there like anybody else's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.embeddings.schema import Modality
-from cmcr.errors import UsageError
+from cmcr.errors import CmcrError, UsageError
 from cmcr.extract.items import Decoded
 
 GROUP = "cmcr.encoders"
@@ -22,11 +23,18 @@ GROUP = "cmcr.encoders"
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen MCR: modalities in, unit vectors of one space out."""
+    """A frozen MCR: modalities in, unit vectors of one space out.
+
+    Three more things are used where an encoder has them: `ready(modality)` raises EncoderError
+    before anything is written when something that the modality needs is not there,
+    `count_truncated(batch)` says how many texts of a preprocessed batch were cut, and
+    `worker_imports` names modules that take long to import and that `preprocess` needs.
+    """
 
     name: str
     modalities: frozenset[Modality]
     dim: int
+    device: torch.device
 
     def fingerprint(self) -> Mapping[str, Any]:
         """What decides the numbers: at least `checkpoint_sha256` and `preprocessing`."""
@@ -59,6 +67,7 @@ class EncoderSpec:
     dim: int
     licence: str  # of the weights
     weights_present: Callable[[], bool]
+    lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the cure
 
 
 def registered() -> dict[str, EntryPoint]:

@@ -15,19 +15,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmcr.embeddings import Modality
 from cmcr.embeddings.parts import Failure
+from cmcr.errors import SourceError
 from cmcr.extract.decode import decode
 from cmcr.extract.encoder import Encoder
 from cmcr.extract.items import Item
 
-PREFETCH = 4  # batches ahead of the encoder, for each worker
+PREFETCH = 2  # batches ahead of the encoder, for each worker
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some items of one part; `last` marks the batch that completes it."""
+    """Some items of one part and their places in it; `last` marks the part's last batch."""
 
     part: int
     items: Sequence[Item]
+    places: Sequence[int]
     last: bool
 
 
@@ -37,9 +39,14 @@ class Loaded:
 
     part: int
     items: Sequence[Item]
+    places: Sequence[int]
     inputs: Tensor | None
     failures: Sequence[Failure]
     last: bool
+
+    def pin_memory(self) -> "Loaded":
+        """The same in page-locked memory, from which a copy to the GPU can run by the side."""
+        return self if self.inputs is None else replace(self, inputs=self.inputs.pin_memory())
 
 
 def load(
@@ -48,20 +55,31 @@ def load(
     """Decode and preprocess `batches` in `workers` processes (0: in this one), in order.
 
     Workers are forked from a server that has imported what they need and holds no CUDA context.
+    Raises SourceError when a worker is killed, as a decoder's crash or too little memory does.
     """
     context = multiprocessing.get_context("forkserver") if workers else None
     if context is not None:
-        context.set_forkserver_preload([__name__, type(encoder).__module__])
-    return iter(
-        DataLoader(
-            Decoding(encoder, modality),
-            batch_sampler=batches,  # type: ignore[arg-type]
-            num_workers=workers,
-            collate_fn=_unchanged,
-            prefetch_factor=PREFETCH if workers else None,
-            multiprocessing_context=context,
-        )
+        imports = getattr(encoder, "worker_imports", ())
+        context.set_forkserver_preload([__name__, type(encoder).__module__, *imports])
+    loader = DataLoader(
+        Decoding(encoder, modality),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=PREFETCH if workers else None,
+        multiprocessing_context=context,
     )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
+            raise
+        raise SourceError(
+            f"a process that decodes {modality} was killed: {str(error).splitlines()[0]}",
+            cure="run the command again, with fewer --workers if memory ran out; "
+            "finished parts are kept",
+        ) from error
 
 
 class Decoding(Dataset):
@@ -72,16 +90,17 @@ class Decoding(Dataset):
         self.modality = modality
 
     def __getitems__(self, batch: Batch) -> Loaded:
-        items, inputs, failures = [], [], []
-        for item in batch.items:
+        items, places, inputs, failures = [], [], [], []
+        for item, place in zip(batch.items, batch.places, strict=True):
             try:
                 inputs.append(self.preprocess(self.modality, decode(self.modality, item)))
             except Exception as error:  # decoders raise what they like
                 failures.append(failure(item, error))
             else:
                 items.append(replace(item, content=None) if self.modality != "text" else item)
+                places.append(place)
         stacked = torch.stack(inputs) if inputs else None  # (items, ...)
-        return Loaded(batch.part, items, stacked, failures, batch.last)
+        return Loaded(batch.part, items, places, stacked, failures, batch.last)
 
 
 def failure(item: Item, error: Exception) -> Failure:

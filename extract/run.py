@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,25 +26,30 @@ from cmcr.embeddings.schema import Precision
 from cmcr.embeddings.writer import begin, claim, finish, finished_part, is_complete
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.encoder import Encoder
+from cmcr.extract.encoding import BATCH_SIZES, Amp, Autocast, encode_batches, find_autocast
 from cmcr.extract.items import Item
-from cmcr.extract.loading import Batch, failure, load
+from cmcr.extract.loading import Batch, Loaded, failure, load
 from cmcr.extract.sources import Source
 from cmcr.progress import progress
 
 PART_ROWS = 8_192
-BATCH_SIZE = 128
 MAX_FAILURES = 0.01
 STAGES = ("read", "encode", "write")
 
 
 @dataclass
 class Summary:
-    """What one extraction did: rows in the dataset, rows made now, seconds spent in each stage."""
+    """What one extraction did.
+
+    Rows and failures in the dataset; rows made now, and texts among them that were too long for
+    the encoder; seconds spent in each stage.
+    """
 
     key: Key
     rows: int = 0
     failures: int = 0
     made: int = 0
+    truncated: int = 0
     finished: bool = True
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
@@ -61,6 +66,8 @@ class Summary:
         text = f"{self.key}  {self.rows:,} rows"
         if self.failures:
             text += f", {self.failures:,} failures"
+        if self.truncated:
+            text += f", {self.truncated:,} texts cut"
         if not self.made:
             return f"{text}  up to date" if self.finished else f"{text}  waiting for other shards"
         total = sum(self.seconds.values())
@@ -79,6 +86,7 @@ class Job:
     mine: range
     batch_size: int
     workers: int
+    autocast: Autocast | None
 
 
 @dataclass
@@ -87,11 +95,13 @@ class Rows:
 
     part: int
     items: list[Item] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     blocks: list[np.ndarray] = field(default_factory=list)  # (batch, D) each
     failures: list[Failure] = field(default_factory=list)
 
 
 Claims = dict[int, ExitStack]
+Step = TypeVar("Step")
 
 
 def extract(
@@ -100,7 +110,9 @@ def extract(
     source: Source,
     dataset: str,
     *,
-    batch_size: int = BATCH_SIZE,
+    space: str | None = None,
+    batch_size: int | None = None,
+    amp: Amp = "auto",
     part_rows: int = PART_ROWS,
     workers: int | None = None,
     max_failures: float = MAX_FAILURES,
@@ -111,13 +123,17 @@ def extract(
 ) -> Summary:
     """Embed `source` as a dataset of `store`, going on where an earlier run stopped.
 
-    `workers` None means one a core; `index` is a FAISS factory string, None for no index.
+    The space is called `space`, else as the encoder is. `batch_size` None is a size that suits
+    the modality; one that does not fit into the device's memory is halved. `amp` is the automatic
+    mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; `index` is
+    a FAISS factory string, None for no index.
     Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
     and whichever finds all parts there writes the manifest.
 
-    Raises UsageError for a modality that the encoder does not take, MismatchError when the
-    dataset holds rows that were made otherwise, SourceError when more than `max_failures` (a
-    share of the inputs) could not be embedded; what is finished is kept.
+    Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
+    what it needs for it, MismatchError when the dataset holds rows that were made otherwise,
+    SourceError when more than `max_failures` (a share of the inputs) could not be embedded; what
+    is finished is kept.
     """
     if source.modality not in encoder.modalities:
         raise UsageError(
@@ -126,15 +142,18 @@ def extract(
         )
     if not 0 <= shard_index < num_shards:
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
+    if ready := getattr(encoder, "ready", None):
+        ready(source.modality)
+    autocast = find_autocast(amp, encoder.device)
     description = Description(
-        space=encoder.name,
+        space=space or encoder.name,
         modality=source.modality,
         dataset=dataset,
         dim=encoder.dim,
         precision=precision,
         part_rows=part_rows,
         columns=source.columns,
-        encoder=dict(encoder.fingerprint()),
+        encoder={**encoder.fingerprint(), **({"autocast": autocast} if autocast else {})},
         source=dict(source.description),
     )
     folder = begin(store, description)
@@ -143,7 +162,8 @@ def extract(
         parts = -(-source.total // part_rows)
         mine = range(shard_index, parts, num_shards)
         cores = os.cpu_count() or 1 if workers is None else workers
-        job = Job(folder, description, encoder, source, mine, batch_size, cores)
+        size = batch_size or BATCH_SIZES[source.modality]
+        job = Job(folder, description, encoder, source, mine, size, cores, autocast)
         make_parts(job, summary, max_failures)
         summary.finished = finish(folder, description, parts) is not None
     if summary.finished:
@@ -172,7 +192,7 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
         advance(summary.rows + summary.failures)
         for wait in (False, True):
             writing: list[Future[float]] = []
-            for rows in encoded(job, plan(job, claims, wait), summary.seconds, advance):
+            for rows in encoded(job, plan(job, claims, wait), summary, advance):
                 writing.append(thread.submit(write_rows, job, rows, claims))
                 if len(writing) > 1:
                     summary.seconds["write"] += writing.pop(0).result()
@@ -195,18 +215,21 @@ def plan(job: Job, claims: Claims, wait: bool) -> Iterator[Batch]:
     """The batches to make, their parts claimed as the reader gets to them.
 
     With `wait`, a part that another process is making is waited for, and made here only if
-    that process ends without it.
+    that process ends without it. The texts of a part go by length, so that a batch is padded
+    little.
     """
     items = job.source.items()
     for part in range(job.mine[-1] + 1 if job.mine else 0):
         length = min(job.description.part_rows, job.source.total - part * job.description.part_rows)
-        of_part = itertools.islice(items, length)
+        of_part: Iterator[tuple[int, Item]] = enumerate(itertools.islice(items, length))
         held = ExitStack()
         if part in job.mine and held.enter_context(claim(job.folder, part, wait=wait)):
             claims[part] = held
+            if job.source.modality == "text":
+                of_part = iter(sorted(of_part, key=lambda placed: len(placed[1].content or "")))
             for start in range(0, length, job.batch_size):
-                chosen = list(itertools.islice(of_part, job.batch_size))
-                yield Batch(part, chosen, last=start + job.batch_size >= length)
+                places, chosen = zip(*itertools.islice(of_part, job.batch_size), strict=True)
+                yield Batch(part, chosen, places, last=start + job.batch_size >= length)
         else:
             held.close()
             for _ in of_part:
@@ -214,49 +237,72 @@ def plan(job: Job, claims: Claims, wait: bool) -> Iterator[Batch]:
 
 
 def encoded(
-    job: Job, batches: Iterator[Batch], seconds: dict[str, float], advance: Callable[[int], None]
+    job: Job, batches: Iterator[Batch], summary: Summary, advance: Callable[[int], None]
 ) -> Iterator[Rows]:
     """Decode and encode `batches`; yields each part when its last batch is through."""
+    modality = job.source.modality
+    loaded_batches = _timed(
+        load(batches, job.encoder, modality, job.workers), summary.seconds, "read"
+    )
     rows: Rows | None = None
-    started = time.perf_counter()
-    for loaded in load(batches, job.encoder, job.source.modality, job.workers):
-        read = time.perf_counter()
-        seconds["read"] += read - started
+    for loaded, vectors in _timed(
+        encode_batches(job.encoder, modality, loaded_batches, job.autocast),
+        summary.seconds,
+        "encode",
+        inner="read",
+    ):
         rows = rows or Rows(loaded.part)
         rows.failures += loaded.failures
-        if loaded.inputs is not None:
-            output = job.encoder.encode(job.source.modality, loaded.inputs)
-            vectors = output.float().cpu().numpy()  # (items, D)
-            sound = np.isfinite(vectors).all(axis=1)  # (items,)
-            rows.blocks.append(vectors[sound])
-            for item, finite in zip(loaded.items, sound, strict=True):
-                if finite:
-                    rows.items.append(item)
-                else:
-                    rows.failures.append(failure(item, SourceError("the encoder gave NaN")))
+        if modality == "text":
+            summary.truncated += _count_truncated(job.encoder, loaded)
+        sound = np.isfinite(vectors).all(axis=1)  # (items,)
+        rows.blocks.append(vectors[sound])
+        for item, place, finite in zip(loaded.items, loaded.places, sound, strict=True):
+            if finite:
+                rows.items.append(item)
+                rows.places.append(place)
+            else:
+                rows.failures.append(failure(item, SourceError("the encoder gave NaN")))
         advance(len(loaded.items) + len(loaded.failures))
-        started = time.perf_counter()
-        seconds["encode"] += started - read
         if loaded.last:
             yield rows
             rows = None
-            started = time.perf_counter()
+
+
+def _timed(
+    steps: Iterator[Step], seconds: dict[str, float], stage: str, inner: str = ""
+) -> Iterator[Step]:
+    """`steps`; the time each takes is added to `stage`, but for what was added to `inner`."""
+    while True:
+        started, before = time.perf_counter(), seconds.get(inner, 0.0)
+        step = next(steps, None)
+        seconds[stage] += time.perf_counter() - started - (seconds.get(inner, 0.0) - before)
+        if step is None:
+            return
+        yield step
+
+
+def _count_truncated(encoder: Encoder, loaded: Loaded) -> int:
+    count = getattr(encoder, "count_truncated", None)
+    return int(count(loaded.inputs)) if count and loaded.inputs is not None else 0
 
 
 def write_rows(job: Job, rows: Rows, claims: Claims) -> float:
     """Write a part and give up its claim; returns the seconds it took."""
     started = time.perf_counter()
     dim = job.description.dim
-    block = np.concatenate([np.empty((0, dim), np.float32), *rows.blocks])  # (rows, D)
+    order = np.argsort(rows.places)  # (rows,)
+    block = np.concatenate([np.empty((0, dim), np.float32), *rows.blocks])[order]  # (rows, D)
+    items = [rows.items[row] for row in order]
     columns: dict[str, list[Any]] = {
-        "id": [item.id for item in rows.items],
-        "uri": [item.uri for item in rows.items],
-        "text": [item.content if isinstance(item.content, str) else None for item in rows.items],
-        "label": [list(item.label) or None for item in rows.items],
-        "group": [item.group for item in rows.items],
+        "id": [item.id for item in items],
+        "uri": [item.uri for item in items],
+        "text": [item.content if isinstance(item.content, str) else None for item in items],
+        "label": [list(item.label) or None for item in items],
+        "group": [item.group for item in items],
     }
     for name in job.description.columns:
-        columns[name] = [item.extra.get(name) for item in rows.items]
+        columns[name] = [item.extra.get(name) for item in items]
     write_part(job.folder, job.description, rows.part, columns, block, rows.failures)
     claims.pop(rows.part).close()
     return time.perf_counter() - started

@@ -25,6 +25,7 @@ class Bytes:
     name = "bytes"
     modalities: frozenset[Modality] = frozenset(["audio", "image", "pointcloud", "text"])
     dim = 8
+    device = torch.device("cpu")
 
     def __init__(self, checkpoint: str = "0" * 64) -> None:
         self.checkpoint = checkpoint

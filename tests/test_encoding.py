@@ -1,0 +1,149 @@
+"""The device side of extraction: batches that do not fit, texts by length, cut texts, precision."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cmcr.embeddings import Key, open_dataset
+from cmcr.errors import EncoderError
+from cmcr.extract import Encoder, extract, open_source
+from cmcr.extract.encoding import find_autocast
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "lines.txt"
+    path.write_text("".join("x" * (1 + n * 37 % 50) + "\n" for n in range(50)))
+    return path
+
+
+def small_device(encoder: Encoder, fits: int) -> list[int]:
+    """Make `encoder` run out of memory on more than `fits` inputs; gives the sizes that ran."""
+    whole, ran = encoder.encode, []
+
+    def encode(modality: Any, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        ran.append(len(batch))
+        return whole(modality, batch)
+
+    encoder.encode = encode  # type: ignore[method-assign]
+    return ran
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_the_next(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    source = open_source("text", str(lines))
+    extract(tmp_path / "whole", encoder, source, "t", workers=0, batch_size=20)
+    ran = small_device(encoder, fits=6)
+    extract(tmp_path / "halved", encoder, source, "t", workers=0, batch_size=20)
+    assert ran == [5, 5, 5, 5, 5, 5, 5, 5, 5, 5]
+    key = Key("bytes", "text", "t")
+    whole, halved = (open_dataset(tmp_path / name, key) for name in ("whole", "halved"))
+    assert whole.ids() == halved.ids()
+    np.testing.assert_allclose(whole.embeddings(), halved.embeddings(), atol=1e-3)
+
+
+def test_an_input_that_never_fits_ends_with_an_error(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    small_device(encoder, fits=0)
+    with pytest.raises(EncoderError, match="too little memory to encode one text"):
+        extract(tmp_path / "store", encoder, open_source("text", str(lines)), "t", workers=0)
+
+
+def test_texts_go_by_length_and_come_back_in_order(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    seen: list[int] = []
+    preprocess = encoder.preprocess
+
+    def measured(modality: Any, item: Any) -> torch.Tensor:
+        seen.append(len(item))
+        return preprocess(modality, item)
+
+    encoder.preprocess = measured  # type: ignore[method-assign]
+    extract(tmp_path / "store", encoder, open_source("text", str(lines)), "t", workers=0)
+    assert seen == sorted(seen)
+    dataset = open_dataset(tmp_path / "store", Key("bytes", "text", "t"))
+    assert dataset.table(["text"])["text"].to_pylist() == lines.read_text().splitlines()
+
+
+def test_texts_that_were_cut_are_counted(tmp_path: Path, encoder: Encoder, lines: Path) -> None:
+    encoder.count_truncated = lambda batch: int(len(batch) > 0) * 3  # type: ignore[attr-defined]
+    source = open_source("text", str(lines))
+    summary = extract(tmp_path / "store", encoder, source, "t", workers=0, batch_size=25)
+    assert summary.truncated == 6
+    assert "6 texts cut" in str(summary)
+
+
+def test_what_a_modality_needs_is_looked_for_before_anything_is_written(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    def ready(modality: str) -> None:
+        raise EncoderError(f"no tokenizer for {modality}")
+
+    encoder.ready = ready  # type: ignore[attr-defined]
+    with pytest.raises(EncoderError, match="no tokenizer for text"):
+        extract(tmp_path / "store", encoder, open_source("text", str(lines)), "t", workers=0)
+    assert not (tmp_path / "store").exists()
+
+
+def test_mixed_precision_is_for_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert find_autocast("auto", cpu) is find_autocast("off", cuda) is None
+    for supported, expected in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
+        assert find_autocast("auto", cuda) == expected
+    assert find_autocast("fp16", cuda) == "float16"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
+    from cmcr.extract import load_encoder
+
+    source = open_source("audio", "builtin:digits/speech-test")
+    key = Key("digits-clap", "audio", "t")
+    vectors = []
+    for device, amp in (("cpu", "off"), ("cuda", "off"), ("cuda", "auto")):
+        store = tmp_path / f"{device}-{amp}"
+        extract(store, load_encoder("digits-clap", device=device), source, "t", amp=amp)  # type: ignore[arg-type]
+        vectors.append(open_dataset(store, key).embeddings().astype(np.float32))
+    cosines = [(vectors[0] * other).sum(axis=1).min() for other in vectors[1:]]
+    assert cosines[0] > 0.9999
+    assert cosines[1] > 0.999
+
+
+def test_a_decoder_that_kills_its_process_ends_with_an_error(tmp_path: Path, lines: Path) -> None:
+    program = tmp_path / "killer.py"
+    program.write_text(
+        textwrap.dedent(f"""
+        import os, sys, torch
+        from pathlib import Path
+        from cmcr.errors import CmcrError
+        from cmcr.extract import extract, load_encoder, open_source
+
+        def kill(modality, item):
+            os._exit(9)
+
+        if __name__ == "__main__":
+            encoder = load_encoder("digits-clip")
+            encoder.preprocess = kill
+            source = open_source("text", {str(lines)!r})
+            try:
+                extract(Path({str(tmp_path / "store")!r}), encoder, source, "t", workers=1)
+            except CmcrError as error:
+                print(error)
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=120
+    )
+    assert "a process that decodes text was killed" in done.stdout, done.stderr
