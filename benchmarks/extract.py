@@ -21,8 +21,8 @@ change the time. The files are made here. All use the same batch size, all cores
 same autocast, but for laion_clap, whose fusion does not work under it.
 
 Start-up counts for nobody: a way is run on a few files, then on those and N more, and its rate is
-N over the difference of the times; a run before that is not timed. Of ROUNDS of this, the shortest
-times count, for what else goes on in the machine only adds.
+N over the difference of the times; a run before that is not timed. All ways take turns, ROUNDS
+times, and the medians of the rounds' rates and ratios are printed, beside the ratios' range.
 """
 
 import argparse
@@ -57,7 +57,7 @@ from cmcr.extract.encoders.pointbert import PointBERT
 from cmcr.extract.encoding import BATCH_SIZES, find_autocast
 from cmcr.extract.items import Item
 
-ROUNDS = 2
+ROUNDS = 5
 CORES = len(os.sched_getaffinity(0))
 ENCODERS: dict[Modality, str] = {
     "image": "clip",
@@ -66,7 +66,7 @@ ENCODERS: dict[Modality, str] = {
     "pointcloud": "ulip",
 }
 # Smaller than what `extract` takes by default, so that a measurement ends sooner.
-CPU_BATCH_SIZES: dict[Modality, int] = {"image": 16, "audio": 4, "text": 128, "pointcloud": 4}
+CPU_BATCH_SIZES: dict[Modality, int] = {"image": 16, "audio": 4, "text": 64, "pointcloud": 4}
 WORDS = ["a", "the", "photo", "of", "two", "red", "dogs", "running", "on", "wet", "grass", "rain"]
 
 Way = Callable[[Sequence[Item]], object]  # embeds the items, or does a part of it
@@ -93,6 +93,27 @@ class Bench:
             yield items[start : start + self.batch_size]
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds that each way takes for so many inputs, (rounds,)."""
+
+    inputs: int
+    seconds: dict[str, np.ndarray]
+
+    def rate(self, way: str) -> str:
+        """Inputs per second, the median of the rounds."""
+        if way not in self.seconds:
+            return "—"
+        return f"{np.median(self.inputs / self.seconds[way]):,.1f}"
+
+    def ratio(self, way: str) -> str:
+        """Our rate to that of `way`: the median of the rounds, and the least and the largest."""
+        if way not in self.seconds:
+            return "—"
+        ratios = self.seconds[way] / self.seconds["ours"]
+        return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+
+
 def main() -> None:
     """Read the flags, measure, print."""
     parser = argparse.ArgumentParser(
@@ -110,9 +131,12 @@ def main() -> None:
     for modality in options.modality or ENCODERS:
         size = sizes[modality]
         count = options.items or 4 * CORES * size
+        if count < 2 * CORES * size:
+            parser.error(f"--items: at least {2 * CORES * size} {modality} inputs, two batches "
+                         "for each core; fewer say nothing")  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
-            rates = measure(modality, count, size, options.device, Path(folder))
-        print(row(modality, count, size, rates), flush=True)
+            times = measure(modality, count, size, options.device, Path(folder))
+        print(row(modality, size, times), flush=True)
 
 
 def machine(device: str) -> str:
@@ -123,24 +147,16 @@ def machine(device: str) -> str:
     return f"{CORES} cores of {cpu or platform.machine()}, {gpu}, torch {torch.__version__}"
 
 
-def row(modality: Modality, count: int, size: int, rates: dict[str, float]) -> str:
+def row(modality: Modality, size: int, times: Times) -> str:
     """One line of the table."""
-    cells = [modality, ENCODERS[modality], f"{count:,}", str(size)]
-    cells += [
-        f"{rates[way]:,.1f}" if way in rates else "—"
-        for way in ("ours", "loop", "peer", "decode", "forward", "floor")
-    ]
-    cells += [
-        f"{rates['ours'] / rates[way]:.2f}" if way in rates else "—"
-        for way in ("floor", "loop", "peer")
-    ]
+    cells = [modality, ENCODERS[modality], f"{times.inputs:,}", str(size)]
+    cells += [times.rate(way) for way in ("ours", "loop", "peer", "decode", "forward", "floor")]
+    cells += [times.ratio(way) for way in ("floor", "loop", "peer")]
     return f"| {' | '.join(cells)} |"
 
 
-def measure(
-    modality: Modality, count: int, size: int, device: str, folder: Path
-) -> dict[str, float]:
-    """Inputs per second of each way."""
+def measure(modality: Modality, count: int, size: int, device: str, folder: Path) -> Times:
+    """How long each way takes."""
     few = CORES * size
     checkpoint = WEIGHTS[ENCODERS[modality]](folder)
     where = FILES[modality](folder / modality, few + count)
@@ -162,18 +178,21 @@ def measure(
         if modality in PEERS:
             ways["peer"] = PEERS[modality](bench)
         items = list(bench.source.items())
-        seconds = {name: difference(way, items, few) for name, way in ways.items()}
-    rates = {name: count / spent for name, spent in seconds.items()}
+        seconds = differences(ways, items, few)
     shared = seconds["decode"] if device == "cpu" else 0.0
-    return rates | {"floor": count / (seconds["forward"] + shared)}
+    return Times(count, seconds | {"floor": seconds["forward"] + shared})
 
 
-def difference(way: Way, items: Sequence[Item], few: int) -> float:
-    """Seconds that `way` takes longer for all `items` than for the first `few`."""
-    way(items[:few])
-    rounds = [(timed(way, items[:few]), timed(way, items)) for _ in range(ROUNDS)]
-    shortest = [min(times) for times in zip(*rounds, strict=True)]
-    return shortest[1] - shortest[0]
+def differences(ways: dict[str, Way], items: Sequence[Item], few: int) -> dict[str, np.ndarray]:
+    """Seconds that each way takes longer for all `items` than for the first `few`, by round."""
+    for way in ways.values():
+        way(items[:few])
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):  # all ways take turns, so that a slow minute is slow for all
+        for name, way in ways.items():
+            shorter = timed(way, items[:few])
+            seconds[name].append(timed(way, items) - shorter)
+    return {name: np.array(times) for name, times in seconds.items()}
 
 
 def timed(way: Way, items: Sequence[Item]) -> float:

@@ -5,6 +5,7 @@ when it has room for them, and a source of any length is read as it is needed.
 """
 
 import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,6 +70,7 @@ def load(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=PREFETCH if workers else None,
         multiprocessing_context=context,
+        worker_init_fn=_give_way if encoder.device.type == "cpu" else None,
     )
     try:
         yield from loader
@@ -107,6 +109,15 @@ def failure(item: Item, error: Exception) -> Failure:
     """The row of `failures.parquet` for an item."""
     message = str(error).strip().partition("\n")[0]
     return {"id": item.id, "uri": item.uri, "error": type(error).__name__, "message": message}
+
+
+def _give_way(worker: int) -> None:
+    """Where the encoder computes on the same cores, let it go first.
+
+    Its threads wait for one another, so a worker that takes one core stops them all. With least
+    priority a worker decodes when the encoder has nothing to do, and then on every core.
+    """
+    os.nice(19)
 
 
 def _unchanged(loaded: Any) -> Any:

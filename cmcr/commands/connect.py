@@ -1,0 +1,54 @@
+"""`cmcr connect`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmcr.commands.options import Device, Json, Names, Recipe, Store
+from cmcr.commands.output import answer, say
+
+
+def connect(
+    via: Annotated[str | None, typer.Option(help="The modality that both spaces share.")] = None,
+    spaces: Annotated[str | None, typer.Option(metavar="A,B", help="What to connect.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="c-mcr, procrustes, ridge or identity.")
+    ] = None,
+    train: Names = None,
+    memory: Names = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other setting, such as noise_variance=0."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the connection, in the store.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Its folder.", show_default="STORE/connections/NAME")
+    ] = None,
+    store: Store = None,
+    device: Device = "auto",
+    pipeline: Recipe = None,
+    as_json: Json = False,
+) -> None:
+    """Train the projectors that connect two spaces, on shards alone."""
+    from cmcr.pipelines import load_pipelines
+    from cmcr.stages import choose_connection, connect_spaces
+
+    flags = {
+        "via": via,
+        "spaces": spaces and spaces.split(","),
+        "method": method,
+        "train": train,
+        "memory": memory,
+        "seed": seed,
+    }
+    config, title, default_store = choose_connection(
+        load_pipelines(), flags, settings or [], name, pipeline
+    )
+    connected = connect_spaces(config, title, store or default_store, out, device)
+    say(str(connected))
+    if as_json:
+        answer({"connection": str(connected.path), "fresh": connected.fresh})

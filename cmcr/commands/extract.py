@@ -1,0 +1,84 @@
+"""`cmcr extract`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmcr.commands.options import Amp, Device, Index, Json, Precision, Recipe, Store
+from cmcr.commands.output import answer, say
+
+
+def extract(
+    encoder: Annotated[str, typer.Option(help="NAME or NAME:VARIANT; see `cmcr encoders`.")],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=WHERE",
+            help="WHERE: a folder, .txt, .csv, .tsv, .jsonl, .parquet, a webdataset .tar or "
+            "builtin:NAME. Can be repeated.",
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name in the store.", show_default="the source's")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Of file names in a folder: named groups label, group and any other are columns.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights, in the publisher's own layout.")
+    ] = None,
+    store: Store = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Inputs encoded at once.", show_default="what fits"),
+    ] = None,
+    amp: Annotated[
+        Amp, typer.Option(help="Mixed precision on CUDA; auto is bf16 where the GPU has it.")
+    ] = Amp.auto,
+    part_rows: Annotated[int, typer.Option(min=1, help="Inputs in one Parquet part.")] = 8192,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Decoding processes.", show_default="one a core")
+    ] = None,
+    device: Device = "auto",
+    shard_index: Annotated[int, typer.Option(help="Which of --num-shards this is.")] = 0,
+    num_shards: Annotated[int, typer.Option(min=1, help="Processes that share the parts.")] = 1,
+    max_failures: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the inputs that may be bad.")
+    ] = 0.01,
+    precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
+    index: Index = "Flat",
+    pipeline: Recipe = None,
+    as_json: Json = False,
+) -> None:
+    """Turn media into embedding shards; goes on where an earlier run stopped."""
+    from cmcr.pipelines import load_pipelines
+    from cmcr.stages import choose_sources, extract_datasets
+
+    section, default_store = choose_sources(
+        load_pipelines(), encoder, source or [], dataset, pattern, checkpoint, pipeline
+    )
+    place = store or default_store
+    done = []
+    for summary in extract_datasets(
+        section,
+        place,
+        device,
+        batch_size=batch_size,
+        amp=amp.value,
+        part_rows=part_rows,
+        workers=workers,
+        max_failures=max_failures,
+        shard_index=shard_index,
+        num_shards=num_shards,
+        precision=precision.value,
+        index=None if index == "none" else index,
+    ):
+        say(str(summary))
+        done.append(summary)
+    if as_json:
+        answer({"store": str(place), "datasets": [summary.as_dict() for summary in done]})

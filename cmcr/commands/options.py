@@ -1,0 +1,41 @@
+"""Options that several commands take."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Store = Annotated[
+    Path | None, typer.Option(help="Folder of the embeddings.", show_default="the recipe's")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline", help="Recipe for what is not given.", show_default="the first that fits"
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Names = Annotated[list[str] | None, typer.Option(metavar="DATASET", help="Can be repeated.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN=VALUE,...", help="Only rows with such a value. Can be repeated."),
+]
+
+
+class Precision(StrEnum):
+    """How a stored value is kept."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Amp(StrEnum):
+    """How numbers are kept while a GPU encodes."""
+
+    auto = "auto"
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
