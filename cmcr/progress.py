@@ -3,12 +3,19 @@
 with progress("embed speech", total=1000) as advance: advance(64)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Moves a bar forward, and may change the note behind it."""
+
+    def __call__(self, count: int, note: str | None = None) -> None: ...
 
 
 @contextmanager
-def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Advance]:
     """A bar over `total` units (None: unknown); yields the function that moves it forward."""
     from rich.console import Console
     from rich.progress import (
@@ -34,7 +41,12 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Cal
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(count: int, note: str | None = None) -> None:
+            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+
+        yield advance

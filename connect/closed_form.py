@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from cmcr.connect.data import Rows
 from cmcr.typed import typed
 
 BLOCK_ROWS = 65_536
@@ -40,12 +41,12 @@ def mean_embedding(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Float[Ten
 
 @typed
 def moments(
-    x1: Float[Tensor, "n d1"],
-    x2: Float[Tensor, "n d2"],
+    x1: Tensor | Rows,
+    x2: Tensor | Rows,
     mean1: Float[Tensor, "d1"],
     mean2: Float[Tensor, "d2"],
 ) -> Moments:
-    """Moments of the unit vectors of `x1` and `x2` about `mean1` and `mean2`, in float64."""
+    """Moments of the unit vectors of `x1`, (n, D1), and `x2`, (n, D2), about their means."""
     auto = mean1.new_zeros((x1.shape[1], x1.shape[1]))
     cross = mean1.new_zeros((x1.shape[1], x2.shape[1]))
     for start in range(0, len(x1), BLOCK_ROWS):

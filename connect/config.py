@@ -19,11 +19,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cmcr.connect.projectors import Preset
+from cmcr.connect.heads import Kind, Preset
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 
-Method = Literal["c-mcr", "procrustes", "ridge", "identity"]
+Method = Literal["c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity", "auto"]
+TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
 Distance = Literal["plain", "squared"]
 
 
@@ -32,7 +33,9 @@ class ConnectConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    spaces: tuple[str, str] = Field(description="space 1 and space 2; closed forms map 1 into 2")
+    spaces: tuple[str, str] = Field(
+        description="space 1 and space 2; all methods but c-mcr take 1 into 2, which stays"
+    )
     via: Modality = Field(description="b, the modality that both spaces have")
     train: tuple[str, ...] = Field(
         min_length=1, description="datasets of the bridge modality, embedded in both spaces"
@@ -44,14 +47,25 @@ class ConnectConfig(BaseModel):
     )
     method: Method = "c-mcr"
     centre: bool = Field(
-        default=False,
-        description="procrustes and ridge: subtract the mean embedding of each modality first",
+        default=False, description="subtract the mean embedding of each modality first"
     )
     ridge_strength: float = Field(default=1e-3, gt=0, description="ridge: weight of ‖W‖²")
     seed: int = Field(default=0, ge=0, description="initial weights, order of items, noise")
+    validation: float = Field(
+        default=0.1,
+        ge=0,
+        le=0.5,
+        description="share of the bridge pairs that is held back, at least 32 and at most 4096",
+    )
 
-    projector: Preset = Field(default="mlp", description="mlp: CLIP-CLAP; linear: CLIP-ULIP")
-    joint_dim: int = Field(default=512, ge=1, description="dimensions of the joint space")
+    projector: Preset = Field(
+        default="mlp",
+        description="mlp: as published for CLIP-CLAP (ex-mcr: as for Ex-MCR); linear: for "
+        "CLIP-ULIP; residual: a closed form and an MLP that begins at zero",
+    )
+    joint_dim: int = Field(
+        default=512, ge=1, description="dimensions of c-mcr's joint space, with mlp or linear"
+    )
     memory_temperature: float = Field(default=0.01, gt=0, description="τ1, of the aggregation")
     bridge_temperature: float = Field(default=0.01, gt=0, description="τ2, of bridge pairs")
     pseudo_temperature: float = Field(default=0.01, gt=0, description="τ3, of pseudo pairs")
@@ -60,12 +74,20 @@ class ConnectConfig(BaseModel):
     )
     intra_weight: float = Field(default=0.1, ge=0, description="λ, weight of L_intra")
     pseudo_weight: float = Field(default=1.0, ge=0, description="weight of the pseudo-pair InfoNCE")
+    cross_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="weight of InfoNCE between ã and b², and b¹ and c̃; 1 for ex-mcr, else 0",
+    )
     distance: Distance = Field(default="plain", description="of L_intra: ‖x - y‖ or ‖x - y‖²")
     learning_rate: float = Field(default=1e-3, gt=0, description="AdamW; falls to 0 as a cosine")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW")
     epochs: int = Field(default=36, ge=1, description="passes over the bridge pairs")
     batch_size: int = Field(
         default=10_240, ge=4, description="at most; an epoch is cut into equal batches"
+    )
+    patience: int = Field(
+        default=10, ge=1, description="epochs without a better validation before training stops"
     )
 
     @field_validator("spaces")
@@ -84,14 +106,34 @@ class ConnectConfig(BaseModel):
 
     @model_validator(mode="after")
     def _centring_has_a_meaning(self) -> "ConnectConfig":
-        if self.centre and self.method not in ("procrustes", "ridge"):
-            raise ValueError(f"`centre` belongs to procrustes and ridge, not to {self.method}")
+        if self.centre and self.method == "auto":
+            raise ValueError("`auto` tries each method with and without centring")
         return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the method has a training loop."""
+        return self.method in TRAINED
+
+    @property
+    def cross(self) -> float:
+        """The weight of the crossed pairs."""
+        return float(self.method == "ex-mcr") if self.cross_weight is None else self.cross_weight
+
+    @property
+    def heads(self) -> tuple[Kind, Kind]:
+        """The heads of space 1 and space 2."""
+        if self.method == "c-mcr":
+            return self.projector, self.projector
+        if self.method == "ex-mcr":
+            return "leaf" if self.projector == "mlp" else self.projector, "identity"
+        return "identity" if self.method == "identity" else "matrix", "identity"
 
     @property
     def model_name(self) -> str:
         """The method as it stands in a table of results: `c-mcr`, `procrustes-centred`, ..."""
-        return f"{self.method}-centred" if self.centre else self.method
+        residual = "residual" in self.heads
+        return self.method + "-residual" * residual + "-centred" * self.centre
 
 
 def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:

@@ -1,29 +1,33 @@
 """A connection: two heads that take two spaces into one, and the record of what made them.
 
-connection = load_connection(store / "connections" / "clip-clap")
+connection = load_connection(store / "connections" / "clip-clap")      # or a Hugging Face Hub id
 connection.check("clap", dataset.encoder_identity)
 joint = connection.project("clap", dataset.embeddings())      # (rows, joint), unit norm
+connection.push_to_hub("me/clip-clap")
 
-NAME/model.safetensors   Head_A.* is of space 1, Head_B.* of space 2, mean_A.MODALITY, mean_B
+NAME/model.safetensors   Head_A.* is of space 1, Head_B.* of space 2, mean_A.MODALITY, turn_A.*
 NAME/config.json         the record; written last: without it a connection is unfinished
+NAME/README.md           the model card
 NAME/training.jsonl      one row an epoch, for trained connections
 """
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cmcr.connect.card import model_card
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.projectors import make_projector
-from cmcr.connect.record import FORMAT, Record
+from cmcr.connect.heads import Side, make_head
+from cmcr.connect.record import FORMAT, Record, SpaceRecord
 from cmcr.connect.vectors import float32
 from cmcr.embeddings import Modality
 from cmcr.errors import MismatchError, StoreError, UsageError
@@ -32,57 +36,63 @@ from cmcr.typed import typed
 
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+CARD = "README.md"
 BLOCK_ROWS = 65_536
 
 REMAKE = "run the `cmcr connect` that made it again"
 
 
-Means = Mapping[Modality, Tensor]
-
-
-class Connection:
+class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"]):
     """Two spaces made one. `connect` makes and `load_connection` reads one."""
 
-    def __init__(
-        self,
-        record: Record,
-        heads: tuple[nn.Module, nn.Module],
-        means: tuple[Means, Means] = ({}, {}),
-    ) -> None:
-        """`heads` and `means` in the order of `record.spaces`; means are (D,), by modality."""
+    def __init__(self, record: Record, sides: tuple[Side, Side]) -> None:
+        """`sides` in the order of `record.spaces`."""
         self.record = record
-        parts = {
-            "Head_A": heads[0],
-            "Head_B": heads[1],
-            "mean_A": _frozen(means[0]),
-            "mean_B": _frozen(means[1]),
-        }
-        self.modules = nn.ModuleDict(parts).requires_grad_(False).eval()
+        self.sides = sides
+        for side in sides:
+            side.head.requires_grad_(False).eval()
+            side.turn.requires_grad_(False).eval()
         self.device = torch.device("cpu")
 
     @property
-    def config(self) -> ConnectConfig:
-        """How it was made."""
+    def config(self) -> ConnectConfig | None:
+        """How it was made; None for one that was trained elsewhere."""
         return self.record.config
+
+    @property
+    def model_name(self) -> str:
+        """How it is called in a table of results."""
+        return self.record.model
 
     @property
     def joint_dim(self) -> int:
         """Dimensions of the joint space."""
         return self.record.joint_dim
 
+    def knows(self, space: str, modality: Modality) -> bool:
+        """Whether `modality` of `space` can be projected: a centred one needs its mean."""
+        return any(
+            record.name == space and (not record.centred or modality in record.centred)
+            for record in self.record.spaces
+        )
+
     def to(self, device: torch.device | str) -> "Connection":
         """Move to `device`; returns itself."""
         self.device = torch.device(device)
-        self.modules.to(self.device)
+        for side in self.sides:
+            side.to(device)
         return self
 
     def check(self, space: str, encoder_identity: str) -> None:
-        """Raise MismatchError unless `encoder_identity` is the one this was made for."""
+        """Raise MismatchError unless `encoder_identity` is the one this was made for.
+
+        A connection that was trained elsewhere does not say what it was made for.
+        """
         made_for = self.record.spaces[self._side(space)].encoder_identity
-        if made_for != encoder_identity:
+        if made_for not in (None, encoder_identity):
             raise MismatchError(
                 f"the connection was made for another {space!r}: encoder, checkpoint or "
-                f"preprocessing differ ({made_for[:12]} there, {encoder_identity[:12]} here)",
+                f"preprocessing differ ({str(made_for)[:12]} there, {encoder_identity[:12]} here)",
                 where=" and ".join(self.record.spaces[self._side(space)].datasets),
                 cure="connect again with the new embeddings, or extract with the old encoder",
             )
@@ -95,8 +105,8 @@ class Connection:
         """Embeddings of `space`, (n, D) of any float precision, in the joint space.
 
         They are L2-normalised before and after; the result is float32 on this connection's
-        device. A centred connection needs `modality`. Raises MismatchError for a space, a dim or
-        a modality that it was not made for, UsageError for a modality left out.
+        device. A centred connection and Ex-MCR need `modality`. Raises MismatchError for a space,
+        a dim or a modality that it was not made for, UsageError for a modality left out.
         """
         side = self._side(space)
         dim = self.record.spaces[side].dim
@@ -105,21 +115,31 @@ class Connection:
                 f"embeddings of {space} are (n, {dim}), these are {tuple(embeddings.shape)}",
                 cure="project each space's embeddings under its own name",
             )
-        head = self.modules["Head_A" if side == 0 else "Head_B"]
-        mean = self._mean(side, modality)
-        blocks = []
-        for start in range(0, max(len(embeddings), 1), BLOCK_ROWS):
-            block = float32(embeddings[start : start + BLOCK_ROWS], self.device)  # (rows, D)
-            blocks.append(F.normalize(head(F.normalize(block, dim=1) - mean), dim=1))
+        self._check_modality(self.record.spaces[side], modality)
+        blocks = [
+            self.sides[side].project(
+                float32(embeddings[start : start + BLOCK_ROWS], self.device), modality
+            )
+            for start in range(0, max(len(embeddings), 1), BLOCK_ROWS)
+        ]
         return torch.cat(blocks)  # (n, joint)
 
     def save(self, path: Path) -> None:
         """Write the connection into the folder `path`, the record last."""
         (path / CONFIG).unlink(missing_ok=True)
         with replacing(path / MODEL) as unfinished:
-            save_file(_contiguous(self.modules), unfinished)
+            save_file(_state(self.sides), unfinished)
         self.record = self.record.model_copy(update={"model_sha256": sha256_file(path / MODEL)})
+        write_text(path / CARD, model_card(self.record))
         write_text(path / CONFIG, self.record.model_dump_json(indent=2) + "\n")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, **where: Any) -> "Connection":
+        """What `from_pretrained` calls: a folder, or a repository of the Hub."""
+        return load_connection(_fetched(**where))
 
     def _side(self, space: str) -> int:
         names = [record.name for record in self.record.spaces]
@@ -130,98 +150,133 @@ class Connection:
             )
         return names.index(space)
 
-    def _mean(self, side: int, modality: Modality | None) -> Tensor | float:
-        if not self.config.centre:
-            return 0.0
-        means = self.modules["mean_A" if side == 0 else "mean_B"]
-        assert isinstance(means, nn.ParameterDict)
-        if modality is None:
+    def _check_modality(self, space: SpaceRecord, modality: Modality | None) -> None:
+        if modality is None and (space.centred or space.turned):
             raise UsageError(
-                f"{self.config.model_name} subtracts a mean for each modality, and none was named",
-                cure=f"project(..., modality=...) with one of: {', '.join(means.keys())}",
+                f"{self.model_name} treats the modalities of {space.name} each in its own way, "
+                "and none was named",
+                cure=f"project(..., modality=...), such as {(space.centred or space.turned)[0]!r}",
             )
-        if modality not in means:
+        if space.centred and modality not in space.centred:
             raise MismatchError(
-                f"the connection has no mean for {self.config.spaces[side]}/{modality}",
-                cure=f"it has: {', '.join(means.keys())}; connect again with that as memory",
+                f"the connection has no mean for {space.name}/{modality}",
+                cure=f"it has: {', '.join(space.centred)}; connect again with that as memory",
             )
-        mean: Tensor = means[modality]
-        return mean
 
 
-def load_connection(path: Path) -> Connection:
-    """Read the connection in the folder `path`, on the CPU.
+def load_connection(path: Path | str) -> Connection:
+    """Read the connection in the folder `path`, on the CPU, or fetch OWNER/NAME from the Hub.
 
-    Raises StoreError when it is not there, unfinished, damaged, or of a later format.
+    Raises StoreError when it is not there, unfinished, damaged, or of another format.
     """
-    try:
-        record = Record.model_validate_json((path / CONFIG).read_bytes())
-    except FileNotFoundError:
-        raise StoreError(
-            "there is no finished connection: config.json is not there", where=path, cure=REMAKE
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise StoreError(
-            f"the connection's record cannot be read: {key} {first['msg']}",
-            where=path / CONFIG,
-            cure=REMAKE,
-        ) from None
-    if record.format != FORMAT:
-        raise StoreError(
-            f"the connection has format {record.format}, this cmcr reads {FORMAT}",
-            where=path / CONFIG,
-            cure="use the cmcr that wrote it, or connect again",
-        )
+    if isinstance(path, str) and not Path(path).exists() and path.count("/") == 1:
+        return Connection.from_pretrained(path)
+    path = Path(path)
+    record = read_record(path)
     model = path / MODEL
     if not model.exists() or sha256_file(model) != record.model_sha256:
         raise StoreError("the weights are not the ones that were written", where=model, cure=REMAKE)
-    with torch.device("meta"):
-        connection = Connection(record, _empty_heads(record), _empty_means(record))
     try:
-        connection.modules.load_state_dict(load_file(model), assign=True)
-    except (SafetensorError, RuntimeError) as error:
+        return Connection(record, _sides(record, load_file(model)))
+    except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoreError(
             f"the weights do not fit the record: {reason}", where=model, cure=REMAKE
         ) from None
-    connection.modules.requires_grad_(False)
-    return connection
 
 
-def _empty_heads(record: Record) -> tuple[nn.Module, nn.Module]:
-    """The heads that `record` describes, without their weights' values."""
-    config, (dim1, dim2) = record.config, (space.dim for space in record.spaces)
-    if config.method == "c-mcr":
-        first, second = (
-            make_projector(config.projector, dim, record.joint_dim) for dim in (dim1, dim2)
+def read_record(path: Path) -> Record:
+    """The record of the connection in the folder `path`, its weights not looked at.
+
+    Raises StoreError when it is not there, unfinished, damaged, or of another format.
+    """
+    try:
+        content = json.loads((path / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            "there is no finished connection: config.json is not there", where=path, cure=REMAKE
+        ) from None
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise StoreError(
+            f"the connection has format {found}, this cmcr reads {FORMAT}",
+            where=path / CONFIG,
+            cure="use the cmcr that wrote it, or connect again",
         )
-        return first, second
-    if config.method == "identity":
-        return nn.Identity(), nn.Identity()
-    return nn.Linear(dim1, dim2, bias=False), nn.Identity()
+    try:
+        return Record.model_validate_json((path / CONFIG).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(path, f"{key} {first['msg']}") from None
 
 
-def _empty_means(record: Record) -> tuple[Means, Means]:
-    if not record.config.centre:
-        return {}, {}
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"the connection's record cannot be read: {reason}", where=path / CONFIG, cure=REMAKE
+    )
+
+
+def _fetched(
+    *,
+    model_id: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    force_download: bool,
+    local_files_only: bool,
+    token: str | bool | None,
+) -> Path:
+    if Path(model_id).is_dir():
+        return Path(model_id)
+    try:
+        folder = snapshot_download(
+            model_id,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a bad id is a ValueError
+        raise StoreError(
+            f"the connection {model_id!r} cannot be fetched: {str(error).splitlines()[0]}",
+            cure="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub",
+        ) from error
+    return Path(folder)
+
+
+def _sides(record: Record, state: dict[str, Tensor]) -> tuple[Side, Side]:
+    """Both sides that `record` describes, with the weights of `state`."""
     first, second = (
-        {
-            modality: torch.empty(space.dim)
-            for modality in (space.bridge, space.memory)
-            if modality is not None
-        }
-        for space in record.spaces
+        _side(space, record.joint_dim, letter, state)
+        for letter, space in zip("AB", record.spaces, strict=True)
     )
     return first, second
 
 
-def _frozen(means: Means) -> nn.ParameterDict:
-    return nn.ParameterDict(
-        {name: nn.Parameter(mean.float(), requires_grad=False) for name, mean in means.items()}
-    )
+def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tensor]) -> Side:
+    with torch.device("meta"):
+        head = make_head(space.head, space.dim, joint_dim)
+        turn = nn.Linear(space.dim, space.dim) if space.turned else nn.Identity()
+    for name, module in ((f"Head_{letter}.", head), (f"turn_{letter}.", turn)):
+        own = {
+            key.removeprefix(name): value for key, value in state.items() if key.startswith(name)
+        }
+        module.load_state_dict(own, assign=True)
+    means = {modality: state[f"mean_{letter}.{modality}"] for modality in space.centred}
+    return Side(head, means, turn, space.turned)
 
 
-def _contiguous(modules: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous().cpu() for name, tensor in modules.state_dict().items()}
+def _state(sides: tuple[Side, Side]) -> dict[str, Tensor]:
+    state = {}
+    for letter, side in zip("AB", sides, strict=True):
+        for name, module in ((f"Head_{letter}", side.head), (f"turn_{letter}", side.turn)):
+            state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        state |= {f"mean_{letter}.{name}": mean for name, mean in side.means.items()}
+    return {name: value.contiguous().cpu() for name, value in state.items()}

@@ -2,20 +2,19 @@
 
 first, second = open_spaces(store, config)
 pairs = join(first, second)          # rows of the same id, in both spaces
+pairs.first[10:20]                   # (10, D1), read from the shards
 for block in first.memory_blocks():  # (rows, D), the other modality of the space
     ...
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.embeddings import Dataset, Key, Modality, list_datasets, open_dataset
@@ -64,13 +63,62 @@ class SpaceData:
 Spaces = tuple[SpaceData, SpaceData]
 
 
+class Rows:
+    """Chosen rows of memory-mapped blocks, in any order, read when they are asked for."""
+
+    def __init__(self, blocks: Sequence[np.ndarray], rows: np.ndarray | None = None) -> None:
+        """`blocks` are (n, D) each; `rows` number them from the first one's start, all if None."""
+        self.blocks = list(blocks)
+        self.starts = np.cumsum([0, *map(len, blocks)])
+        self.rows = np.arange(self.starts[-1]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, D)."""
+        return len(self.rows), self.blocks[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all of them take in memory."""
+        return len(self.rows) * self.shape[1] * self.blocks[0].itemsize
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Rows of these, (chosen, D), in the stored precision."""
+        rows = self.rows[chosen]
+        block = np.searchsorted(self.starts, rows, side="right") - 1  # (chosen,)
+        result = np.empty((len(rows), self.shape[1]), self.blocks[0].dtype)
+        for number in np.unique(block):
+            there = block == number
+            result[there] = self.blocks[number][rows[there] - self.starts[number]]
+        return result
+
+    def batches(self, rows: int = 65_536) -> Iterator[np.ndarray]:
+        """All in their order, at most `rows` at a time."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    def subset(self, chosen: slice | np.ndarray) -> "Rows":
+        """Rows of these as `Rows`, nothing read."""
+        return Rows(self.blocks, self.rows[chosen])
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Bridge items that both spaces embedded: row i of `first` and of `second` is one item."""
 
-    first: Tensor  # (pairs, D1), in the stored precision
-    second: Tensor  # (pairs, D2)
-    unmatched: tuple[int, int]  # bridge rows of each space whose id the other does not have
+    first: Rows  # (pairs, D1)
+    second: Rows  # (pairs, D2)
+    unmatched: tuple[int, int] = (0, 0)  # rows of each space whose id the other does not have
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def subset(self, chosen: slice | np.ndarray) -> "Pairs":
+        """Some of the pairs."""
+        return Pairs(self.first.subset(chosen), self.second.subset(chosen), self.unmatched)
 
 
 def open_spaces(store: Path, config: ConnectConfig) -> Spaces:
@@ -137,15 +185,17 @@ def join(first: SpaceData, second: SpaceData) -> Pairs:
     Raises MismatchError when fewer than two are common, StoreError for an id that occurs twice.
     """
     blocks: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     unmatched = [0, 0]
     for one, two in zip(first.bridge, second.bridge, strict=True):
-        rows = _common_rows(one, two)
-        for side, (dataset, chosen) in enumerate(zip((one, two), rows, strict=True)):
-            blocks[side].append(dataset.embeddings()[chosen])  # (common, D)
+        common = _common_rows(one, two)
+        for side, (dataset, chosen) in enumerate(zip((one, two), common, strict=True)):
+            rows[side].append(chosen + sum(map(len, blocks[side])))
+            blocks[side].extend(dataset.parts())
             unmatched[side] += dataset.rows - len(chosen)
     pairs = Pairs(
-        torch.from_numpy(np.concatenate(blocks[0])),
-        torch.from_numpy(np.concatenate(blocks[1])),
+        Rows(blocks[0], np.concatenate(rows[0])),
+        Rows(blocks[1], np.concatenate(rows[1])),
         (unmatched[0], unmatched[1]),
     )
     if len(pairs.first) < 2:

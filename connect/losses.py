@@ -5,8 +5,11 @@
     terms["loss"].backward()
 
 Space 1 has modalities (a, b), space 2 has (b, c), and b is the bridge: b1 and b2 are its
-embeddings in both, a and c the pseudo partners that `memory.aggregate` made.
+embeddings in both, a and c the pseudo partners that `memory.aggregate` made. Where several
+processes train together each gives its share of the rows and gets the loss of the whole batch.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +17,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig, Distance
+from cmcr.connect.parallel import gather, logsumexp_of_all, share, total, world_size
+from cmcr.connect.vectors import product
 from cmcr.typed import typed
 
-TERMS = ("loss", "inter_bridge", "inter_pseudo", "intra")
+TERMS = ("loss", "inter_bridge", "inter_pseudo", "inter_cross", "intra")
+
+# InfoNCE keeps this many scores for the backward pass (1 GiB), and computes more a second time.
+KEPT_SCORES = 1 << 28
+# A block of scores this large stays in a CPU's cache while it is worked on; a GPU has no use for
+# small ones.
+CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 27
+
+Pair = tuple[Tensor, Tensor | None]
 
 
 @typed
@@ -25,26 +38,93 @@ def perturb(
 ) -> Float[Tensor, "n d"]:
     """Semantic completion: x̃ = normalise(x + ε), ε ~ N(0, σ²I); `variance` is σ²."""
     noise = torch.randn(x.shape, generator=generator, device=x.device)  # (n, d)
-    return F.normalize(x.float() + variance**0.5 * noise, dim=1)
+    return F.normalize(torch.add(x.float(), noise, alpha=variance**0.5), dim=1)
 
 
 @typed
 def info_nce(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], temperature: float
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d"],
+    temperature: float,
+    count: int | None = None,
 ) -> Float[Tensor, ""]:
-    """InfoNCE of unit vectors, the mean of both directions; row i of x belongs to row i of y."""
-    logits = x @ y.T / temperature  # (n, n)
-    target = torch.arange(len(x), device=x.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    """InfoNCE of unit vectors, the mean of both directions; row i of x belongs to row i of y.
+
+    `count` is the number of rows of all processes together.
+    """
+    count = count or len(x) * world_size()
+    loss: Tensor = _InfoNCE.apply(x, gather(y, count), temperature)
+    return loss
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Both directions from one product, in blocks of rows: no n × n matrix but the scores.
+
+    With S = x yᵀ/τ, loss = mean(½ (logsumexp_j S_ij + logsumexp_i S_ij) - S_ii), and its gradient
+    in S is (½ softmax_j S + ½ softmax_i S - 1)/n.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, temperature: float) -> Tensor:
+        count, first = len(y), share(len(y)).start
+        ctx.keep = len(x) * count <= KEPT_SCORES
+        scores = x.new_empty((len(x), count)) if ctx.keep else None
+        by_row = x.new_empty(len(x))
+        by_column = x.new_full((count,), -torch.inf)
+        positive = (x * y[first : first + len(x)]).sum(dim=1) / temperature  # (n,)
+        for block in _blocks(x, y):
+            part = None if scores is None else scores[block]
+            part = _scores(x[block], y, temperature, out=part)  # (≤ rows, count)
+            by_row[block] = part.logsumexp(dim=1)
+            by_column = torch.logaddexp(by_column, part.logsumexp(dim=0))
+        by_column = logsumexp_of_all(by_column)
+        ctx.temperature, ctx.first = temperature, first
+        ctx.save_for_backward(x, y, by_row, by_column, *([scores] if scores is not None else []))
+        return (total((by_row - 2 * positive).sum()) + by_column.sum()) / (2 * count)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, y, by_row, by_column, *scores = ctx.saved_tensors
+        weight = gradient / (2 * len(y) * ctx.temperature)
+        wants_x, wants_y, _ = ctx.needs_input_grad
+        x_gradient = torch.empty_like(x) if wants_x else None
+        y_gradient = torch.zeros_like(y) if wants_y else None
+        for block in _blocks(x, y):
+            part = scores[0][block] if scores else _scores(x[block], y, ctx.temperature)
+            by_rows = (part - by_row[block, None]).exp_()  # (≤ rows, count)
+            change = by_rows.add_((part - by_column).exp_())
+            change.diagonal(ctx.first + block.start).sub_(2)
+            if x_gradient is not None:
+                x_gradient[block] = product(change, y) * weight
+            if y_gradient is not None:
+                y_gradient += product(change.T, x[block]) * weight
+        return x_gradient, y_gradient, None
+
+
+def _blocks(x: Tensor, y: Tensor) -> list[slice]:
+    rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK) // len(y))
+    return [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
+
+
+def _scores(x: Tensor, y: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
+    scores = product(x, y.T)  # (rows, count)
+    return torch.div(scores, temperature, out=scores if out is None else out)
 
 
 @typed
 def attraction(
-    x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], distance: Distance
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d"],
+    distance: Distance,
+    count: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean over i of ‖x_i - y_i‖, or of its square: the contrastive loss without repulsion."""
+    """Mean over i of ‖x_i - y_i‖, or of its square: the contrastive loss without repulsion.
+
+    `count` is the number of rows of all processes together.
+    """
     length: Tensor = torch.linalg.vector_norm(x - y, dim=1)  # (n,)
-    return (length if distance == "plain" else length.square()).mean()
+    mine = (length if distance == "plain" else length.square()).sum()
+    return total(mine) / (count or len(x) * world_size())
 
 
 @typed
@@ -52,28 +132,37 @@ def objective(
     space1: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     space2: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     config: ConnectConfig,
+    attracted: list[Pair] | None = None,
+    count: int | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Every term of L = L_inter + λ L_intra by name, and their sum as `loss`.
 
     A space is (projected bridge, projected pseudo partner or None), unit vectors. A space
     without partner has no intra term, and the pseudo pairs need the partners of both.
+    `attracted` are the pairs of the intra term, those of both spaces if None. Terms of Ex-MCR
+    (arXiv 2310.08884): inter_cross joins what C-MCR leaves apart, ã with b² and b¹ with c̃.
     """
     (bridge1, pseudo1), (bridge2, pseudo2) = space1, space2
     zero = bridge1.new_zeros(())
     # L_inter = InfoNCE(f1(b̃¹), f2(b̃²); τ2) + InfoNCE(f1(ã), f2(c̃); τ3)
-    inter_bridge = info_nce(bridge1, bridge2, config.bridge_temperature)
+    inter_bridge = info_nce(bridge1, bridge2, config.bridge_temperature, count)
     inter_pseudo = zero
     if pseudo1 is not None and pseudo2 is not None:
-        inter_pseudo = info_nce(pseudo1, pseudo2, config.pseudo_temperature)
+        inter_pseudo = info_nce(pseudo1, pseudo2, config.pseudo_temperature, count)
+    crossed = [(pseudo1, bridge2), (bridge1, pseudo2)] if config.cross else []
+    there = [(x, y) for x, y in crossed if x is not None and y is not None]
+    inter_cross = sum(
+        (info_nce(x, y, config.pseudo_temperature, count) / len(there) for x, y in there), zero
+    )
     # L_intra = ½ · mean over i of (‖f1(b̃¹_i) - f1(ã_i)‖ + ‖f2(b̃²_i) - f2(c̃_i)‖)
     intra = zero
-    for bridge, pseudo in (space1, space2):
+    for bridge, pseudo in [space1, space2] if attracted is None else attracted:
         if pseudo is not None:
-            intra = intra + attraction(bridge, pseudo, config.distance) / 2
-    loss = inter_bridge + config.pseudo_weight * inter_pseudo + config.intra_weight * intra
-    return {
-        "loss": loss,
-        "inter_bridge": inter_bridge,
-        "inter_pseudo": inter_pseudo,
-        "intra": intra,
-    }
+            intra = intra + attraction(bridge, pseudo, config.distance, count) / 2
+    loss = (
+        inter_bridge
+        + config.pseudo_weight * inter_pseudo
+        + config.cross * inter_cross
+        + config.intra_weight * intra
+    )
+    return dict(zip(TERMS, (loss, inter_bridge, inter_pseudo, inter_cross, intra), strict=True))

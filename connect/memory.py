@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cmcr.connect.vectors import float32
+from cmcr.connect.vectors import product, tensor
 from cmcr.errors import MismatchError
 from cmcr.typed import typed
 
@@ -42,29 +42,31 @@ def aggregate(
     """
     device = queries.device
     rows = chunk_rows or (CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS)
+    # A GPU multiplies what the shards hold, float16, with float32 sums.
+    kind = torch.float16 if device.type == "cuda" else torch.float32
     units = F.normalize(queries.float(), dim=1)  # (q, d)
     count, dim = units.shape
     highest = units.new_full((count, 1), -torch.inf)  # the largest cosine so far
     weight = units.new_zeros((count, 1))  # Σ exp((cos - highest)/τ1) so far
     total = units.new_zeros((count, dim))  # Σ exp((cos - highest)/τ1) a so far
     seen = 0
-    for values in _chunks(memory, rows, device):  # (≤ rows, d)
+    for values in _chunks(memory, rows, device, kind):  # (≤ rows, d)
         if values.shape[1] != dim:
             raise MismatchError(
                 f"the queries have {dim} dimensions, the memory has {values.shape[1]}",
                 cure="take both from one space",
             )
         seen += len(values)
-        keys = F.normalize(values, dim=1).T  # (d, ≤ rows)
+        keys = F.normalize(values.float(), dim=1).T  # (d, ≤ rows)
         for start in range(0, count, rows):
             block = slice(start, start + rows)
-            cosine = units[block] @ keys  # (≤ rows, ≤ rows)
+            cosine = product(units[block], keys, kind)  # (≤ rows, ≤ rows)
             peak = torch.maximum(highest[block], cosine.amax(dim=1, keepdim=True))
             # Subtracting before dividing by τ1 keeps the digits that the division would round off.
             scale = ((highest[block] - peak) / temperature).exp()
             scores = cosine.sub_(peak).div_(temperature).exp_()
             weight[block] = weight[block] * scale + scores.sum(dim=1, keepdim=True)
-            total[block] = torch.addmm(total[block] * scale, scores, values)
+            total[block] = total[block] * scale + product(scores, values, kind)
             highest[block] = peak
     if not seen:
         raise MismatchError(
@@ -74,8 +76,11 @@ def aggregate(
 
 
 def _chunks(
-    memory: Tensor | Iterable[Tensor | np.ndarray], rows: int, device: torch.device
+    memory: Tensor | Iterable[Tensor | np.ndarray],
+    rows: int,
+    device: torch.device,
+    kind: torch.dtype,
 ) -> Iterator[Tensor]:
     for chunk in [memory] if isinstance(memory, Tensor) else memory:
         for start in range(0, len(chunk), rows):
-            yield float32(chunk[start : start + rows], device)
+            yield tensor(chunk[start : start + rows], device).to(kind)

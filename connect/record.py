@@ -5,29 +5,38 @@ record.model_dump_json(indent=2)
 """
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.data import Pairs, Spaces
+from cmcr.connect.data import SpaceData, Spaces
+from cmcr.connect.heads import Kind, Side
 from cmcr.embeddings import Modality
 
-FORMAT = 1
+FORMAT = 2
 LIBRARIES = ("cmcr", "torch", "numpy", "safetensors")
 
 
 class SpaceRecord(BaseModel):
-    """One of the two spaces, and which datasets of it were used."""
+    """One of the two spaces: which datasets of it were used, and what takes it into the joint one.
+
+    A connection that somebody else trained knows neither its encoders nor its datasets.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    encoder_identity: str
+    encoder_identity: str | None = None
+    encoder: dict[str, str] = {}  # its name, checkpoint and licence, as far as they are known
     dim: int
-    bridge: Modality
-    memory: Modality | None
-    datasets: dict[str, str]  # SPACE/MODALITY:DATASET → fingerprint
+    bridge: Modality | None = None
+    memory: Modality | None = None
+    datasets: dict[str, str] = {}  # SPACE/MODALITY:DATASET → fingerprint
+    head: Kind = "identity"
+    centred: tuple[Modality, ...] = ()  # modalities whose mean is subtracted
+    turned: tuple[Modality, ...] = ()  # modalities that Ex-MCR's Head1 is for
 
 
 class Record(BaseModel):
@@ -36,13 +45,18 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
-    config: ConnectConfig
+    model: str  # as it stands in a table of results
+    via: Modality | None
+    config: ConnectConfig | None  # what made it
+    requested: ConnectConfig | None = None  # what was asked for: `auto` becomes another
     spaces: tuple[SpaceRecord, SpaceRecord]
     joint_dim: int
-    pairs: int
-    unmatched: tuple[int, int]  # bridge rows of each space whose id the other does not have
-    device: str
-    versions: dict[str, str]
+    pairs: int = 0
+    held_out: int = 0
+    unmatched: tuple[int, int] = (0, 0)  # bridge rows whose id the other space does not have
+    validation: dict[str, float] = {}
+    device: str = "cpu"
+    versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written
 
 
@@ -52,6 +66,7 @@ def space_records(spaces: Spaces) -> tuple[SpaceRecord, SpaceRecord]:
         SpaceRecord(
             name=space.name,
             encoder_identity=space.encoder_identity,
+            encoder=_encoder(space),
             dim=space.dim,
             bridge=space.bridge_modality,
             memory=space.memory_modality,
@@ -62,22 +77,36 @@ def space_records(spaces: Spaces) -> tuple[SpaceRecord, SpaceRecord]:
     return first, second
 
 
-def new_record(
-    config: ConnectConfig,
-    spaces: Spaces,
-    pairs: Pairs,
-    *,
-    joint_dim: int,
-    device: str,
-) -> Record:
-    """The record of a connection that was just made."""
-    return Record(
-        config=config,
-        spaces=space_records(spaces),
-        joint_dim=joint_dim,
-        pairs=len(pairs.first),
-        unmatched=pairs.unmatched,
-        device=device,
-        versions={"python": platform.python_version()}
-        | {library: version(library) for library in LIBRARIES},
+def with_sides(
+    records: tuple[SpaceRecord, SpaceRecord], sides: tuple[Side, Side], kinds: tuple[Kind, Kind]
+) -> tuple[SpaceRecord, SpaceRecord]:
+    """`records` that also say how `sides` take their space into the joint one."""
+    first, second = (
+        record.model_copy(
+            update={"head": kind, "centred": tuple(side.means), "turned": side.turned}
+        )
+        for record, side, kind in zip(records, sides, kinds, strict=True)
     )
+    return first, second
+
+
+def made_from(record: Record, spaces: Spaces) -> bool:
+    """Whether the connection was made from just these datasets."""
+    fields = {"name", "encoder_identity", "dim", "bridge", "memory", "datasets"}
+    return all(
+        one.model_dump(include=fields) == other.model_dump(include=fields)
+        for one, other in zip(record.spaces, space_records(spaces), strict=True)
+    )
+
+
+def library_versions() -> Mapping[str, str]:
+    """Of what decides the numbers."""
+    return {"python": platform.python_version()} | {
+        library: version(library) for library in LIBRARIES
+    }
+
+
+def _encoder(space: SpaceData) -> dict[str, str]:
+    made_by = space.bridge[0].manifest.encoder
+    names = ("encoder", "checkpoint_sha256", "licence")
+    return {name: str(made_by[name]) for name in names if made_by.get(name)}

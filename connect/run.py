@@ -6,24 +6,27 @@ done.path, done.fresh, done.record.pairs
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
+import torch
 
+from cmcr.connect.banks import TrainingData
+from cmcr.connect.checkpoint import CHECKPOINT, LOG
+from cmcr.connect.compare import METHODS, choose
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection import CONFIG, MODEL, Connection, load_connection
-from cmcr.connect.data import Pairs, SpaceData, Spaces, join, open_spaces
-from cmcr.connect.fit import fit
-from cmcr.connect.memory import aggregate
-from cmcr.connect.record import Record, new_record, space_records
-from cmcr.connect.train import CHECKPOINT, LOG, TrainingData, train
-from cmcr.embeddings.schema import canonical_json
+from cmcr.connect.connection import CARD, CONFIG, MODEL, Connection, load_connection
+from cmcr.connect.data import SpaceData, open_spaces
+from cmcr.connect.fit import Problem, describe, finished, fit, pose, score, start
+from cmcr.connect.parallel import process_group, rank, wait_for_all
+from cmcr.connect.pseudo import pseudo_partners
+from cmcr.connect.record import Record, made_from
+from cmcr.connect.train import train
+from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import StoreError, UsageError
 from cmcr.files import locked
-from cmcr.progress import progress
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Connected:
         )
         state = "connected" if self.fresh else "up to date"
         return (
-            f"{state}: {first.name} and {second.name} by {self.record.config.model_name} "
+            f"{state}: {first.name} and {second.name} by {self.record.model} "
             f"from {pairs}, {memory}: {self.path}"
         )
 
@@ -58,83 +61,118 @@ class Connected:
 
 
 def connect(
-    store: Path, config: ConnectConfig, *, name: str, out: Path | None = None, device: str = "cpu"
+    store: Path,
+    config: ConnectConfig,
+    *,
+    name: str,
+    out: Path | None = None,
+    device: str = "cpu",
+    tensorboard: bool = False,
 ) -> Connected:
     """Make the connection `name` in STORE/connections, or in the folder `out`.
 
     One that is up to date is left as it is, one that another process is making is waited for,
-    and one that was interrupted goes on. Raises UsageError for a dataset that is not in the
-    store, StoreError for a damaged one, MismatchError for spaces that have nothing in common,
-    CmcrError for a loss that is not finite.
+    and one that was interrupted goes on. With `tensorboard` the curves also go to
+    FOLDER/tensorboard. Raises UsageError for a dataset that is not in the store, StoreError for a
+    damaged one, MismatchError for spaces that have nothing in common, CmcrError for a loss that is
+    not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
     folder = out or store / "connections" / name
     spaces = open_spaces(store, config)
-    with locked(folder / ".lock", wait=True):
+    with process_group(torch.device(device)), _alone(folder):
         record = _up_to_date(folder, config, spaces)
         fresh = record is None
+        wait_for_all()
         if record is None:
-            pairs = join(*spaces)
-            _clear(folder)
-            if config.method == "c-mcr":
-                connection = _train(config, spaces, pairs, folder, device)
+            if rank() == 0:
+                _clear(folder)
+            problem = pose(config, store, spaces, device)
+            if config.method == "auto":
+                connection = choose(config, problem, folder, device, _make)
             else:
-                connection = fit(config, spaces, pairs)
-            connection.save(folder)
+                connection = _make(config, problem, folder, device, tensorboard)
+            if rank() == 0:
+                connection.save(folder)
             record = connection.record
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        if rank() == 0:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+        wait_for_all()
     return Connected(folder, record, fresh)
 
 
-def _up_to_date(folder: Path, config: ConnectConfig, spaces: Spaces) -> Record | None:
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; of processes that train together the first holds it for all."""
+    if rank() > 0:
+        wait_for_all()
+        yield
+        return
+    with locked(folder / ".lock", wait=True):
+        wait_for_all()
+        yield
+
+
+def _up_to_date(
+    folder: Path, config: ConnectConfig, spaces: tuple[SpaceData, SpaceData]
+) -> Record | None:
     """The record of the connection in `folder`, if making it again would change nothing."""
     try:
         record = load_connection(folder).record
     except StoreError:
         return None
-    current = record.config == config and record.spaces == space_records(spaces)
-    return record if current else None
+    return record if record.requested == config and made_from(record, spaces) else None
 
 
 def _clear(folder: Path) -> None:
     """Take away an older connection and what a killed process left, but not the checkpoint."""
-    for name in (CONFIG, MODEL, LOG, CHECKPOINT):
+    for name in (CONFIG, MODEL, CARD, LOG, METHODS, CHECKPOINT):
         for unfinished in folder.glob(f".{name}.*"):  # as `cmcr.files.replacing` names them
             unfinished.unlink(missing_ok=True)
-    for name in (CONFIG, LOG):
+    for name in (CONFIG, LOG, METHODS):
         (folder / name).unlink(missing_ok=True)
 
 
-def _train(
-    config: ConnectConfig, spaces: Spaces, pairs: Pairs, folder: Path, device: str
+def _make(
+    config: ConnectConfig, problem: Problem, folder: Path, device: str, tensorboard: bool = False
 ) -> Connection:
-    first, second = spaces
-    bridge1, bridge2 = pairs.first.to(device), pairs.second.to(device)  # (pairs, D)
-    pseudo1 = _pseudo_partners(first, bridge1, config.memory_temperature)
-    pseudo2 = _pseudo_partners(second, bridge2, config.memory_temperature)
-    data = TrainingData(bridge1, pseudo1, bridge2, pseudo2)
-    record = new_record(config, spaces, pairs, joint_dim=config.joint_dim, device=device)
-    heads = train(config, data, folder, _identity(record))
-    return Connection(record, heads).to("cpu")
+    """The connection of one method; what training leaves on its way goes to `folder`."""
+    if not config.trained:
+        return fit(config, problem)
+    partners = [
+        pseudo_partners(problem.store, space, bridge, config.memory_temperature, device)
+        for space, bridge in zip(
+            problem.spaces, (problem.pairs.first, problem.pairs.second), strict=True
+        )
+    ]
+    seen = problem.fitted_rows
+    pseudo = [None if rows is None else rows.subset(seen) for rows in partners]
+    data = TrainingData(problem.fitted.first, pseudo[0], problem.fitted.second, pseudo[1])
+    sides = start(config, problem)
+    identity = _identity(describe(config, problem, sides, device))
+    for side in sides:
+        side.to(device)
+    held = problem.held
+    train(
+        config,
+        data,
+        sides,
+        (_modalities(problem.spaces[0]), _modalities(problem.spaces[1])),
+        folder,
+        identity,
+        device=device,
+        validate=None if held is None else lambda: score(sides, problem.spaces, held),
+        tensorboard=tensorboard,
+    )
+    return finished(config, problem, sides, device)
+
+
+def _modalities(space: SpaceData) -> tuple[Modality, Modality | None]:
+    return space.bridge_modality, space.memory_modality
 
 
 def _identity(record: Record) -> str:
     """Hex digest of all that decides the weights: a checkpoint of another is not taken up."""
-    decisive = record.model_dump(mode="json", exclude={"model_sha256"})
+    decisive = record.model_dump(mode="json", exclude={"model_sha256", "validation"})
     return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
-
-
-def _pseudo_partners(space: SpaceData, bridge: Tensor, temperature: float) -> Tensor | None:
-    """ã for space 1, c̃ for space 2, (pairs, D); None for a space without memory."""
-    if not space.memory:
-        return None
-    rows = sum(dataset.rows for dataset in space.memory)
-    with progress(f"aggregate {space.name}/{space.memory_modality}", rows, "rows") as advance:
-
-        def blocks() -> Iterator[np.ndarray]:
-            for block in space.memory_blocks():
-                yield block
-                advance(len(block))
-
-        return aggregate(bridge, blocks(), temperature)

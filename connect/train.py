@@ -1,168 +1,216 @@
-"""C-MCR's training loop: four blocks of embeddings in, two projectors out.
+"""C-MCR's training loop: four blocks of embeddings in, two trained sides out.
 
-    train(config, TrainingData(b1, a, b2, c), folder, identity)
+    train(config, TrainingData(b1, a, b2, c), sides, modalities, folder, identity)
 
-Everything lies on one device; the host waits for it once an epoch. After every epoch the state
-goes to FOLDER/checkpoint.pt, so a run that is killed goes on from there and ends with the same
-weights, bit for bit, as one that was not. FOLDER/training.jsonl has one row an epoch.
+The host waits for the device once an epoch. After every epoch the state goes to
+FOLDER/checkpoint.pt, and after the step in hand when a signal stops the run, so one that is run
+again goes on from there and ends with the same weights, bit for bit. FOLDER/training.jsonl has
+one row an epoch.
 """
 
-import json
 import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from types import FrameType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmcr.connect.banks import Banks, TrainingData
+from cmcr.connect.checkpoint import CHECKPOINT, LOG, State
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.losses import TERMS, objective, perturb
-from cmcr.connect.projectors import make_projectors
-from cmcr.errors import CmcrError, StoreError
-from cmcr.files import replacing, write_text
-from cmcr.progress import progress
+from cmcr.connect.curves import Curves
+from cmcr.connect.heads import Side
+from cmcr.connect.losses import TERMS, Pair, objective, perturb
+from cmcr.connect.parallel import share, total_of_gradients, world_size
+from cmcr.connect.vectors import reduced
+from cmcr.embeddings import Modality
+from cmcr.errors import CmcrError
 
-CHECKPOINT = "checkpoint.pt"
-LOG = "training.jsonl"
+__all__ = ["TrainingData", "train"]
+
+# Of each side: its bridge modality and its memory's, None without one.
+Modalities = tuple[tuple[Modality, Modality | None], tuple[Modality, Modality | None]]
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Row i of each block is bridge item i; all on one device, in any float precision."""
+class Trainer:
+    """What a step needs and does not change."""
 
-    bridge1: Tensor  # (n, D1)
-    pseudo1: Tensor | None  # ã, (n, D1)
-    bridge2: Tensor  # (n, D2)
-    pseudo2: Tensor | None  # c̃, (n, D2)
+    config: ConnectConfig
+    sides: tuple[Side, Side]
+    modalities: Modalities
+
+    def terms(self, batch: TrainingData, generator: torch.Generator) -> dict[str, Tensor]:
+        """The objective on one global batch; every process works on its share of the rows."""
+        count = len(batch.bridge1)
+        blocks = ((batch.bridge1, batch.pseudo1), (batch.bridge2, batch.pseudo2))
+        noisy = [
+            self._noisy(side, both, modalities, generator)
+            for side, both, modalities in zip(self.sides, blocks, self.modalities, strict=True)
+        ]
+        (space1, within1), (space2, _) = (
+            self._project(side, both, modalities)
+            for side, both, modalities in zip(self.sides, noisy, self.modalities, strict=True)
+        )
+        # A space that stays as it is has no gap to close, and Ex-MCR closes it before the head.
+        attracted = {"c-mcr": None, "linear": [space1], "ex-mcr": [within1]}[self.config.method]
+        return objective(space1, space2, self.config, attracted, count)
+
+    def _noisy(
+        self,
+        side: Side,
+        blocks: tuple[Tensor, Tensor | None],
+        modalities: tuple[Modality, Modality | None],
+        generator: torch.Generator,
+    ) -> Pair:
+        """b̃ and ã, this process's rows; all draw the noise of all, so that they stay in step."""
+        mine = share(len(blocks[0]))
+        bridge, pseudo = (
+            None
+            if block is None
+            else perturb(side.centre(block, modality), self.config.noise_variance, generator)[mine]
+            for block, modality in zip(blocks, modalities, strict=True)
+        )
+        assert bridge is not None
+        return bridge, pseudo
+
+    def _project(
+        self, side: Side, noisy: Pair, modalities: tuple[Modality, Modality | None]
+    ) -> tuple[Pair, Pair]:
+        """f(b̃) and f(ã), normalised, and what went into the head."""
+        bridge, pseudo = noisy
+        precision = reduced(bridge.device)
+        with torch.autocast(bridge.device.type, precision, enabled=precision is not None):
+            if pseudo is not None and modalities[1] in side.turned:
+                pseudo = side.turn(pseudo)
+            # Both modalities in one batch: BatchNorm must not tell them apart, for at inference
+            # it has one mean for both.
+            rows = bridge if pseudo is None else torch.cat([bridge, pseudo])
+            joint = side.head(rows)
+        joint = F.normalize(joint.float(), dim=1)  # (1 or 2 · rows, joint)
+        if pseudo is None:
+            return (joint, None), (bridge, None)
+        return (joint[: len(bridge)], joint[len(bridge) :]), (bridge, pseudo.float())
 
 
 def train(
-    config: ConnectConfig, data: TrainingData, folder: Path, identity: str
-) -> tuple[nn.Module, nn.Module]:
-    """Train f1 and f2, taking up a checkpoint of the same `identity` if `folder` has one.
+    config: ConnectConfig,
+    data: TrainingData,
+    sides: tuple[Side, Side],
+    modalities: Modalities,
+    folder: Path,
+    identity: str,
+    *,
+    device: str = "cpu",
+    validate: Callable[[], dict[str, float]] | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """Train `sides` in place, taking up a checkpoint of the same `identity` if `folder` has one.
 
-    The loss is the sum of the terms that `losses.objective` names, minimised by AdamW. Raises
-    CmcrError when it is no longer finite, StoreError for a damaged checkpoint.
+    The loss is the sum of the terms that `losses.objective` names, minimised by AdamW. With
+    `validate` the weights of the epoch that does best are kept, the start counting as epoch 0, and
+    `config.patience` epochs without a better one end the run. Raises CmcrError when the loss is no
+    longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after a signal.
     """
-    device = data.bridge1.device
-    count = len(data.bridge1)
-    batches = math.ceil(count / config.batch_size)
-    steps = config.epochs * batches
-
-    dims = (data.bridge1.shape[1], data.bridge2.shape[1])
-    f1, f2 = make_projectors(config.projector, dims, config.joint_dim, config.seed)
-    state = TrainingState(nn.ModuleList([f1, f2]).to(device), config)
+    modules = nn.ModuleDict(
+        {"Head_A": sides[0].head, "Head_B": sides[1].head, "turn_A": sides[0].turn}
+    ).to(device)
+    state = State(modules, config, device)
     state.restore(folder / CHECKPOINT, identity)
+    if validate is not None and state.best is None:
+        modules.eval()
+        state.keep_best(0, validate())
     state.write_log(folder / LOG)
-    with progress("train", total=config.epochs, unit="epochs") as advance:
-        advance(len(state.log))
-        for epoch in range(len(state.log), config.epochs):
-            order = torch.randperm(count, generator=state.generator, device=device)  # (n,)
-            sums = torch.zeros(len(TERMS), device=device)
-            # Equal batches: none is left over that is too small for BatchNorm or for InfoNCE.
-            for batch, rows in enumerate(order.tensor_split(batches)):
-                rate = learning_rate(config, epoch * batches + batch, steps)
-                sums += state.step(data, rows, rate)
-            means = (sums / batches).tolist()
-            if not all(map(math.isfinite, means)):
-                raise CmcrError(
-                    f"the loss is no longer finite in epoch {epoch + 1}",
-                    where=folder,
-                    cure="lower learning_rate or raise the temperatures",
-                )
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * batches, "lr": rate}
-            state.log.append(row | dict(zip(TERMS, means, strict=True)))
+    trainer = Trainer(config, sides, modalities)
+    banks = Banks(data, device)
+    batches = math.ceil(len(banks) / config.batch_size)
+    with (
+        Curves(folder, config.epochs, state.log, tensorboard) as curves,
+        _signals() as stopped,
+    ):
+        while len(state.log) < config.epochs and not state.out_of_patience:
+            modules.train()
+            for number, batch in banks.epoch(state.epoch_order(len(banks)), batches, state.batch):
+                _step(state, trainer, batch, state.epoch * batches + number, batches)
+                if stopped.is_set():
+                    state.save(folder / CHECKPOINT, identity)
+                    raise KeyboardInterrupt
+            means = (state.sums / batches).tolist()
+            _refuse_what_is_not_finite(state, means, folder)
+            row = {
+                "epoch": state.epoch + 1,
+                "step": (state.epoch + 1) * batches,
+                "lr": learning_rate(config, (state.epoch + 1) * batches - 1, batches),
+            } | dict(zip(TERMS, means, strict=True))
+            if validate is not None:
+                modules.eval()
+                scores = validate()
+                row |= {f"validation_{name}": value for name, value in scores.items()}
+                state.keep_best(state.epoch + 1, scores)
+            state.finish_epoch(row)
             state.write_log(folder / LOG)
             state.save(folder / CHECKPOINT, identity)
-            advance(1)
-    return f1.eval(), f2.eval()
+            curves.show(row)
+    state.take_best()
+    modules.eval()
 
 
-def learning_rate(config: ConnectConfig, step: int, steps: int) -> float:
-    """Cosine decay from `config.learning_rate` at step 0 to zero at step `steps`."""
+def learning_rate(config: ConnectConfig, step: int, batches: int) -> float:
+    """Cosine decay from `config.learning_rate` at step 0 to zero after the last epoch."""
+    steps = config.epochs * batches
     return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-class TrainingState:
-    """What a step changes: weights, optimizer, random generator and log."""
+def _step(state: State, trainer: Trainer, batch: TrainingData, step: int, batches: int) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(trainer.config, step, batches)
+    terms = trainer.terms(batch, state.generator)
+    state.optimizer.zero_grad()
+    torch.autograd.backward(terms["loss"])
+    total_of_gradients(state.weights)
+    state.optimizer.step()
+    state.count(torch.stack([terms[name].detach() for name in TERMS]), step)
 
-    def __init__(self, projectors: nn.ModuleList, config: ConnectConfig) -> None:
-        self.config = config
-        self.projectors = projectors.train()
-        self.optimizer = torch.optim.AdamW(
-            projectors.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        device = next(projectors.parameters()).device
-        self.generator = torch.Generator(device).manual_seed(config.seed)
-        self.log: list[dict[str, Any]] = []
 
-    def step(self, data: TrainingData, rows: Tensor, rate: float) -> Tensor:
-        """One optimizer step on the items `rows`; gives the terms, in the order of TERMS."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        f1, f2 = self.projectors
-        terms = objective(
-            self._project(f1, data.bridge1, data.pseudo1, rows),
-            self._project(f2, data.bridge2, data.pseudo2, rows),
-            self.config,
-        )
-        self.optimizer.zero_grad()
-        torch.autograd.backward(terms["loss"])
-        self.optimizer.step()
-        return torch.stack([terms[name].detach() for name in TERMS])
+def _refuse_what_is_not_finite(state: State, means: list[float], folder: Path) -> None:
+    if all(map(math.isfinite, means)):
+        return
+    first = dict(zip(TERMS, state.first_bad.tolist(), strict=True))
+    step = min(step for step in first.values() if step >= 0)
+    names = [name for name, bad in first.items() if bad == step and name != "loss"]
+    kept = f"the weights after epoch {state.epoch} are in {CHECKPOINT}" if state.epoch else ""
+    raise CmcrError(
+        f"the loss is no longer finite in epoch {state.epoch + 1}: "
+        f"{' and '.join(names) or 'loss'} at step {step + 1}",
+        where=folder,
+        cure="lower learning_rate or raise the temperatures" + (f"; {kept}" if kept else ""),
+    )
 
-    def _project(
-        self, head: nn.Module, bridge: Tensor, pseudo: Tensor | None, rows: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """f(b̃) and f(ã), normalised, each (batch, joint)."""
-        noisy = [
-            perturb(block[rows], self.config.noise_variance, self.generator)
-            for block in (bridge, pseudo)
-            if block is not None
-        ]
-        # Both modalities in one batch: BatchNorm must not tell them apart, for at inference
-        # it has one mean for both.
-        joint = F.normalize(head(torch.cat(noisy)), dim=1)  # (1 or 2 · batch, joint)
-        if pseudo is None:
-            return joint, None
-        return joint[: len(rows)], joint[len(rows) :]
 
-    def write_log(self, path: Path) -> None:
-        """Write the log as JSON lines, whole or not at all."""
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.log))
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the step in hand can end.
 
-    def save(self, path: Path, identity: str) -> None:
-        """Write the state, whole or not at all."""
-        state = {
-            "identity": identity,
-            "projectors": self.projectors.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "log": self.log,
-        }
-        with replacing(path) as unfinished:
-            torch.save(state, unfinished)
+    Several processes that train together would stop at different steps: they are left to their
+    launcher and go on from the last epoch.
+    """
+    stopped = threading.Event()
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
 
-    def restore(self, path: Path, identity: str) -> None:
-        """Take up the state in `path` if it is there and of `identity`; else stay at the start.
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
 
-        Raises StoreError for a file that is not a checkpoint.
-        """
-        if not path.exists():
-            return
-        device = next(self.projectors.parameters()).device
-        try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
-            raise StoreError(
-                "the checkpoint is damaged", where=path, cure="delete it to train from the start"
-            ) from error
-        if state["identity"] != identity:
-            return
-        self.projectors.load_state_dict(state["projectors"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
-        self.log = state["log"]
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

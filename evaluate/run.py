@@ -110,21 +110,13 @@ def results_folder(store: Path, path: Path, query: Key, gallery: Key) -> Path:
 
 def _models(store: Path, connection: Connection, keys: Sequence[Key]) -> dict[str, Connection]:
     """The closed forms that can project `keys`, and last the connection itself."""
-    name = connection.config.model_name
+    name = connection.model_name
     closed_forms = {
         other: model
         for other, model in baselines(store, connection.config).items()
-        if other != name and all(_can_project(model, key) for key in keys)
+        if other != name and all(model.knows(key.space, key.modality) for key in keys)
     }
     return {**closed_forms, name: connection}
-
-
-def _can_project(model: Connection, key: Key) -> bool:
-    """Whether `model`, if it is centred, knows the mean of the modality of `key`."""
-    return not model.config.centre or any(
-        space.name == key.space and key.modality in (space.bridge, space.memory)
-        for space in model.record.spaces
-    )
 
 
 def _draw(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cmcr.connect import ConnectConfig, read_config, with_overrides
+from cmcr.connect.heads import make_head, make_heads
 from cmcr.connect.losses import TERMS, attraction, info_nce, objective, perturb
-from cmcr.connect.projectors import make_projector, make_projectors
 from cmcr.errors import UsageError
 
 SECTION = {"via": "text", "spaces": ["clip", "clap"], "train": ["captions"], "memory": ["m"]}
@@ -73,7 +73,7 @@ def test_the_objective_is_the_equations(
     loss = bridge + weights[1] * pseudo + weights[0] * intra
     terms = objective((b1, a), (b2, c), config)
     assert tuple(terms) == TERMS
-    for name, expected in zip(TERMS, (loss, bridge, pseudo, intra), strict=True):
+    for name, expected in zip(TERMS, (loss, bridge, pseudo, 0, intra), strict=True):
         assert terms[name].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_equal_vectors_have_a_finite_gradient() -> None:
 
 def test_info_nce_of_indistinguishable_items_is_the_logarithm_of_their_number() -> None:
     x = torch.ones(7, 4) / 2
-    assert info_nce(x, x, 0.01).item() == pytest.approx(math.log(7), rel=1e-6)
+    assert info_nce(x, x, 0.01).item() == pytest.approx(math.log(7), rel=1e-5)
 
 
 def test_noise_has_the_variance_that_is_named() -> None:
@@ -141,13 +141,13 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("preset", ["mlp", "linear"])
 def test_presets_have_the_published_layout(preset: str) -> None:
-    state = make_projector(preset, 512, 512).state_dict()  # type: ignore[arg-type]
+    state = make_head(preset, 512, 512).state_dict()  # type: ignore[arg-type]
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == PUBLISHED[preset]
 
 
 def test_projectors_follow_the_seed_and_leave_the_random_state_alone() -> None:
     before = torch.get_rng_state()
-    same, again, other = (make_projectors("mlp", (8, 6), 4, seed) for seed in (1, 1, 2))
+    same, again, other = (make_heads(("mlp", "mlp"), (8, 6), 4, seed) for seed in (1, 1, 2))
     assert torch.get_rng_state().equal(before)
     assert same[0].net1[0].weight.equal(again[0].net1[0].weight)
     assert not same[0].net1[0].weight.equal(other[0].net1[0].weight)
@@ -187,7 +187,7 @@ def test_overrides_are_read_as_yaml_in_order() -> None:
         ("spaces=[clip, clip]", "both spaces are 'clip'"),
         ("train=[a, a]", "named twice"),
         ("train=[]", "cannot use train"),
-        ("centre=true", "belongs to procrustes and ridge"),
+        ("validation=0.6", "cannot use validation"),
         ("epochs=[", "cannot be read"),
         ("method=magic", "cannot use method"),
     ],

@@ -21,8 +21,8 @@ from cmcr.connect import (
     load_connection,
     read_config,
 )
+from cmcr.connect.checkpoint import State
 from cmcr.connect.losses import TERMS
-from cmcr.connect.train import TrainingState
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, MismatchError, StoreError, UsageError
 from cmcr.files import sha256_file
@@ -111,6 +111,7 @@ def test_training_connects_modalities_that_were_never_paired(store: Path) -> Non
     assert [space.memory for space in made.record.spaces] == ["image", "audio"]
     assert sorted(path.name for path in made.path.iterdir()) == [
         ".lock",
+        "README.md",
         "config.json",
         "model.safetensors",
         "training.jsonl",
@@ -124,7 +125,14 @@ def test_the_log_has_every_term_of_every_epoch(store: Path) -> None:
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [4, 8, 12]
     for row in rows:
-        assert row.keys() == {"epoch", "step", "lr", *TERMS}
+        assert row.keys() == {
+            "epoch",
+            "step",
+            "lr",
+            *TERMS,
+            "validation_hit_rate@1",
+            "validation_mrr",
+        }
         total = row["inter_bridge"] + 2 * row["inter_pseudo"] + 0.5 * row["intra"]
         assert row["loss"] == pytest.approx(total, rel=1e-5)
     assert rows[0]["loss"] > rows[-1]["loss"]
@@ -185,7 +193,7 @@ def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
         if left:
             break
-    assert killed == 9  # the empty log, log and checkpoint of three epochs, weights, record
+    assert killed == 10  # the empty log, log and checkpoint of 3 epochs, weights, card, record
 
 
 def test_a_killed_process_goes_on_where_it_was(
@@ -195,13 +203,13 @@ def test_a_killed_process_goes_on_where_it_was(
     whole = connect(store, settings, name="whole").path
     script = (
         "import os, signal; from pathlib import Path; from cmcr.connect import *\n"
-        "import torch; torch.set_num_threads(1); from cmcr.connect.train import TrainingState\n"
-        "save = TrainingState.save\n"
+        "import torch; torch.set_num_threads(1); from cmcr.connect.checkpoint import State\n"
+        "save = State.save\n"
         "def kill(state, path, identity):\n"
         "    if len(state.log) == 3: path.with_name(f'.{path.name}.1').write_bytes(b'half')\n"
         "    if len(state.log) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    save(state, path, identity)\n"
-        "TrainingState.save = kill\n"
+        "State.save = kill\n"
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='killed')\n"
     )
@@ -210,8 +218,8 @@ def test_a_killed_process_goes_on_where_it_was(
     folder = store / "connections" / "killed"
     assert not (folder / "config.json").exists()
     steps = []
-    step = TrainingState.step
-    monkeypatch.setattr(TrainingState, "step", lambda *given: steps.append(given) or step(*given))
+    count = State.count
+    monkeypatch.setattr(State, "count", lambda *given: steps.append(given) or count(*given))
     connect(store, settings, name="killed")
     assert len(steps) == 3 * 4  # epochs 3, 4 and 5
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -269,7 +277,7 @@ def test_a_space_may_have_no_memory(store: Path, memory: list[str]) -> None:
 
 
 def test_the_last_batch_is_never_too_small(store: Path) -> None:
-    made = connect(store, config(batch_size=PAIRS - 1, epochs=1), name="a")
+    made = connect(store, config(batch_size=PAIRS - 1, epochs=1, validation=0), name="a")
     assert json.loads((made.path / "training.jsonl").read_text())["step"] == 2
 
 
@@ -368,7 +376,7 @@ def test_centring_takes_the_mean_of_each_modality_away(store: Path) -> None:
     connection = load_connection(connect(store, config(method="ridge", centre=True), name="a").path)
     pictures = open_dataset(store, Key("see", "image", "pictures")).embeddings().astype(np.float64)
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
-    means = dict(connection.modules["mean_A"].named_parameters())
+    means = connection.sides[0].means
     np.testing.assert_allclose(means["image"].numpy(), pictures.mean(axis=0), atol=1e-6)
     with pytest.raises(UsageError, match="none was named"):
         connection.project("see", pictures)
@@ -381,8 +389,8 @@ def test_damage_is_found(store: Path) -> None:
     with pytest.raises(StoreError, match="no finished connection"):
         load_connection(store / "connections" / "b")
     record = (folder / "config.json").read_text()
-    (folder / "config.json").write_text(record.replace('"format": 1', '"format": 2'))
-    with pytest.raises(StoreError, match="format 2, this cmcr reads 1"):
+    (folder / "config.json").write_text(record.replace('"format": 2', '"format": 3'))
+    with pytest.raises(StoreError, match="format 3, this cmcr reads 2"):
         load_connection(folder)
     (folder / "config.json").write_text(record.replace('"joint_dim": 16', '"joint_dim": 17'))
     with pytest.raises(StoreError, match="do not fit the record"):

@@ -48,9 +48,9 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json 
     lines = [
         {
             "connection": folder.name,
-            "method": record.config.model_name,
-            "via": record.config.via,
-            "spaces": " + ".join(record.config.spaces),
+            "method": record.model,
+            "via": record.via,
+            "spaces": " + ".join(space.name for space in record.spaces),
             "pairs": record.pairs,
             "joint_dim": record.joint_dim,
         }

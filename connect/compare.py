@@ -1,0 +1,70 @@
+"""`--method auto`: every method on the same pairs, and the one that validates best.
+
+FOLDER/methods.json      {"chosen": model, "methods": {model: {"hit_rate@1": …, "mrr": …}}}
+FOLDER/methods/MODEL/    what each trained method left on its way
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from cmcr.connect.config import ConnectConfig
+from cmcr.connect.connection import Connection
+from cmcr.connect.fit import Problem, closed_forms
+from cmcr.connect.parallel import rank
+from cmcr.errors import UsageError
+from cmcr.files import write_json
+
+METHODS = "methods.json"
+DECIDES = "mrr"
+
+Make = Callable[[ConnectConfig, Problem, Path, str], Connection]
+
+
+def choose(
+    config: ConnectConfig, problem: Problem, folder: Path, device: str, make: Make
+) -> Connection:
+    """The connection that does best on the held-out pairs; on a tie the simplest.
+
+    Raises UsageError when nothing is held out.
+    """
+    if problem.held is None:
+        raise UsageError(
+            "`auto` has nothing to choose by", cure="hold some pairs out: --set validation=0.1"
+        )
+    made = {}
+    for candidate in candidates(config, problem):
+        place = folder / "methods" / candidate.model_name
+        made[candidate.model_name] = make(candidate, problem, place, device)
+    scores = {name: connection.record.validation for name, connection in made.items()}
+    chosen = max(scores, key=lambda name: scores[name][DECIDES])
+    if rank() == 0:
+        write_json(folder / METHODS, {"chosen": chosen, "methods": scores})
+        log = folder / "methods" / chosen / "training.jsonl"
+        if log.exists():
+            shutil.copyfile(log, folder / "training.jsonl")
+    connection = made[chosen]
+    connection.record = connection.record.model_copy(update={"requested": config})
+    return connection
+
+
+def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
+    """The config of every method, the simplest first."""
+    trained = [
+        {"method": "linear", "centre": True},
+        {"method": "ex-mcr", "projector": "residual", "centre": True},
+        {"method": "c-mcr", "projector": "residual", "centre": True},
+        {"method": "ex-mcr", "projector": "mlp"},
+        {"method": "c-mcr", "projector": "mlp"},
+    ]
+    return [
+        *closed_forms(config, problem.spaces),
+        *(config.model_copy(update={"centre": False} | variant) for variant in trained),
+    ]
+
+
+def read_methods(folder: Path) -> dict[str, dict[str, float]]:
+    """The validation of each method that `auto` tried; empty where it was not asked."""
+    path = folder / METHODS
+    return json.loads(path.read_text())["methods"] if path.exists() else {}
