@@ -1,5 +1,6 @@
 """Which device to compute on."""
 
+import os
 from typing import TYPE_CHECKING
 
 from cmcr.errors import UsageError
@@ -9,14 +10,16 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str) -> "torch.device":
-    """The device called `name`; "auto" is the first GPU, else the CPU.
+    """The device called `name`; "auto" is a GPU, else the CPU.
 
     Raises UsageError for a device that torch does not know or this machine does not have.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # torchrun says which GPU is whose.
+        gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return gpu if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

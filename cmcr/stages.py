@@ -130,19 +130,26 @@ def choose_connection(
         )
     config = with_overrides(read_config(section | given), settings)
     title = name or (recipe.connect.name if recipe else "-".join(config.spaces))
-    if name is None and config.model_name != "c-mcr":
+    usual = read_config(section).model_name if recipe else "c-mcr"
+    if name is None and config.model_name != usual:
         title = f"{title}-{config.model_name}"
     return config, title, recipe.store if recipe else STORE
 
 
 def connect_spaces(
-    config: "ConnectConfig", name: str, store: Path, out: Path | None, device: str
+    config: "ConnectConfig",
+    name: str,
+    store: Path,
+    out: Path | None,
+    device: str,
+    tensorboard: bool = False,
 ) -> "Connected":
     """Train or solve the connection `name`."""
     from cmcr.connect import connect
     from cmcr.devices import find_device
 
-    return connect(store, config, name=name, out=out, device=str(find_device(device)))
+    place = str(find_device(device))
+    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard)
 
 
 # evaluate

@@ -25,14 +25,25 @@ Kind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
 Means = Mapping[Modality, Tensor]
 
 
+def _linear(dim: int, channels: int) -> nn.Linear:
+    """A layer before BatchNorm, which takes its bias away again.
+
+    The bias has no gradient but rounding, and AdamW would make that as large as any other: it is
+    there for the layout of the published files, and stays as it is.
+    """
+    layer = nn.Linear(dim, channels)
+    layer.bias.requires_grad_(False)
+    return layer
+
+
 class MLP(nn.Module):
     """As published for CLIP-CLAP: the hidden layer is twice as wide as the joint space."""
 
     def __init__(self, dim: int, joint_dim: int) -> None:
         super().__init__()
         hidden = 2 * joint_dim
-        self.net1 = nn.Sequential(nn.Linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
-        self.net2 = nn.Sequential(nn.Linear(hidden, joint_dim), BatchNorm(joint_dim))
+        self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
+        self.net2 = nn.Sequential(_linear(hidden, joint_dim), BatchNorm(joint_dim))
 
     @typed
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
@@ -46,7 +57,7 @@ class Linear(nn.Module):
 
     def __init__(self, dim: int, joint_dim: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(dim, joint_dim), BatchNorm(joint_dim), nn.ReLU())
+        self.net = nn.Sequential(_linear(dim, joint_dim), BatchNorm(joint_dim), nn.ReLU())
 
     @typed
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
@@ -77,7 +88,7 @@ class Residual(nn.Module):
         super().__init__()
         hidden = 2 * joint_dim
         self.base = nn.Linear(dim, joint_dim, bias=False).requires_grad_(False)
-        self.net1 = nn.Sequential(nn.Linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
+        self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
         self.net2 = nn.Linear(hidden, joint_dim, bias=False)
         nn.init.zeros_(self.net2.weight)
 

@@ -15,7 +15,7 @@ import torch
 
 from cmcr.connect.banks import TrainingData
 from cmcr.connect.checkpoint import CHECKPOINT, LOG
-from cmcr.connect.compare import METHODS, choose
+from cmcr.connect.compare import METHODS, choose, read_methods
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import CARD, CONFIG, MODEL, Connection, load_connection
 from cmcr.connect.data import SpaceData, open_spaces
@@ -37,6 +37,11 @@ class Connected:
     record: Record
     fresh: bool  # False: it was there already, made from the same config and datasets
 
+    @property
+    def methods(self) -> dict[str, dict[str, float]]:
+        """The validation of each method that `auto` compared; empty where one was named."""
+        return read_methods(self.path)
+
     def __str__(self) -> str:
         first, second = self.record.spaces
         pairs = f"{self.record.pairs:,} {first.bridge} pairs"
@@ -57,6 +62,7 @@ class Connected:
             "path": str(self.path),
             "fresh": self.fresh,
             "connection": self.record.model_dump(mode="json"),
+            "methods": self.methods,
         }
 
 

@@ -32,8 +32,6 @@ from cmcr.connect.vectors import reduced
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 
-__all__ = ["TrainingData", "train"]
-
 # Of each side: its bridge modality and its memory's, None without one.
 Modalities = tuple[tuple[Modality, Modality | None], tuple[Modality, Modality | None]]
 
@@ -137,7 +135,7 @@ def train(
         while len(state.log) < config.epochs and not state.out_of_patience:
             modules.train()
             for number, batch in banks.epoch(state.epoch_order(len(banks)), batches, state.batch):
-                _step(state, trainer, batch, state.epoch * batches + number, batches)
+                take_step(state, trainer, batch, state.epoch * batches + number, batches)
                 if stopped.is_set():
                     state.save(folder / CHECKPOINT, identity)
                     raise KeyboardInterrupt
@@ -167,7 +165,8 @@ def learning_rate(config: ConnectConfig, step: int, batches: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def _step(state: State, trainer: Trainer, batch: TrainingData, step: int, batches: int) -> None:
+def take_step(state: State, trainer: Trainer, batch: TrainingData, step: int, batches: int) -> None:
+    """One optimizer step on a global batch: the `step`-th of a run with `batches` an epoch."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate(trainer.config, step, batches)
     terms = trainer.terms(batch, state.generator)

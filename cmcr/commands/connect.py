@@ -1,19 +1,21 @@
 """`cmcr connect`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cmcr.commands.options import Device, Json, Names, Recipe, Store
-from cmcr.commands.output import answer, say
+from cmcr.commands.output import answer, print_table, say
 
 
 def connect(
     via: Annotated[str | None, typer.Option(help="The modality that both spaces share.")] = None,
     spaces: Annotated[str | None, typer.Option(metavar="A,B", help="What to connect.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="c-mcr, procrustes, ridge or identity.")
+        str | None,
+        typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity, or auto: the best."),
     ] = None,
     train: Names = None,
     memory: Names = None,
@@ -29,6 +31,9 @@ def connect(
         Path | None, typer.Option(help="Its folder.", show_default="STORE/connections/NAME")
     ] = None,
     store: Store = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Curves to OUT/tensorboard too.")
+    ] = False,
     device: Device = "auto",
     pipeline: Recipe = None,
     as_json: Json = False,
@@ -48,7 +53,13 @@ def connect(
     config, title, default_store = choose_connection(
         load_pipelines(), flags, settings or [], name, pipeline
     )
-    connected = connect_spaces(config, title, store or default_store, out, device)
+    connected = connect_spaces(
+        config, title, store or default_store, out, device, tensorboard=tensorboard
+    )
+    if os.environ.get("RANK", "0") != "0":  # torchrun starts several, and one speaks
+        return
     say(str(connected))
+    if connected.methods:
+        print_table([{"method": name, **scores} for name, scores in connected.methods.items()])
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh})
