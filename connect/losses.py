@@ -27,7 +27,7 @@ TERMS = ("loss", "inter_bridge", "inter_pseudo", "inter_cross", "intra")
 KEPT_SCORES = 1 << 28
 # A block of scores this large stays in a CPU's cache while it is worked on; a GPU has no use for
 # small ones.
-CPU_BLOCK, GPU_BLOCK = 1 << 21, 1 << 27
+CPU_BLOCK, GPU_BLOCK = 1 << 22, 1 << 27
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -38,7 +38,7 @@ def perturb(
 ) -> Float[Tensor, "n d"]:
     """Semantic completion: x̃ = normalise(x + ε), ε ~ N(0, σ²I); `variance` is σ²."""
     noise = torch.randn(x.shape, generator=generator, device=x.device)  # (n, d)
-    return F.normalize(torch.add(x.float(), noise, alpha=variance**0.5), dim=1)
+    return F.normalize(noise.mul_(variance**0.5).add_(x), dim=1)
 
 
 @typed
@@ -71,44 +71,40 @@ class _InfoNCE(torch.autograd.Function):
         scores = x.new_empty((len(x), count)) if ctx.keep else None
         by_row = x.new_empty(len(x))
         by_column = x.new_full((count,), -torch.inf)
-        positive = (x * y[first : first + len(x)]).sum(dim=1) / temperature  # (n,)
+        scaled = x / temperature  # (n, d)
+        positive = (scaled * y[first : first + len(x)]).sum(dim=1)  # (n,)
         for block in _blocks(x, y):
-            part = None if scores is None else scores[block]
-            part = _scores(x[block], y, temperature, out=part)  # (≤ rows, count)
+            kept = None if scores is None else scores[block]
+            part = product(scaled[block], y.T, out=kept)  # (≤ rows, count)
             by_row[block] = part.logsumexp(dim=1)
             by_column = torch.logaddexp(by_column, part.logsumexp(dim=0))
         by_column = logsumexp_of_all(by_column)
         ctx.temperature, ctx.first = temperature, first
-        ctx.save_for_backward(x, y, by_row, by_column, *([scores] if scores is not None else []))
+        ctx.save_for_backward(scaled, y, by_row, by_column, *([] if scores is None else [scores]))
         return (total((by_row - 2 * positive).sum()) + by_column.sum()) / (2 * count)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        x, y, by_row, by_column, *scores = ctx.saved_tensors
-        weight = gradient / (2 * len(y) * ctx.temperature)
+        scaled, y, by_row, by_column, *scores = ctx.saved_tensors
+        weight = gradient / (2 * len(y))
         wants_x, wants_y, _ = ctx.needs_input_grad
-        x_gradient = torch.empty_like(x) if wants_x else None
+        x_gradient = torch.empty_like(scaled) if wants_x else None
         y_gradient = torch.zeros_like(y) if wants_y else None
-        for block in _blocks(x, y):
-            part = scores[0][block] if scores else _scores(x[block], y, ctx.temperature)
+        for block in _blocks(scaled, y):
+            part = scores[0][block] if scores else product(scaled[block], y.T)
             by_rows = (part - by_row[block, None]).exp_()  # (≤ rows, count)
             change = by_rows.add_((part - by_column).exp_())
             change.diagonal(ctx.first + block.start).sub_(2)
             if x_gradient is not None:
-                x_gradient[block] = product(change, y) * weight
+                x_gradient[block] = product(change, y) * (weight / ctx.temperature)
             if y_gradient is not None:
-                y_gradient += product(change.T, x[block]) * weight
+                y_gradient += product(change.T, scaled[block]) * weight
         return x_gradient, y_gradient, None
 
 
 def _blocks(x: Tensor, y: Tensor) -> list[slice]:
     rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK) // len(y))
     return [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
-
-
-def _scores(x: Tensor, y: Tensor, temperature: float, out: Tensor | None = None) -> Tensor:
-    scores = product(x, y.T)  # (rows, count)
-    return torch.div(scores, temperature, out=scores if out is None else out)
 
 
 @typed

@@ -69,10 +69,14 @@ class Trainer:
     ) -> Pair:
         """b̃ and ã, this process's rows; all draw the noise of all, so that they stay in step."""
         mine = share(len(blocks[0]))
+
+        def noisy(block: Tensor, modality: Modality | None) -> Tensor:
+            # ã has a norm below 1 and keeps it until there is noise on it.
+            clean = side.centre(block, modality) if side.means else block
+            return perturb(clean, self.config.noise_variance, generator)[mine]
+
         bridge, pseudo = (
-            None
-            if block is None
-            else perturb(side.centre(block, modality), self.config.noise_variance, generator)[mine]
+            None if block is None else noisy(block, modality)
             for block, modality in zip(blocks, modalities, strict=True)
         )
         assert bridge is not None

@@ -36,13 +36,16 @@ def reduced(device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
-def product(x: Tensor, y: Tensor, kind: torch.dtype | None = None) -> Tensor:
+def product(
+    x: Tensor, y: Tensor, kind: torch.dtype | None = None, out: Tensor | None = None
+) -> Tensor:
     """x y, (n, d) and (d, m) → (n, m), in float32.
 
     The operands are rounded to `kind`, or to what `reduced` says, where that is a precision that
-    the device has units for; sums are float32 in any case.
+    the device has units for; sums are float32 in any case. The result goes to `out` if it is given.
     """
     kind = kind or reduced(x.device)
     if kind in (None, torch.float32):
-        return x.float() @ y.float()
-    return torch.mm(x.to(kind), y.to(kind), out_dtype=torch.float32)
+        return torch.mm(x.float(), y.float(), out=out)
+    found = torch.mm(x.to(kind), y.to(kind), out_dtype=torch.float32)
+    return found if out is None else out.copy_(found)
