@@ -11,6 +11,7 @@ It reads embeddings and nothing else: no encoder library is imported here.
 
 from cmcr.connect.config import ConnectConfig, read_config, with_overrides
 from cmcr.connect.connection import Connection, load_connection
+from cmcr.connect.data import open_spaces
 from cmcr.connect.fit import baselines
 from cmcr.connect.memory import aggregate
 from cmcr.connect.record import Record
@@ -25,6 +26,7 @@ __all__ = [
     "baselines",
     "connect",
     "load_connection",
+    "open_spaces",
     "read_config",
     "with_overrides",
 ]

@@ -96,9 +96,9 @@ def connect(
                 _clear(folder)
             problem = pose(config, store, spaces, device)
             if config.method == "auto":
-                connection = choose(config, problem, folder, device, _make)
+                connection = choose(config, problem, folder, device, make)
             else:
-                connection = _make(config, problem, folder, device, tensorboard)
+                connection = make(config, problem, folder, device, tensorboard)
             if rank() == 0:
                 connection.save(folder)
             record = connection.record
@@ -140,7 +140,7 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _make(
+def make(
     config: ConnectConfig, problem: Problem, folder: Path, device: str, tensorboard: bool = False
 ) -> Connection:
     """The connection of one method; what training leaves on its way goes to `folder`."""
