@@ -146,7 +146,7 @@ def build_index(vectors: np.ndarray, factory: str) -> Any:
 
 
 def on_gpus(index: Any) -> Any:
-    """`index` on every GPU that FAISS sees; as it is where there is none, or it has no such kind."""
+    """`index` on every GPU that FAISS sees; as it is where there is none or none for its kind."""
     import faiss
 
     if not faiss.get_num_gpus():

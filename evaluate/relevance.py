@@ -51,7 +51,7 @@ class Matches:
         return self.query_keys[start:stop] @ self._gallery_of_key
 
     def of(self, queries: np.ndarray) -> csr_matrix:
-        """The matches of the queries with these numbers, a sparse (len(queries), gallery) matrix."""
+        """The matches of the queries of these numbers, a sparse (some, gallery) matrix."""
         return self.query_keys[queries] @ self._gallery_of_key
 
     @typed
