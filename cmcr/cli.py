@@ -16,7 +16,7 @@ import typer
 
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
-from cmcr.commands.evaluate import retrieval
+from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.extract import extract
 from cmcr.commands.output import say
 from cmcr.commands.run import run
@@ -38,6 +38,7 @@ evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
 )
 evaluate.command()(retrieval)
+evaluate.command()(gap)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)

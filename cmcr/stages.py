@@ -24,7 +24,7 @@ from cmcr.pipelines import (
 if TYPE_CHECKING:
     from cmcr.connect import ConnectConfig, Connected
     from cmcr.embeddings import Key
-    from cmcr.evaluate import Evaluated
+    from cmcr.evaluate import Evaluated, IndexChoice
     from cmcr.extract import Summary
 
 STORE = Path("store")  # where neither a flag nor a recipe names one
@@ -210,14 +210,63 @@ def evaluate_pairs(
     gallery_where: Sequence[str] = (),
 ) -> Iterator["Evaluated"]:
     """Evaluate retrieval for each pair of datasets, in both directions."""
-    from cmcr.evaluate import evaluate_retrieval, parse_where
+    from cmcr.evaluate import evaluate_retrieval
 
+    where = _wheres(query_where, gallery_where)
     for query, gallery in pairs:
-        yield evaluate_retrieval(
-            store,
-            connection,
-            query,
-            gallery,
-            query_where=parse_where(query_where),
-            gallery_where=parse_where(gallery_where),
+        yield evaluate_retrieval(store, connection, query, gallery, **where)
+
+
+def evaluate_gaps(
+    pairs: Sequence[tuple["Key", "Key"]],
+    connection: Path,
+    store: Path,
+    query_where: Sequence[str] = (),
+    gallery_where: Sequence[str] = (),
+) -> Iterator["Evaluated"]:
+    """Measure the modality gap of each pair of datasets, before and after connecting."""
+    from cmcr.evaluate import evaluate_gap
+
+    where = _wheres(query_where, gallery_where)
+    for query, gallery in pairs:
+        yield evaluate_gap(store, connection, query, gallery, **where)
+
+
+def choose_index(
+    factory: str | None, max_memory: str | None, max_query_time: str | None
+) -> "IndexChoice | None":
+    """The index that `cmcr evaluate retrieval` is to measure; None where no flag asks for one.
+
+    Raises UsageError for flags that contradict each other or cannot be read.
+    """
+    from cmcr.evaluate import IndexChoice, parse_budget
+
+    if factory is None and max_memory is None and max_query_time is None:
+        return None
+    if factory is not None and max_memory is not None:
+        raise UsageError(
+            "--index names an index, --max-memory would have one chosen", cure="give one of them"
         )
+    return IndexChoice(factory, parse_budget(max_memory, max_query_time))
+
+
+def evaluate_indexes(
+    pairs: Sequence[tuple["Key", "Key"]],
+    connection: Path,
+    store: Path,
+    query_where: Sequence[str],
+    gallery_where: Sequence[str],
+    choice: "IndexChoice",
+) -> Iterator["Evaluated"]:
+    """Index the gallery of each pair of datasets, and measure the index."""
+    from cmcr.evaluate import evaluate_index
+
+    where = _wheres(query_where, gallery_where)
+    for query, gallery in pairs:
+        yield evaluate_index(store, connection, query, gallery, choice, **where)
+
+
+def _wheres(query: Sequence[str], gallery: Sequence[str]) -> dict[str, Any]:
+    from cmcr.evaluate import parse_where
+
+    return {"query_where": parse_where(query), "gallery_where": parse_where(gallery)}

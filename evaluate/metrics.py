@@ -2,35 +2,53 @@
 
     measured = retrieval_metrics(queries, gallery, matches)   # unit vectors, evaluate/relevance.py
     measured.metrics["mAP"], measured.precision               # numbers; precision over recall
+    measured.per_query                                        # what the numbers are means of
     chance_metrics(matches.counts(), matches.gallery)         # expected under a random ranking
 
-Everything follows from the ranks of a query's matches. The i-th best match has rank
-i + (non-matches that score no less): a tie is decided against us. Scores closer than `TIE` are
-a tie, since float32 scores of equal vectors differ in the last bits from one column to the next.
+Everything follows from the ranks of a query's matches (evaluate/ranks.py).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from cmcr.errors import CmcrError
+from cmcr.evaluate.ranks import blocks_of_ranks
 from cmcr.evaluate.relevance import Matches
 from cmcr.typed import typed
 
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 CUTOFFS = (1, 5, 10)
+MEANS = (
+    *(f"hit_rate@{k}" for k in CUTOFFS),
+    *(f"recall@{k}" for k in CUTOFFS),
+    "mAP",
+)
 RECALL_LEVELS = (np.arange(100) + 0.5) / 100
-TIE = 1e-6
-
-_BLOCK_SCORES = 1 << 24
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class PerQuery:
+    """What is known of each query that has a match."""
+
+    rows: np.ndarray  # (found,) the number of the query
+    first_rank: np.ndarray  # (found,) the rank of its first match, from 1
+    scores: np.ndarray  # (found, means) a column for each of `MEANS`
+
+    def take(self, which: np.ndarray) -> "PerQuery":
+        """Those that a mask or an array of places picks."""
+        return PerQuery(self.rows[which], self.first_rank[which], self.scores[which])
+
+    def summary(self) -> Metrics:
+        """The mean of each column, and the `median_rank`."""
+        means = dict(zip(MEANS, self.scores.mean(axis=0).tolist(), strict=True))
+        return means | {"median_rank": float(np.median(self.first_rank))}
 
 
 @dataclass(frozen=True)
@@ -43,16 +61,7 @@ class Measured:
 
     metrics: Metrics
     precision: Float[np.ndarray, " levels"]
-
-
-class _PerQuery(NamedTuple):
-    """What is kept of each query."""
-
-    first_rank: np.ndarray  # (queries,)
-    hit: np.ndarray  # (queries, cutoffs)
-    recall: np.ndarray  # (queries, cutoffs)
-    average_precision: np.ndarray  # (queries,)
-    precision: np.ndarray  # (queries, levels)
+    per_query: PerQuery
 
 
 @typed
@@ -71,24 +80,29 @@ def retrieval_metrics(
     Memory holds one block of scores, never all. Raises CmcrError when no query has a match or a
     value is not finite.
     """
-    if not (torch.isfinite(queries).all() and torch.isfinite(gallery).all()):
+    if not torch.isfinite(queries.sum() + gallery.sum()):
         raise CmcrError(
             "projected embeddings hold NaN or infinity",
             cure="train the connection again, with a smaller learning rate if it diverged",
         )
-    blocks = [_per_query(ranks) for ranks in _blocks_of_ranks(queries, gallery, matches)]
+    precision = np.zeros(len(RECALL_LEVELS))
+    blocks = []
+    for rows, ranks in blocks_of_ranks(queries, gallery, matches):
+        scores, curve = _scores(ranks)  # (some, means), (levels,)
+        blocks.append(PerQuery(rows, ranks[:, 0], scores))
+        precision += curve
     if not blocks:
         raise _no_matches()
-    found = _PerQuery(*(np.concatenate(arrays) for arrays in zip(*blocks, strict=True)))
-    metrics = {
-        **_at_cutoffs("hit_rate", found.hit.mean(axis=0)),
-        **_at_cutoffs("recall", found.recall.mean(axis=0)),
-        "mAP": float(found.average_precision.mean()),
-        "median_rank": float(np.median(found.first_rank)),
+    found = PerQuery(
+        np.concatenate([block.rows for block in blocks]),
+        np.concatenate([block.first_rank for block in blocks]),
+        np.concatenate([block.scores for block in blocks]),
+    )
+    metrics = found.summary() | {
         "gallery_size": matches.gallery,
-        "queries_without_match": matches.queries - len(found.first_rank),
+        "queries_without_match": matches.queries - len(found.rows),
     }
-    return Measured(metrics, found.precision.mean(axis=0))
+    return Measured(metrics, precision / len(found.rows), found)
 
 
 @typed
@@ -132,54 +146,19 @@ def _met_by_rank(matches: int, gallery: int) -> np.ndarray:
     return met
 
 
-def _blocks_of_ranks(queries: Tensor, gallery: Tensor, matches: Matches) -> Iterator[np.ndarray]:
-    """`match_ranks` of the queries that have a match, a block of queries at a time."""
-    rows = max(1, _BLOCK_SCORES // max(1, len(gallery)))
-    for start in range(0, len(queries), rows):
-        matching = matches.block(start, start + rows)  # (block, gallery)
-        some = np.flatnonzero(np.diff(matching.indptr))
-        if len(some):
-            scores = queries[start + some] @ gallery.T  # (some, gallery)
-            yield match_ranks(scores, matching[some])
-
-
-@typed
-def match_ranks(
-    scores: Float[Tensor, "queries gallery"], matching: csr_matrix
-) -> Int[np.ndarray, "queries most"]:
-    """The ranks of each query's matches, ascending from 1, zeros after the last.
-
-    `matching` is a sparse (queries, gallery) matrix and `most` the largest number of matches of
-    a query. Overwrites the scores of the matches.
-    """
-    counts = np.diff(matching.indptr)  # (queries,)
-    row = np.repeat(np.arange(len(counts)), counts)  # (matches,)
-    place = np.arange(len(row)) - np.repeat(matching.indptr[:-1], counts)  # (matches,)
-    own = torch.full((len(counts), int(counts.max())), -torch.inf)  # (queries, most)
-    own[row, place] = scores[row, matching.indices]
-    scores[row, matching.indices] = -torch.inf
-    own = own.sort(dim=1).values  # (queries, most), the best match last
-    # How many of its query's matches each non-match is ranked before.
-    before = torch.searchsorted(own - TIE, scores, right=True, out_int32=True)  # (queries, gallery)
-    histogram = np.stack([np.bincount(line, minlength=own.shape[1] + 1) for line in before.numpy()])
-    ahead = histogram[:, :0:-1].cumsum(axis=1)  # (queries, most) non-matches before the i-th best
-    nth = np.arange(1, own.shape[1] + 1)  # (most,)
-    return np.where(nth <= counts[:, None], nth + ahead, 0)
-
-
-def _per_query(ranks: np.ndarray) -> _PerQuery:
+def _scores(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A query's columns of `MEANS`, (queries, means), and its precisions summed, (levels,)."""
     counts = (ranks > 0).sum(axis=1)  # (queries,)
-    within = (ranks[:, :, None] <= np.array(CUTOFFS)) & (ranks > 0)[:, :, None]
-    found = within.sum(axis=1)  # (queries, cutoffs)
+    found = np.stack(
+        [((ranks > 0) & (ranks <= k)).sum(axis=1) for k in CUTOFFS], axis=1
+    )  # (queries, cutoffs)
     nth = np.arange(1, ranks.shape[1] + 1)
     precision = np.where(ranks > 0, nth / np.maximum(ranks, 1), 0)  # (queries, most)
+    average = precision.sum(axis=1) / counts  # (queries,)
     at_level = np.ceil(RECALL_LEVELS * counts[:, None]).astype(int) - 1  # (queries, levels)
-    return _PerQuery(
-        first_rank=ranks[:, 0],
-        hit=found > 0,
-        recall=found / counts[:, None],
-        average_precision=precision.sum(axis=1) / counts,
-        precision=np.take_along_axis(precision, at_level, axis=1),
+    return (
+        np.column_stack([found > 0, found / counts[:, None], average]),
+        np.take_along_axis(precision, at_level, axis=1).sum(axis=0),
     )
 
 

@@ -1,20 +1,39 @@
-"""The nearest gallery items of every query, from a FAISS flat index: who found whom.
+"""The nearest gallery items of every query, by an exact FAISS search: who found whom.
 
-    table = nearest_neighbours(connection, speech, photos)   # Items of evaluate/retrieval.py
+    write_neighbours(folder / "neighbours.parquet", connection, (speech, photos))   # both ways
 
-The index is exact, so the share of queries with a `match` among their ten is `hit_rate@10`.
+The search is exact, so the share of queries with a `match` among their ten is `hit_rate@10`.
 """
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from cmcr.connect import Connection
 from cmcr.evaluate.relevance import find_matches
 from cmcr.evaluate.retrieval import Items
+from cmcr.files import replacing
 from cmcr.typed import typed
 
 NEIGHBOURS = 10
+
+_BLOCK_QUERIES = 65_536
+_PLACE = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA = pa.schema(
+    {
+        "query": _PLACE,
+        "query_id": pa.string(),
+        "gallery": _PLACE,
+        "gallery_id": pa.string(),
+        "rank": pa.int32(),
+        "cosine": pa.float32(),
+        "match": pa.bool_(),
+    }
+)
 
 
 @typed
@@ -24,28 +43,41 @@ def search(
     """Inner products and rows of the `k` nearest gallery items, or of all where there are fewer."""
     import faiss
 
-    index = faiss.IndexFlatIP(gallery.shape[1])
-    index.add(gallery)
-    scores, rows = index.search(queries, min(k, len(gallery)))  # (queries, k), (queries, k)
+    scores, rows = faiss.knn(
+        queries, gallery, min(k, len(gallery)), metric=faiss.METRIC_INNER_PRODUCT
+    )  # (queries, k), (queries, k)
     return scores, rows
 
 
-def nearest_neighbours(model: Connection, query: Items, gallery: Items) -> pa.Table:
-    """One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`."""
-    scores, found = search(
-        query.projected(model).numpy(), gallery.projected(model).numpy(), NEIGHBOURS
-    )  # (queries, k), (queries, k)
-    queries, k = found.shape
-    asked = np.repeat(np.arange(queries), k)  # (queries · k,)
+def write_neighbours(path: Path, model: Connection, both: tuple[Items, Items]) -> None:
+    """Write who found whom: first of `both` in the second, then the second in the first.
+
+    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`.
+    """
+    vectors = [items.projected(model).numpy() for items in both]  # (items, joint) each
+    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+        for asked, found in ((0, 1), (1, 0)):
+            for table in _tables(both[asked], vectors[asked], both[found], vectors[found]):
+                writer.write_table(table)
+
+
+def _tables(
+    query: Items, queries: np.ndarray, gallery: Items, vectors: np.ndarray
+) -> Iterator[pa.Table]:
+    """The neighbours of a block of queries after the other."""
     matches = find_matches(query.table, gallery.table)
-    return pa.table(
-        {
-            "query": pa.repeat(str(query.key), queries * k).dictionary_encode(),
+    for start in range(0, len(queries), _BLOCK_QUERIES):
+        block = queries[start : start + _BLOCK_QUERIES]
+        scores, found = search(block, vectors, NEIGHBOURS)  # (block, k), (block, k)
+        count, k = found.shape
+        asked = start + np.repeat(np.arange(count), k)  # (block · k,)
+        columns = {
+            "query": pa.repeat(str(query.key), count * k).dictionary_encode(),
             "query_id": query.table["id"].take(asked),
-            "gallery": pa.repeat(str(gallery.key), queries * k).dictionary_encode(),
+            "gallery": pa.repeat(str(gallery.key), count * k).dictionary_encode(),
             "gallery_id": gallery.table["id"].take(found.ravel()),
-            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), queries),
+            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
             "cosine": scores.ravel(),
             "match": matches.pairs(asked, found.ravel()),
         }
-    )
+        yield pa.table(columns, schema=_SCHEMA)

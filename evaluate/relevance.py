@@ -13,6 +13,7 @@ An empty label or group counts as none.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 import numpy as np
@@ -47,7 +48,11 @@ class Matches:
 
     def block(self, start: int, stop: int) -> csr_matrix:
         """The matches of queries `start` to `stop`, a sparse (stop - start, gallery) matrix."""
-        return self.query_keys[start:stop] @ self.gallery_keys.T
+        return self.query_keys[start:stop] @ self._gallery_of_key
+
+    def of(self, queries: np.ndarray) -> csr_matrix:
+        """The matches of the queries of these numbers, a sparse (some, gallery) matrix."""
+        return self.query_keys[queries] @ self._gallery_of_key
 
     @typed
     def counts(self) -> Int[np.ndarray, " queries"]:
@@ -72,6 +77,10 @@ class Matches:
     def reverse(self) -> "Matches":
         """The same relation with the gallery as queries."""
         return Matches(self.gallery_keys, self.query_keys)
+
+    @cached_property
+    def _gallery_of_key(self) -> csr_matrix:
+        return self.gallery_keys.T.tocsr()  # (keys, gallery)
 
 
 def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:

@@ -1,17 +1,18 @@
-"""Results: one row a dataset, model and direction, as JSON and as tables for the terminal.
+"""Results: one row a dataset, model, task and direction, as JSON and as tables for the terminal.
 
     write_results(path, rows, inputs, ["precision.png"])
     read_results(path)["results"]
     rich.print(results_table(rows))          # one table a direction, the best of a column in bold
 
 A row has the shape that CLIP_benchmark writes; `query` and `gallery` are SPACE/MODALITY:DATASET.
+Beside the metrics there can be their 95 % intervals, and what lies behind them.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from cmcr.errors import StoreError
 from cmcr.files import write_text
@@ -20,8 +21,28 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_RANKS = frozenset({"median_rank"})
-_ABOUT_THE_GALLERY = ("gallery_size", "queries_without_match")
+_LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
+_MEASURED_COSTS = frozenset({"queries_per_second", "query_ms", "build_seconds", "index_bytes"})
+_FORMATS = {
+    "median_rank": "{:g}",
+    "queries_per_second": "{:,.0f}",
+    "query_ms": "{:.2f}",
+    "build_seconds": "{:.1f}",
+    "index_bytes": "{:,}",
+}
+_WITH_INTERVAL = "mAP"
+# Counts go below a table, where there is something to count.
+_COUNTS = {
+    "gallery_size": "items in the gallery",
+    "queries_without_match": "queries without a match left out",
+    "items": "items",
+    "classes": "classes",
+    "prompts": "prompts",
+    "items_left_out": "items of other classes left out",
+    "pairs": "pairs",
+    "silent_pairs": "silent pairs",
+    "pairs_left_out": "pairs that the store does not have left out",
+}
 
 
 class Row(TypedDict):
@@ -33,6 +54,9 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
+    intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/bootstrap.py
+    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/breakdown.py
+    worst: NotRequired[list[dict[str, Any]]]
 
 
 class Results(TypedDict):
@@ -63,10 +87,10 @@ def read_results(path: Path) -> Results:
 
 
 def results_table(rows: Sequence[Row]) -> "Group":
-    """A table a direction, models in the order of `rows`, the best value of each column in bold."""
+    """A table a task and direction, models in the order of `rows`, the best of a column in bold."""
     from rich.console import Group
 
-    directions = groupby(rows, key=lambda row: (row["query"], row["gallery"]))
+    directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
     tables = (part for _, models in directions for part in (_table(list(models)), ""))
     return Group(*tables)
 
@@ -74,15 +98,20 @@ def results_table(rows: Sequence[Row]) -> "Group":
 def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
-    first = rows[0]["metrics"]
-    names = [name for name in first if name not in _ABOUT_THE_GALLERY]
+    metrics = [row["metrics"] for row in rows]
+    names = [name for name in _union(metrics) if name not in _COUNTS]
     best = {
-        name: (min if name in _RANKS else max)(row["metrics"][name] for row in rows)
+        name: (min if name in _LESS_IS_BETTER else max)(
+            line[name] for line in metrics if name in line
+        )
         for name in names
+        if name not in _MEASURED_COSTS
     }
+    with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
+    task = "" if rows[0]["task"] == "retrieval" else f"{rows[0]['task']}: "
     table = Table(
-        title=f"{rows[0]['query']} → {rows[0]['gallery']}",
-        caption=_about_the_gallery(first),
+        title=f"{task}{rows[0]['query']} → {rows[0]['gallery']}",
+        caption=_counts(metrics[0]) or None,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -92,16 +121,27 @@ def _table(rows: Sequence[Row]) -> "Table":
         collapse_padding=True,
     )
     table.add_column("model", no_wrap=True)
-    for heading in _headings(names):
+    for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
+        if with_interval and name == _WITH_INTERVAL:
+            table.add_column("\n95 %", justify="right", no_wrap=True)
     for row in rows:
-        values = [row["metrics"][name] for name in names]
-        cells = (
-            f"[bold]{_cell(name, value)}[/bold]" if value == best[name] else _cell(name, value)
-            for name, value in zip(names, values, strict=True)
-        )
+        cells = []
+        for name in names:
+            value = row["metrics"].get(name)
+            text = "" if value is None else _FORMATS.get(name, "{:.3f}").format(value)
+            cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
+            if with_interval and name == _WITH_INTERVAL:
+                low_high = row.get("intervals", {}).get(name, [])
+                cells.append("-".join(f"{end:.3f}".removeprefix("0") for end in low_high))
         table.add_row(row["model"], *cells)
     return table
+
+
+def _union(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """Every name that occurs, in the order of the fullest line."""
+    fullest = max(metrics, key=len)
+    return list(dict.fromkeys([*fullest, *(name for line in metrics for name in line)]))
 
 
 def _headings(names: Sequence[str]) -> list[str]:
@@ -115,12 +155,7 @@ def _headings(names: Sequence[str]) -> list[str]:
     return headings
 
 
-def _cell(name: str, value: float) -> str:
-    return f"{value:g}" if name in _RANKS else f"{value:.3f}"
-
-
-def _about_the_gallery(metrics: Mapping[str, float]) -> str:
-    text = f"{metrics['gallery_size']:,} items in the gallery"
-    if without := metrics["queries_without_match"]:
-        text += f"; {without:,} queries without a match left out"
-    return text
+def _counts(metrics: Mapping[str, float]) -> str:
+    return "; ".join(
+        f"{metrics[name]:,} {meaning}" for name, meaning in _COUNTS.items() if metrics.get(name)
+    )

@@ -8,19 +8,32 @@
 The first rows of a direction are `chance`, what a random order is expected to give.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import Connection
 from cmcr.embeddings import Dataset, Key
-from cmcr.errors import CmcrError, UsageError
-from cmcr.evaluate.metrics import RECALL_LEVELS, Measured, chance_metrics, retrieval_metrics
+from cmcr.errors import CmcrError, StoreError, UsageError
+from cmcr.evaluate.bootstrap import intervals
+from cmcr.evaluate.metrics import (
+    RECALL_LEVELS,
+    Metrics,
+    PerQuery,
+    chance_metrics,
+    retrieval_metrics,
+)
 from cmcr.evaluate.relevance import Matches, find_matches
 from cmcr.evaluate.results import Row
+from cmcr.evaluate.reuse import dataset_input
+from cmcr.progress import progress
 
 Where = Mapping[str, Sequence[str]]
 
@@ -33,33 +46,71 @@ class Items:
 
     dataset: Dataset
     rows: np.ndarray  # (items,) numbers of the rows
-    table: pa.Table  # their id, label and group
+    table: pa.Table  # their id, label and group, a row an item
+    where: Where  # what they were selected by
 
     @property
     def key(self) -> Key:
         """The dataset they are of."""
         return self.dataset.key
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What decides which items they are."""
+        where = {column: list(values) for column, values in self.where.items()}
+        return dataset_input(self.dataset) | {"where": where}
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Their embeddings in order, (block, D), in the stored precision, a block at a time."""
+        start = 0
+        for block in self.dataset.batches():
+            first, last = np.searchsorted(self.rows, (start, start + len(block)))
+            if last > first:
+                yield block[self.rows[first:last] - start]
+            start += len(block)
+
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
-        embeddings: np.ndarray = self.dataset.embeddings()[self.rows]  # (items, D)
-        return embeddings
+        return np.concatenate(list(self.blocks()))
+
+    def spread(self, most: int) -> "Items":
+        """At most `most` of them, evenly spread."""
+        if len(self.rows) <= most:
+            return self
+        picked = np.linspace(0, len(self.rows) - 1, most).astype(np.int64)  # (most,)
+        return replace(self, rows=self.rows[picked], table=self.table.take(picked))
 
     def classes(self) -> list[str | None]:
         """The first label of each, None where there is none."""
         return [labels[0] if labels else None for labels in self.table["label"].to_pylist()]
 
-    def projected(self, model: Connection) -> Tensor:
-        """Their place in the joint space of `model`, (items, joint), unit norm."""
-        return model.project(self.key.space, self.embeddings(), self.key.modality)
+    def projected(self, model: Connection | None) -> Tensor:
+        """Their place in the joint space of `model`, (items, joint) float32, unit norm.
+
+        Without a model it is their own space. The store is read a block at a time.
+        """
+        vectors = torch.empty(0)
+        done = 0
+        for block in self.blocks():
+            if model is None:
+                joint = F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
+            else:
+                joint = model.project(self.key.space, block, self.key.modality)  # (block, joint)
+            if not done:
+                vectors = torch.empty(len(self.rows), joint.shape[1])  # (items, joint)
+            vectors[done : done + len(joint)] = joint
+            done += len(joint)
+        return vectors
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A row of results, and the mean precision at each of `RECALL_LEVELS` that goes with it."""
+    """A row of results, the mean precision at each of `RECALL_LEVELS`, and what lies behind it."""
 
+    query: Items
     row: Row
     precision: np.ndarray  # (levels,)
+    per_query: PerQuery | None  # None for chance
 
 
 def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
@@ -84,7 +135,7 @@ def select(dataset: Dataset, where: Where | None = None) -> Items:
     """The rows of `dataset` that have, in each column of `where`, one of the values given.
 
     Raises UsageError for a column that is not there or when no row is left, CmcrError when no
-    row has a label or a group.
+    row has a label or a group, StoreError when an id occurs more than once.
     """
     where = where or {}
     there = (*_COLUMNS, *dataset.manifest.columns)
@@ -107,6 +158,7 @@ def select(dataset: Dataset, where: Where | None = None) -> Items:
             where=dataset.folder,
         )
     table = dataset.table(["id", "label", "group"]).take(rows)
+    _refuse_equal_ids(dataset, table)
     if not any(table["group"].to_pylist()) and not any(table["label"].to_pylist()):
         raise CmcrError(
             f"{dataset.key} has neither labels nor groups, so nothing says what matches",
@@ -114,13 +166,36 @@ def select(dataset: Dataset, where: Where | None = None) -> Items:
             cure="extract a folder of class folders or a manifest with a column `label` or "
             "`group`, or import with --metadata that has one",
         )
-    return Items(dataset, rows, table)
+    return Items(dataset, rows, table, where)
 
 
-def rank_both_ways(
-    models: Mapping[str, Connection], query: Items, gallery: Items
-) -> Iterator[Ranking]:
+def rank_both_ways(models: Mapping[str, Connection], query: Items, gallery: Items) -> list[Ranking]:
     """Search `gallery` for `query`, then the other way: chance, then `models` in their order.
+
+    Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
+    item would find itself, CmcrError when nothing matches.
+    """
+    matches = check_pair(models, query, gallery)
+    ways = ((query, gallery, matches), (gallery, query, matches.reverse()))
+    rankings: list[list[Ranking]] = []
+    for asked, found, relevant in ways:
+        chance = chance_metrics(relevant.counts(), relevant.gallery)
+        precision = np.full(len(RECALL_LEVELS), chance["mAP"])
+        rankings.append([Ranking(asked, new_row(asked, found, "chance", chance), precision, None)])
+    with progress("evaluate", total=2 * len(models), unit="rankings") as advance:
+        for name, model in models.items():
+            joint = {id(items): items.projected(model) for items in (query, gallery)}
+            for way, (asked, found, relevant) in zip(rankings, ways, strict=True):
+                measured = retrieval_metrics(joint[id(asked)], joint[id(found)], relevant)
+                row = new_row(asked, found, name, measured.metrics)
+                row["intervals"] = intervals(measured.per_query)
+                way.append(Ranking(asked, row, measured.precision, measured.per_query))
+                advance(1)
+    return [ranking for way in rankings for ranking in way]
+
+
+def check_pair(models: Mapping[str, Connection], query: Items, gallery: Items) -> Matches:
+    """What matches between two sets of items that `models` can search in each other.
 
     Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
     item would find itself, CmcrError when nothing matches.
@@ -132,36 +207,39 @@ def rank_both_ways(
     matches = find_matches(query.table, gallery.table)
     if not matches.counts().any():
         raise _nothing_in_common(query, gallery)
-    yield from _rank(models, query, gallery, matches)
-    yield from _rank(models, gallery, query, matches.reverse())
+    return matches
 
 
-def _rank(
-    models: Mapping[str, Connection], query: Items, gallery: Items, matches: Matches
-) -> Iterator[Ranking]:
+def new_row(
+    query: Items, gallery: Items, model: str, metrics: Metrics, task: str = "retrieval"
+) -> Row:
+    """A row of results about two datasets."""
     names = dict.fromkeys(sorted([query.key.dataset, gallery.key.dataset]))
-
-    def ranking(model: str, measured: Measured) -> Ranking:
-        row = Row(
-            dataset="+".join(names),
-            model=model,
-            task="retrieval",
-            query=str(query.key),
-            gallery=str(gallery.key),
-            metrics=measured.metrics,
-        )
-        return Ranking(row, measured.precision)
-
-    chance = chance_metrics(matches.counts(), matches.gallery)
-    yield ranking("chance", Measured(chance, np.full(len(RECALL_LEVELS), chance["mAP"])))
-    for name, model in models.items():
-        projected = (query.projected(model), gallery.projected(model))
-        yield ranking(name, retrieval_metrics(*projected, matches))
+    return Row(
+        dataset="+".join(names),
+        model=model,
+        task=task,
+        query=str(query.key),
+        gallery=str(gallery.key),
+        metrics=metrics,
+    )
 
 
 def _has_one(value: str | list[str] | None, wanted: Sequence[str]) -> bool:
     values = value if isinstance(value, list) else [value]
     return any(one in wanted for one in values)
+
+
+def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
+    times = Counter(table["id"].to_pylist())
+    if len(times) < len(table):
+        name, most = times.most_common(1)[0]
+        raise StoreError(
+            f"ids of {dataset.key} occur more than once, {name!r} {most} times: "
+            "results name items by id",
+            where=dataset.folder,
+            cure="give each input an id of its own, and extract or import it again",
+        )
 
 
 def _refuse_items_that_find_themselves(query: Items, gallery: Items) -> None:

@@ -13,13 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmcr.errors import CmcrError
-from cmcr.evaluate import metrics
-from cmcr.evaluate.metrics import (
-    CUTOFFS,
-    chance_metrics,
-    match_ranks,
-    retrieval_metrics,
-)
+from cmcr.evaluate import ranks
+from cmcr.evaluate.metrics import CUTOFFS, chance_metrics, retrieval_metrics
+from cmcr.evaluate.ranks import match_ranks
 from cmcr.evaluate.relevance import find_matches
 
 
@@ -116,7 +112,7 @@ def test_blocks_of_queries_change_nothing():
     matches = find_matches(*(items(list(rng.choice(list("abcde"), n))) for n in (23, 31)))
     whole = retrieval_metrics(queries, gallery, matches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_BLOCK_SCORES", 100)
+        patch.setattr(ranks, "_BLOCK_SCORES", 100)
         blocks = retrieval_metrics(queries, gallery, matches)
     assert blocks.metrics == pytest.approx(whole.metrics)
     assert blocks.precision == pytest.approx(whole.precision)

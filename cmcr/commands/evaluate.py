@@ -1,4 +1,4 @@
-"""`cmcr evaluate TASK`."""
+"""`cmcr evaluate retrieval` and `cmcr evaluate gap`."""
 
 from typing import Annotated
 
@@ -7,29 +7,70 @@ import typer
 from cmcr.commands.options import Json, Recipe, Store, Where
 from cmcr.commands.output import show
 
+Connection = Annotated[
+    str | None, typer.Option(help="Its name or folder.", show_default="the recipe's")
+]
+Query = Annotated[
+    str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What searches.")
+]
+Gallery = Annotated[
+    str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What is searched.")
+]
+
 
 def retrieval(
-    connection: Annotated[
-        str | None, typer.Option(help="Its name or folder.", show_default="the recipe's")
+    connection: Connection = None,
+    query: Query = None,
+    gallery: Gallery = None,
+    query_where: Where = None,
+    gallery_where: Where = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="FAISS factory string: an index to measure beside the exact search."),
     ] = None,
-    query: Annotated[
-        str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What searches.")
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="4G", help="Choose that index: so large at most.")
     ] = None,
-    gallery: Annotated[
-        str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What is searched.")
+    max_query_time: Annotated[
+        str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
     ] = None,
+    store: Store = None,
+    pipeline: Recipe = None,
+    as_json: Json = False,
+) -> None:
+    """Search one modality in another, both ways, beside chance and the closed forms."""
+    from cmcr.evaluate import weak_spots
+    from cmcr.pipelines import load_pipelines
+    from cmcr.stages import choose_index, choose_pairs, evaluate_indexes, evaluate_pairs
+
+    choice = choose_index(index, max_memory, max_query_time)
+    recipe = load_pipelines().named(pipeline)
+    place = store or recipe.store
+    pairs, folder = choose_pairs(recipe, place, connection, query, gallery)
+    where = (query_where or [], gallery_where or [])
+    done = list(evaluate_pairs(pairs, folder, place, *where))
+    indexes = list(evaluate_indexes(pairs, folder, place, *where, choice)) if choice else []
+    show([*done, *indexes], as_json)
+    if not as_json:
+        print(weak_spots([row for evaluated in done for row in evaluated.rows]))
+
+
+def gap(
+    connection: Connection = None,
+    query: Query = None,
+    gallery: Gallery = None,
     query_where: Where = None,
     gallery_where: Where = None,
     store: Store = None,
     pipeline: Recipe = None,
     as_json: Json = False,
 ) -> None:
-    """Search one modality in another, both ways, beside chance and the closed forms."""
+    """Distance, alignment and uniformity of two modalities, before and after connecting."""
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_pairs, evaluate_pairs
+    from cmcr.stages import choose_pairs, evaluate_gaps
 
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
     pairs, folder = choose_pairs(recipe, place, connection, query, gallery)
-    done = evaluate_pairs(pairs, folder, place, query_where or [], gallery_where or [])
+    done = evaluate_gaps(pairs, folder, place, query_where or [], gallery_where or [])
     show(list(done), as_json)
