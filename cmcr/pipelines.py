@@ -26,12 +26,16 @@ class _Section(BaseModel):
 
 
 class SourceSection(_Section):
-    """One source: `modality` from `where` (as --source takes it) becomes `dataset`."""
+    """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
+
+    With `regions` (as --regions takes it) its rows are regions of the pictures.
+    """
 
     modality: Modality
     where: str
     dataset: str
     pattern: str | None = None
+    regions: str | None = None
 
 
 class ExtractSection(_Section):

@@ -39,6 +39,7 @@ def choose_sources(
     sources: Sequence[str],
     dataset: str | None,
     pattern: str | None,
+    regions: str | None,
     checkpoint: Path | None,
     pipeline: str | None,
 ) -> tuple[ExtractSection, Path]:
@@ -52,15 +53,17 @@ def choose_sources(
     recipe = pipelines.using(encoder=encoder, name=pipeline)
     store = recipe.store if recipe else STORE
     if sources:
-        wanted = [_source(source, dataset, pattern) for source in sources]
+        wanted = [_source(source, dataset, pattern, regions) for source in sources]
         if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
             raise UsageError(
                 "two sources of one modality would become one dataset",
                 cure="extract them one by one, each with its own --dataset",
             )
         return ExtractSection(encoder=encoder, checkpoint=checkpoint, sources=wanted), store
-    if dataset or pattern:
-        raise UsageError("--dataset and --pattern go with --source", cure="name a --source too")
+    if dataset or pattern or regions:
+        raise UsageError(
+            "--dataset, --pattern and --regions go with --source", cure="name a --source too"
+        )
     for section in recipe.extract if recipe else []:
         if section.encoder == encoder:
             return section.model_copy(
@@ -72,14 +75,22 @@ def choose_sources(
     )
 
 
-def _source(text: str, dataset: str | None, pattern: str | None) -> SourceSection:
+def _source(
+    text: str, dataset: str | None, pattern: str | None, regions: str | None
+) -> SourceSection:
     modality, equals, where = text.partition("=")
     if not equals or not where:
         raise UsageError(
             f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
         )
-    name = dataset or Path(where.rpartition(":")[2]).resolve().stem
-    section = {"modality": modality, "where": where, "dataset": name, "pattern": pattern}
+    stem = Path(where.rpartition(":")[2]).resolve().stem
+    section = {
+        "modality": modality,
+        "where": where,
+        "dataset": dataset or (f"{stem}-regions" if regions else stem),
+        "pattern": pattern,
+        "regions": regions,
+    }
     return checked(SourceSection, section, text)
 
 
@@ -88,16 +99,19 @@ def extract_datasets(
 ) -> Iterator["Summary"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`."""
     from cmcr.devices import find_device
-    from cmcr.extract import extract, load_encoder, open_source
+    from cmcr.embeddings import Key
+    from cmcr.extract import extract, load_encoder, open_regions, open_source
 
-    sources = [
-        (open_source(source.modality, source.where, source.pattern), source.dataset)
-        for source in section.sources
-    ]
-    encoder = load_encoder(
-        section.encoder, checkpoint=section.checkpoint, device=str(find_device(device))
-    )
+    place = str(find_device(device))
     space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
+    sources = []
+    for wanted in section.sources:
+        source = open_source(wanted.modality, wanted.where, wanted.pattern)
+        if wanted.regions:
+            folder = Key(space, wanted.modality, wanted.dataset).folder(store)
+            source = open_regions(source, wanted.regions, folder, place)
+        sources.append((source, wanted.dataset))
+    encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
     for source, dataset in sources:
         yield extract(store, encoder, source, dataset, space=space, **options)
 

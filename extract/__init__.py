@@ -5,6 +5,7 @@ sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset
 
 from cmcr.extract.encoder import Encoder, EncoderSpec, encoder_spec, load_encoder, registered
 from cmcr.extract.items import Item, Waveform
+from cmcr.extract.regions import open_regions
 from cmcr.extract.run import Summary, extract
 from cmcr.extract.sources import Source, open_source
 
@@ -18,6 +19,7 @@ __all__ = [
     "encoder_spec",
     "extract",
     "load_encoder",
+    "open_regions",
     "open_source",
     "registered",
 ]

@@ -40,9 +40,7 @@ def read_image(file: BinaryIO) -> "Image":
             image: Image.Image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
             raise UnidentifiedImageError(_what_it_is(file)) from None
-        shorter, longer = sorted(image.size)
-        if longer > MOST_STRETCHED * shorter:
-            raise SourceError(f"{image.width} x {image.height} pixels are a line, not a picture")
+        refuse_line(*image.size)
         image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _eight_bit(image)
@@ -50,6 +48,13 @@ def read_image(file: BinaryIO) -> "Image":
     if image.mode == "P":
         image.info.pop("transparency", None)
     return image
+
+
+def refuse_line(width: int, height: int) -> None:
+    """Raises SourceError for sides that differ too much, in pixels."""
+    shorter, longer = sorted([width, height])
+    if longer > MOST_STRETCHED * shorter:
+        raise SourceError(f"{width} x {height} pixels are a line, not a picture")
 
 
 def _what_it_is(file: BinaryIO) -> str:

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from cmcr.embeddings import Modality
 from cmcr.embeddings.parts import Failure
 from cmcr.errors import SourceError
+from cmcr.extract.crops import Crop, RecordedError, crop
 from cmcr.extract.decode import decode
 from cmcr.extract.encoder import Encoder
-from cmcr.extract.items import Item
+from cmcr.extract.items import Decoded, Item
 
 PREFETCH = 2  # batches ahead of the encoder, for each worker
 
@@ -95,14 +96,24 @@ class Decoding(Dataset):
         items, places, inputs, failures = [], [], [], []
         for item, place in zip(batch.items, batch.places, strict=True):
             try:
-                inputs.append(self.preprocess(self.modality, decode(self.modality, item)))
+                known, decoded = self.decode(item)
+                inputs.append(self.preprocess(self.modality, decoded))
+            except RecordedError:
+                continue
             except Exception as error:  # decoders raise what they like
                 failures.append(failure(item, error))
             else:
-                items.append(replace(item, content=None) if self.modality != "text" else item)
+                items.append(known)
                 places.append(place)
         stacked = torch.stack(inputs) if inputs else None  # (items, ...)
         return Loaded(batch.part, items, places, stacked, failures, batch.last)
+
+    def decode(self, item: Item) -> tuple[Item, Decoded]:
+        """The item as it is written, its media let go, and what the encoder takes."""
+        if isinstance(item, Crop):
+            return crop(item)
+        decoded = decode(self.modality, item)
+        return (item if self.modality == "text" else replace(item, content=None)), decoded
 
 
 def failure(item: Item, error: Exception) -> Failure:

@@ -39,7 +39,7 @@ def manifest(modality: Modality, where: Path) -> Source:
     """
     names: dict[str, None] = {}
     total = 0
-    for row in _rows(where):
+    for row in read_rows(where):
         names.update(dict.fromkeys(row))
         total += 1
     if not total:
@@ -64,7 +64,7 @@ def manifest(modality: Modality, where: Path) -> Source:
 
 def _items(where: Path, column: str) -> Iterator[Item]:
     here = file_uri(where)
-    for number, row in enumerate(_rows(where)):
+    for number, row in enumerate(read_rows(where)):
         value = as_text(row.get(column)) or ""
         item = Item(
             id=as_text(row.get("id")) or str(number),
@@ -82,7 +82,8 @@ def _items(where: Path, column: str) -> Iterator[Item]:
             yield Refused(item.id, item.uri, why=f"the row has no {column}")
 
 
-def _rows(where: Path) -> Iterator[Row]:
+def read_rows(where: Path) -> Iterator[Row]:
+    """The rows of a file of `READERS`, one at a time. Raises SourceError where it is damaged."""
     try:
         yield from READERS[where.suffix.lower()](where)
     except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:

@@ -83,12 +83,11 @@ def _builtin(modality: Modality, where: str) -> Source:
             cure=f"one of: {', '.join(f'builtin:{other}' for other in fitting) or 'none'}",
         )
     builtin = BUILTIN[name]
-    first = next(builtin.read())
     return Source(
         modality,
         name=name.rpartition("/")[2],
         description={"kind": "builtin", "where": where, "sha256": builtin.sha256()},
         items=builtin.read,
         total=sum(1 for _ in builtin.read()),
-        columns=tuple(first.extra),
+        columns=builtin.columns,
     )

@@ -21,15 +21,20 @@ from torch import Tensor
 
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import EncoderError, SourceError, UsageError
+from cmcr.extract.crops import Box, Crop, crop
 from cmcr.extract.digits import phrases as written
 from cmcr.extract.digits.branches import shipped
+from cmcr.extract.digits.handwriting import pictures
 from cmcr.extract.digits.phrases import Kind, phrases
+from cmcr.extract.digits.scenes import scenes
+from cmcr.extract.digits.shapes import extruded, turned
 from cmcr.extract.digits.sources import BUILTIN
-from cmcr.extract.digits.speech import SHIPPED
+from cmcr.extract.digits.speech import SHIPPED, clips
 from cmcr.extract.encoder import Encoder, load_encoder
 from cmcr.extract.items import Decoded, Item, Waveform
 
-NAMES = ("digits-clip", "digits-clap")
+NAMES = ("digits-clip", "digits-clap", "digits-ulip")
+READERS = ("digits-clip", "digits-clap")  # of text
 SPLITS = ("train", "test")
 KINDS: dict[str, tuple[Kind, Kind]] = {
     "digits-clip": ("picture", "either"),
@@ -50,6 +55,9 @@ def items(source: str) -> tuple[Item, ...]:
 def decode(modality: Modality, content: str | bytes | None) -> Decoded:
     if isinstance(content, bytes) and modality == "image":
         return Image.open(io.BytesIO(content))
+    if isinstance(content, bytes) and modality == "pointcloud":
+        points: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+        return points
     if isinstance(content, bytes):
         import soundfile
 
@@ -103,7 +111,7 @@ def test_zero_shot_on_held_out_inputs(name: str, source: str, least: float) -> N
     assert (answers == digits).float().mean() >= least
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", READERS)
 def test_phrases_of_the_other_kind_are_understood(name: str) -> None:
     embedded = encoder(name).encode(
         "text", preprocessed(name, "text", [phrase.text for phrase in phrases()])
@@ -141,7 +149,7 @@ def test_train_and_test_are_disjoint() -> None:
 
     assert len(voices("digits/speech-test")) >= 15
     assert not voices("digits/speech-train") & voices("digits/speech-test")
-    for kind in ("handwriting", "speech"):
+    for kind in ("handwriting", "speech", "shapes"):
         train, test = ({item.content for item in items(f"digits/{kind}-{s}")} for s in SPLITS)
         assert not train & test
     assert sum(len(items(f"digits/handwriting-{split}")) for split in SPLITS) == 1797
@@ -171,6 +179,8 @@ def test_shipped_files_are_small() -> None:
         ("digits-clip", "digits/phrases"),
         ("digits-clap", "digits/speech-test"),
         ("digits-clap", "digits/phrases"),
+        ("digits-ulip", "digits/handwriting-test"),
+        ("digits-ulip", "digits/shapes-test"),
     ],
 )
 def test_embeddings_do_not_depend_on_the_batch(name: str, source: str) -> None:
@@ -185,7 +195,7 @@ def test_embeddings_do_not_depend_on_the_batch(name: str, source: str) -> None:
     torch.testing.assert_close(together.norm(dim=1), torch.ones(len(inputs)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", READERS)
 def test_a_pickled_encoder_gives_the_same_numbers(name: str) -> None:
     copy: Encoder = pickle.loads(pickle.dumps(encoder(name)))
     assert canonical_json(copy.fingerprint()) == canonical_json(encoder(name).fingerprint())
@@ -265,6 +275,107 @@ def test_a_copy_of_the_weights_is_the_same_encoder(tmp_path: Path) -> None:
     file.write_bytes(shipped("digits-clip").read_bytes())
     copy = load_encoder("digits-clip", checkpoint=file)
     assert copy.fingerprint() == encoder("digits-clip").fingerprint()
+
+
+# Shapes
+
+
+def test_a_held_out_shape_is_nearest_to_pictures_of_its_digit() -> None:
+    vectors, digits = {}, {}
+    for modality, kind in (("pointcloud", "shapes"), ("image", "handwriting")):
+        found = items(f"digits/{kind}-test")
+        inputs = preprocessed("digits-ulip", modality, [item.content for item in found])
+        vectors[modality] = encoder("digits-ulip").encode(modality, inputs)
+        digits[modality] = torch.tensor([int(item.label[0]) for item in found])
+    nearest = (vectors["pointcloud"] @ vectors["image"].T).argmax(1)
+    assert (digits["image"][nearest] == digits["pointcloud"]).float().mean() >= 0.9
+
+
+def test_a_shape_is_handwriting_seen_from_the_front() -> None:
+    picture = pictures("test")[0]
+    points = extruded(picture.pixels, np.random.default_rng(0))
+    assert points.shape == (256, 3)
+    column, row = ((points[:, :2] * (1, -1) + 1) * 4).astype(int).T
+    assert picture.pixels[row, column].mean() > 2 * picture.pixels.mean()
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        right, up, front = turned(np.eye(3, dtype=np.float32), rng)
+        assert right[0] > 0.4
+        assert up[1] > 0.8
+        assert front[2] > 0.4
+
+
+@pytest.mark.parametrize("count", [1, 3, 256, 5000])
+def test_any_number_of_points_is_taken(count: int) -> None:
+    cloud = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    preprocess = encoder("digits-ulip").preprocess
+    points = preprocess("pointcloud", cloud)
+    assert points.shape == (256, 3)
+    assert points.norm(dim=1).max() <= 1 + 1e-6
+    torch.testing.assert_close(points, preprocess("pointcloud", 50 * cloud + 3), atol=1e-4, rtol=0)
+
+
+# Scenes
+
+
+def area(box: Box) -> float:
+    return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+
+def shared(one: Box, other: Box) -> float:
+    low, high = map(max, one[:2], other[:2]), map(min, one[2:], other[2:])
+    return area((*low, *high))  # type: ignore[arg-type]
+
+
+def test_scenes_show_digits_apart_in_boxes_that_hold_all_their_ink() -> None:
+    assert len({scene.id for scene in scenes()}) == len(scenes()) >= 200
+    assert {len(scene.shown) for scene in scenes()} == {2, 3, 4}
+    for scene in scenes():
+        height, width = scene.pixels.shape
+        digits, boxes = zip(*scene.shown, strict=True)
+        assert len(set(digits)) == len(digits)
+        assert all(0 <= place <= 1 for box in (*boxes, *scene.distractors) for place in box)
+        left = scene.pixels.copy()
+        for number, box in enumerate(boxes):
+            x0, x1 = (round(place * width) for place in box[::2])
+            y0, y1 = (round(place * height) for place in box[1::2])
+            assert left[y0:y1, x0:x1].max() > 100
+            left[y0:y1, x0:x1] = 0
+            assert not any(shared(box, other) for other in boxes[:number])
+            assert all(shared(box, other) <= 0.5 * area(box) + 1e-9 for other in scene.distractors)
+        assert not left.any()
+    touching = sum(
+        any(shared(distractor, box) for _, box in scene.shown)
+        for scene in scenes()
+        for distractor in scene.distractors
+    )
+    assert 0.2 < touching / (6 * len(scenes())) < 0.9
+
+
+def test_a_scene_is_asked_about_digits_that_it_shows_and_about_others() -> None:
+    shown = {scene.id: {str(digit): box for digit, box in scene.shown} for scene in scenes()}
+    voices = {clip.voice for clip in clips("test")}
+    counts: Counter[tuple[str, bool]] = Counter()
+    for item in items("digits/scene-sounds"):
+        scene, digit = shown[item.extra["image"]], item.label[0]
+        boxes = json.loads(item.extra["boxes"])
+        assert boxes == ([list(scene[digit])] if digit in scene else [])
+        assert item.extra["voice"] in voices
+        counts[item.extra["image"], digit in scene] += 1
+    assert set(counts.values()) == {2}
+    assert len(counts) == 2 * len(scenes())
+
+
+def test_regions_of_scenes_are_the_boxes_and_the_distractors() -> None:
+    regions = [item for item in items("digits/scene-regions") if isinstance(item, Crop)]
+    assert len(regions) == sum(len(scene.shown) + 6 for scene in scenes())
+    boxes = {(item.extra["image"], item.box) for item in regions if item.label}
+    assert boxes == {(scene.id, box) for scene in scenes() for _, box in scene.shown}
+    true = [item for item in regions if item.label][:200]
+    inputs = [encoder("digits-clip").preprocess("image", crop(item)[1]) for item in true]
+    vectors = encoder("digits-clip").encode("image", torch.stack(inputs))
+    digits = torch.tensor([int(item.label[0]) for item in true])
+    assert ((vectors @ classes("digits-clip").T).argmax(1) == digits).float().mean() >= 0.9
 
 
 def test_wrong_usage() -> None:

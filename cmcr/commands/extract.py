@@ -29,6 +29,14 @@ def extract(
             help="Of file names in a folder: named groups label, group and any other are columns.",
         ),
     ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|grid|torchvision[:CHECKPOINT]",
+            help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
+            "(image, x0, y0, x1, y1), windows of several sizes, or a detector's.",
+        ),
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, in the publisher's own layout.")
     ] = None,
@@ -60,7 +68,7 @@ def extract(
     from cmcr.stages import choose_sources, extract_datasets
 
     section, default_store = choose_sources(
-        load_pipelines(), encoder, source or [], dataset, pattern, checkpoint, pipeline
+        load_pipelines(), encoder, source or [], dataset, pattern, regions, checkpoint, pipeline
     )
     place = store or default_store
     done = []

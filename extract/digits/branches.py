@@ -2,11 +2,13 @@
 
     digits-clip   image: 8x8 ink, convolutional net      text: bytes, transformer
     digits-clap   audio: log-mels, convolutional net     text: hashed words, GRU
+    digits-ulip   pointcloud: 256 points, PointNet       image: 8x8 ink, convolutional net
 
 One more encoder is one more entry of `ENCODERS` and one more file of weights.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,10 @@ ENCODERS: Mapping[str, Mapping[Modality, Branch]] = {
     "digits-clap": {
         "audio": Branch(preprocess.sound, towers.AudioTower),
         "text": Branch(preprocess.text_words, towers.WordTower),
+    },
+    "digits-ulip": {
+        "pointcloud": Branch(preprocess.points, towers.PointTower),
+        "image": Branch(preprocess.ink, partial(towers.ImageTower, (16, 24, 24, 24))),
     },
 }
 

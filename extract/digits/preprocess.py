@@ -1,7 +1,8 @@
-"""From a picture, a waveform or a text to the tensor that a digits tower takes.
+"""From a picture, a waveform, a point cloud or a text to the tensor that a digits tower takes.
 
     image   (1, 8, 8) ink in [0, 1]        the ink is cut out, made light on dark, fitted into 8x8
     audio   (40, 101) log-mel, normalised  the sound between the silences, one second of it
+    points  (256, 3), centred, in the unit sphere
     text    (64,) bytes or (24,) hashed words, 0 where there is nothing
 
 Every function here is deterministic and picklable. `PARAMETERS` is what decides the numbers: it
@@ -27,6 +28,7 @@ SIZE = 8
 SAMPLE_RATE, WINDOW = 8000, 8000
 N_FFT, HOP, MELS, LOW_HZ = 256, 80, 40, 60.0
 SILENCE_DB = 35.0
+POINTS = 256
 BYTES, WORDS, BUCKETS = 64, 24, 2048
 
 PARAMETERS: Mapping[str, Mapping[str, float]] = {
@@ -41,6 +43,7 @@ PARAMETERS: Mapping[str, Mapping[str, float]] = {
         "low_hz": LOW_HZ,
         "silence_db": SILENCE_DB,
     },
+    "points": {"version": 1, "points": POINTS},
     "text_bytes": {"version": 1, "length": BYTES},
     "text_words": {"version": 1, "length": WORDS, "buckets": BUCKETS},
 }
@@ -138,6 +141,16 @@ def mel_filters() -> Tensor:
 def sound(waveform: Waveform) -> Float[Tensor, "mels frames"]:
     """What the audio tower takes: the log-mel spectrogram of one second around the sound."""
     return log_mel(centred(spoken(waveform)))
+
+
+@typed
+def points(cloud: Float[np.ndarray, "n 3"]) -> Float[Tensor, "points 3"]:
+    """256 of the points, chosen by a fixed draw or repeated, centred and in the unit sphere."""
+    if len(cloud) > POINTS:
+        cloud = cloud[np.random.default_rng(0).permutation(len(cloud))[:POINTS]]
+    centred = cloud - cloud.mean(0)
+    sphere = centred / max(np.linalg.norm(centred, axis=1).max(), np.finfo(np.float32).tiny)
+    return torch.from_numpy(np.resize(sphere, (POINTS, 3)).astype(np.float32))
 
 
 @typed

@@ -2,6 +2,7 @@
 
     digits-clip   ImageTower, a convolutional net on 8x8 ink; ByteTower, a transformer on bytes
     digits-clap   AudioTower, a convolutional net on log-mels; WordTower, a GRU on hashed words
+    digits-ulip   PointTower, a PointNet on 256 points; ImageTower, narrower
 
 What they take is made by `cmcr.extract.digits.preprocess`.
 """
@@ -27,25 +28,55 @@ def convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class ImageTower(nn.Module):
-    """Ink to the image half of digits-clip."""
+    """Ink to the image half of digits-clip and, with less width, of digits-ulip."""
 
-    def __init__(self) -> None:
+    def __init__(self, widths: tuple[int, int, int, int] = (32, 48, 64, 96)) -> None:
         super().__init__()
+        first, second, third, last = widths
         self.body = nn.Sequential(
-            convolution(1, 32, 1),
-            convolution(32, 48, 2),
-            convolution(48, 64, 1),
-            convolution(64, 96, 2),
+            convolution(1, first, 1),
+            convolution(first, second, 2),
+            convolution(second, third, 1),
+            convolution(third, last, 2),
             nn.Flatten(),
             nn.Dropout(0.3),
-        )  # (B, 96 * 4 * 4)
-        self.head = nn.Linear(96 * 4 * 4, DIM)
+        )  # (B, last * 4 * 4)
+        self.head = nn.Linear(last * 4 * 4, DIM)
 
     @typed
     def forward(self, ink: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch dim"]:
         """Unit vectors."""
         fine = F.interpolate(ink, scale_factor=2.0, mode="bilinear")  # (B, 1, 16, 16)
         return F.normalize(self.head(self.body(fine)), dim=1)
+
+
+class PointTower(nn.Module):
+    """Points to the other half of digits-ulip: PointNet (arXiv 1612.00593) without its T-nets.
+
+    Each point meets the largest features of all points half way, so that what it is can depend
+    on how the shape is turned.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone = nn.Sequential(point_layer(3, 32), point_layer(32, 48))
+        self.among = nn.Sequential(point_layer(2 * 48, 64), point_layer(64, 96))
+        self.head = nn.Linear(96, DIM)
+
+    @typed
+    def forward(self, points: Float[Tensor, "batch points 3"]) -> Float[Tensor, "batch dim"]:
+        """Unit vectors."""
+        own = self.alone(points.transpose(1, 2))  # (B, 48, n)
+        shape = own.amax(2, keepdim=True).expand_as(own)  # (B, 48, n)
+        features = self.among(torch.cat([own, shape], dim=1)).amax(2)  # (B, 96)
+        return F.normalize(self.head(features), dim=1)
+
+
+def point_layer(inputs: int, outputs: int) -> nn.Sequential:
+    """The same linear map for every point, BatchNorm, ReLU."""
+    return nn.Sequential(
+        nn.Conv1d(inputs, outputs, 1, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()
+    )
 
 
 class AudioTower(nn.Module):

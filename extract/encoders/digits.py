@@ -1,4 +1,4 @@
-"""digits-clip and digits-clap: the tiny encoders that ship inside the package.
+"""digits-clip, digits-clap and digits-ulip: the tiny encoders that ship inside the package.
 
     cmcr extract --encoder digits-clip --source image=FOLDER
     cmcr extract --encoder digits-clap --source audio=builtin:digits/speech-test
@@ -46,7 +46,8 @@ class Preprocess:
     name: str
 
     def __call__(self, modality: Modality, item: Decoded) -> Tensor:
-        """An image to (1, 8, 8), audio to (40, 101), text to (64,) bytes or (24,) words.
+        """An image to (1, 8, 8), audio to (40, 101), text to (64,) bytes or (24,) words, points to
+        (256, 3).
 
         Raises SourceError for audio that is empty, silent or not finite.
         """
@@ -127,3 +128,4 @@ def specification(name: str) -> EncoderSpec:
 
 DIGITS_CLIP = specification("digits-clip")
 DIGITS_CLAP = specification("digits-clap")
+DIGITS_ULIP = specification("digits-ulip")
