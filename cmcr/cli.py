@@ -17,6 +17,7 @@ import typer
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
 from cmcr.commands.evaluate import retrieval
+from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
 from cmcr.commands.output import say
 from cmcr.commands.run import run
@@ -37,7 +38,8 @@ for command in (run, extract, connect):
 evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
 )
-evaluate.command()(retrieval)
+for task in (retrieval, zero_shot, localization, counterfactual):
+    evaluate.command()(task)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)

@@ -1,4 +1,4 @@
-"""Results: one row a dataset, model and direction, as JSON and as tables for the terminal.
+"""Results: one row a dataset, model, task and direction, as JSON and as tables for the terminal.
 
     write_results(path, rows, inputs, ["precision.png"])
     read_results(path)["results"]
@@ -21,7 +21,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RANKS = frozenset({"median_rank"})
-_ABOUT_THE_GALLERY = ("gallery_size", "queries_without_match")
+# Counts go below a table, where there is something to count.
+_COUNTS = {
+    "gallery_size": "items in the gallery",
+    "queries_without_match": "queries without a match left out",
+    "items": "items",
+    "classes": "classes",
+    "prompts": "prompts",
+    "items_left_out": "items of other classes left out",
+    "pairs": "pairs",
+    "silent_pairs": "silent pairs",
+    "pairs_left_out": "pairs that the store does not have left out",
+}
 
 
 class Row(TypedDict):
@@ -63,10 +74,10 @@ def read_results(path: Path) -> Results:
 
 
 def results_table(rows: Sequence[Row]) -> "Group":
-    """A table a direction, models in the order of `rows`, the best value of each column in bold."""
+    """A table a task and direction, models in the order of `rows`, the best of a column in bold."""
     from rich.console import Group
 
-    directions = groupby(rows, key=lambda row: (row["query"], row["gallery"]))
+    directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
     tables = (part for _, models in directions for part in (_table(list(models)), ""))
     return Group(*tables)
 
@@ -75,14 +86,15 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
     first = rows[0]["metrics"]
-    names = [name for name in first if name not in _ABOUT_THE_GALLERY]
+    names = [name for name in first if name not in _COUNTS]
     best = {
         name: (min if name in _RANKS else max)(row["metrics"][name] for row in rows)
         for name in names
     }
+    task = "" if rows[0]["task"] == "retrieval" else f"{rows[0]['task']}: "
     table = Table(
-        title=f"{rows[0]['query']} → {rows[0]['gallery']}",
-        caption=_about_the_gallery(first),
+        title=f"{task}{rows[0]['query']} → {rows[0]['gallery']}",
+        caption=_counts(first),
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -119,8 +131,7 @@ def _cell(name: str, value: float) -> str:
     return f"{value:g}" if name in _RANKS else f"{value:.3f}"
 
 
-def _about_the_gallery(metrics: Mapping[str, float]) -> str:
-    text = f"{metrics['gallery_size']:,} items in the gallery"
-    if without := metrics["queries_without_match"]:
-        text += f"; {without:,} queries without a match left out"
-    return text
+def _counts(metrics: Mapping[str, float]) -> str:
+    return "; ".join(
+        f"{metrics[name]:,} {meaning}" for name, meaning in _COUNTS.items() if metrics.get(name)
+    )

@@ -1,0 +1,85 @@
+"""Results that are computed once: what they were made from, and the models they compare.
+
+inputs = connection_inputs(store, path, connection) | {"sounds": dataset_input(sounds)}
+done = evaluate_once(folder, "localization.json", inputs, compute)   # compute() if they changed
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cmcr.connect import Connection, baselines
+from cmcr.embeddings import Dataset, Key, list_datasets
+from cmcr.errors import StoreError
+from cmcr.evaluate.results import Row, read_results, write_results
+from cmcr.evaluate.run import Evaluated
+from cmcr.files import sha256_file
+
+Inputs = dict[str, Any]
+
+_RECORD = "config.json"
+_MANIFEST = "manifest.json"
+
+
+def evaluate_once(
+    folder: Path,
+    name: str,
+    inputs: Inputs,
+    compute: Callable[[], tuple[list[Row], list[str]]],
+) -> Evaluated:
+    """The rows in FOLDER/NAME if they were made from `inputs`, else those that `compute` gives.
+
+    `compute` gives the rows and the names of the files that it wrote into `folder`.
+    """
+    try:
+        saved = read_results(folder / name)
+    except StoreError:
+        saved = None
+    if (
+        saved is not None
+        and saved["inputs"] == inputs
+        and all((folder / file).exists() for file in saved["files"])
+    ):
+        return Evaluated(folder, saved["results"], fresh=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, files = compute()
+    write_results(folder / name, rows, inputs, files)
+    return Evaluated(folder, rows, fresh=True)
+
+
+def connection_inputs(store: Path, path: Path, connection: Connection) -> Inputs:
+    """The state of the connection in the folder `path`, and of what closed forms are made from."""
+    used = {name for space in connection.record.spaces for name in space.datasets}
+    folders = [key.folder(store) for key in list_datasets(store) if str(key) in used]
+    return {
+        "connection": sha256_file(path / _RECORD),
+        "closed_forms": {
+            folder.relative_to(store).as_posix(): sha256_file(folder / _MANIFEST)
+            for folder in folders
+            if (folder / _MANIFEST).exists()
+        },
+    }
+
+
+def dataset_input(dataset: Dataset) -> Inputs:
+    """The state of a dataset."""
+    return {"dataset": str(dataset.key), "fingerprint": dataset.fingerprint}
+
+
+def models_for(store: Path, connection: Connection, keys: Sequence[Key]) -> dict[str, Connection]:
+    """The closed forms that can project `keys`, by name, and last the connection itself."""
+    name = connection.config.model_name
+    closed_forms = {
+        other: model
+        for other, model in baselines(store, connection.config).items()
+        if other != name and all(_can_project(model, key) for key in keys)
+    }
+    return {**closed_forms, name: connection}
+
+
+def _can_project(model: Connection, key: Key) -> bool:
+    """Whether `model`, if it is centred, knows the mean of the modality of `key`."""
+    return not model.config.centre or any(
+        space.name == key.space and key.modality in (space.bridge, space.memory)
+        for space in model.record.spaces
+    )
