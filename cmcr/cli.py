@@ -38,8 +38,10 @@ for command in (run, extract, connect):
 evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
 )
-for task in (retrieval, zero_shot, localization, counterfactual):
-    evaluate.command()(task)
+evaluate.command()(retrieval)
+evaluate.command()(zero_shot)
+evaluate.command()(localization)
+evaluate.command()(counterfactual)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)

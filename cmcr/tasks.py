@@ -15,7 +15,7 @@ from cmcr.pipelines import Pipeline, SoundsSection, ZeroShotSection
 from cmcr.stages import find_key
 
 if TYPE_CHECKING:
-    from cmcr.evaluate import Evaluated
+    from cmcr.evaluate.reuse import Evaluated
 
 Section = TypeVar("Section", ZeroShotSection, SoundsSection)
 Flags = Mapping[str, Any]  # fields of a section, None or empty where not given

@@ -23,8 +23,13 @@ from cmcr.connect import load_connection
 from cmcr.embeddings import Key
 from cmcr.evaluate.metrics import Metrics
 from cmcr.evaluate.results import Row
-from cmcr.evaluate.reuse import connection_inputs, evaluate_once, models_for
-from cmcr.evaluate.run import Evaluated, results_folder
+from cmcr.evaluate.reuse import (
+    Evaluated,
+    connection_inputs,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
 from cmcr.evaluate.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.task_pictures import draw_precision_recall
 from cmcr.progress import progress

@@ -22,8 +22,13 @@ from cmcr.embeddings import Key
 from cmcr.errors import CmcrError
 from cmcr.evaluate.metrics import Metrics
 from cmcr.evaluate.results import Row
-from cmcr.evaluate.reuse import connection_inputs, evaluate_once, models_for
-from cmcr.evaluate.run import Evaluated, results_folder
+from cmcr.evaluate.reuse import (
+    Evaluated,
+    connection_inputs,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
 from cmcr.evaluate.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.task_pictures import draw_success
 from cmcr.progress import progress
@@ -42,7 +47,8 @@ def success_rates(
     ciou: Float[np.ndarray, " answers"], weights: Float[np.ndarray, " answers"] | None = None
 ) -> Float[np.ndarray, "21"]:
     """The share of answers whose cIoU reaches each of `THRESHOLDS`, weighted."""
-    return np.average(ciou[:, None] >= THRESHOLDS, axis=0, weights=weights)
+    rates: np.ndarray = np.average(ciou[:, None] >= THRESHOLDS, axis=0, weights=weights)
+    return rates
 
 
 @typed

@@ -5,6 +5,7 @@ done = evaluate_once(folder, "localization.json", inputs, compute)   # compute()
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,31 @@ from cmcr.connect import Connection, baselines
 from cmcr.embeddings import Dataset, Key, list_datasets
 from cmcr.errors import StoreError
 from cmcr.evaluate.results import Row, read_results, write_results
-from cmcr.evaluate.run import Evaluated
 from cmcr.files import sha256_file
 
 Inputs = dict[str, Any]
 
 _RECORD = "config.json"
 _MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Where the results lie, the rows, and whether this call computed them."""
+
+    folder: Path
+    rows: list[Row]
+    fresh: bool
+
+    def __str__(self) -> str:
+        state = "evaluated" if self.fresh else "up to date"
+        return f"{state}: {self.rows[0]['query']} and {self.rows[0]['gallery']}: {self.folder}"
+
+
+def results_folder(store: Path, path: Path, query: Key, gallery: Key) -> Path:
+    """STORE/results/CONNECTION/SPACE_MODALITY_DATASET--SPACE_MODALITY_DATASET."""
+    names = (f"{key.space}_{key.modality}_{key.dataset}" for key in (query, gallery))
+    return store / "results" / path.resolve().name / "--".join(names)
 
 
 def evaluate_once(

@@ -32,8 +32,14 @@ from cmcr.embeddings import Key, open_dataset
 from cmcr.evaluate.classes import Items, Prompts, choose_items, choose_prompts
 from cmcr.evaluate.metrics import TIE, Metrics
 from cmcr.evaluate.results import Row
-from cmcr.evaluate.reuse import connection_inputs, dataset_input, evaluate_once, models_for
-from cmcr.evaluate.run import Evaluated, results_folder
+from cmcr.evaluate.reuse import (
+    Evaluated,
+    connection_inputs,
+    dataset_input,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
 from cmcr.evaluate.task_pictures import draw_confusion
 from cmcr.files import replacing
 from cmcr.progress import progress
