@@ -17,6 +17,7 @@ import typer
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
 from cmcr.commands.evaluate import gap, retrieval
+from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
 from cmcr.commands.output import say
 from cmcr.commands.run import run
@@ -39,6 +40,9 @@ evaluate = typer.Typer(
 )
 evaluate.command()(retrieval)
 evaluate.command()(gap)
+evaluate.command()(zero_shot)
+evaluate.command()(localization)
+evaluate.command()(counterfactual)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)

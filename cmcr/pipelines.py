@@ -68,10 +68,36 @@ class RetrievalSection(_Section):
     gallery: str
 
 
+class ZeroShotSection(_Section):
+    """Items to classify and the prompts of the classes, as SPACE/MODALITY:DATASET.
+
+    `classes` and `templates` choose among the prompts, as the flags of these names do.
+    """
+
+    query: str
+    gallery: str
+    classes: str | None = None
+    templates: str | None = None
+
+
+class SoundsSection(_Section):
+    """Sounds and the regions of pictures to find them in, as SPACE/MODALITY:DATASET.
+
+    `truth` are files that say where; without them the columns of the sounds do.
+    """
+
+    query: str
+    regions: str
+    truth: tuple[Path, ...] = ()
+
+
 class EvaluateSection(_Section):
     """What is measured, task by task."""
 
     retrieval: Annotated[list[RetrievalSection], Field(min_length=1)]
+    zero_shot: list[ZeroShotSection] = []
+    localization: list[SoundsSection] = []
+    counterfactual: list[SoundsSection] = []
 
 
 class Pipeline(_Section):

@@ -108,7 +108,7 @@ def draw_precision(curves: Sequence[Curve], path: Path) -> None:
                 RECALL_LEVELS,
                 curve.precision,
                 label=f"{curve.model}  {curve.mean_average_precision:.3f}",
-                **_line(curve.model, models),
+                **line_style(curve.model, models),
             )
         plain_axes(axes)
         axes.set(xlim=(0, 1), ylim=(0, 1.005))
@@ -128,7 +128,8 @@ def draw_precision(curves: Sequence[Curve], path: Path) -> None:
     save(figure, path)
 
 
-def _line(model: str, models: Sequence[str]) -> dict[str, Any]:
+def line_style(model: str, models: Sequence[str]) -> dict[str, Any]:
+    """How the line of a model looks: chance dotted, the last of `models` strongest."""
     if model == "chance":
         return {"color": FAINT, "linewidth": 1.2, "linestyle": (0, (2, 2))}
     if model == models[-1]:

@@ -5,6 +5,7 @@
     source = open_source("image", "items.csv")          # columns path, and id, label, group, ...
     source = open_source("audio", "clips.tar")          # webdataset; also a folder of such tars
     source = open_source("text", "builtin:digits/phrases")
+    source = open_source("text", "prompts:classes.txt:templates.txt")   # extract/prompts.py
     for item in source.items(): ...                     # always in the same order
 
 A source can be read again and again, holds no more than one item in memory at a time, and its
@@ -19,6 +20,7 @@ from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 from cmcr.extract.folders import folder
 from cmcr.extract.manifests import READERS, manifest
+from cmcr.extract.prompts import PREFIXES, prompts
 from cmcr.extract.rows import Source
 from cmcr.extract.webdataset import ENDINGS, is_tar, webdataset
 
@@ -34,6 +36,8 @@ def open_source(modality: Modality, where: str, pattern: str | None = None) -> S
     Raises UsageError for a place that is not there or not of a known kind, SourceError for one
     that is damaged or holds nothing to embed.
     """
+    if where.startswith(PREFIXES):
+        return prompts(modality, where)
     if where.startswith("builtin:"):
         return _builtin(modality, where)
     path = Path(where).expanduser()
