@@ -20,6 +20,7 @@ from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
 from cmcr.commands.output import say
+from cmcr.commands.report import report
 from cmcr.commands.run import run
 from cmcr.commands.stores import import_, info, verify
 from cmcr.errors import CmcrError
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich would take longer than everything else in --help
 )
-for command in (run, extract, connect):
+for command in (run, extract, connect, report):
     app.command()(command)
 
 evaluate = typer.Typer(

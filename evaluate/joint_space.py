@@ -46,7 +46,9 @@ class Cloud:
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
+    """One map: the clouds in it, and where their items lie."""
+
     heading: str
     explanation: str
     clouds: tuple[Cloud, ...]
@@ -58,9 +60,8 @@ def draw_joint_space(clouds: tuple[Cloud, Cloud], path: Path) -> None:
 
     Without a shared class colour is the modality. Needs `LEAST_POINTS` items of each.
     """
-    classes = _shared_classes(clouds)
-    clouds = (_sample(clouds[0], classes), _sample(clouds[1], classes))
-    panels = [*_before(clouds), _after(clouds)]
+    clouds, classes = sample(clouds)
+    panels = maps(clouds)
     figure = new_figure(10 if len(panels) == 2 else 13, 6.2 if len(panels) == 2 else 5.6)
     one, other = clouds
     title(
@@ -72,12 +73,23 @@ def draw_joint_space(clouds: tuple[Cloud, Cloud], path: Path) -> None:
     )  # fmt: skip
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
-        _scatter(axes, panel, classes)
-        _label_classes(axes, panel, classes)
+        scatter(axes, panel, classes)
+        label_classes(axes, panel, classes)
         axes.set_title(panel.heading, loc="left", fontsize=11, color=INK, fontweight="bold")
         axes.set_xlabel(panel.explanation, loc="left", fontsize=9.5, color=FAINT)
     _legend(figure, clouds, coloured=not classes)
     save(figure, path)
+
+
+def sample(clouds: tuple[Cloud, Cloud]) -> tuple[tuple[Cloud, Cloud], list[str]]:
+    """The items that are drawn, and the classes that colours stand for."""
+    classes = _shared_classes(clouds)
+    return (_sample(clouds[0], classes), _sample(clouds[1], classes)), classes
+
+
+def maps(clouds: tuple[Cloud, Cloud]) -> list[Panel]:
+    """The map, or the two, before the clouds were connected, and the one after."""
+    return [*_before(clouds), _after(clouds)]
 
 
 @typed
@@ -121,13 +133,13 @@ def map_together(
     return points[: len(one)], points[len(one) :]
 
 
-def _before(clouds: tuple[Cloud, Cloud]) -> list[_Panel]:
+def _before(clouds: tuple[Cloud, Cloud]) -> list[Panel]:
     one, other = clouds
     if one.before.shape[1] == other.before.shape[1]:
         explanation = f"by the cosines of {_name(one)} and {_name(other)} as extracted"
-        return [_Panel("before", explanation, clouds, map_together(one.before, other.before))]
+        return [Panel("before", explanation, clouds, map_together(one.before, other.before))]
     return [
-        _Panel(
+        Panel(
             f"before: {cloud.modality}",
             f"{_name(cloud)} alone, as extracted: {cloud.before.shape[1]} dims",
             (cloud,),
@@ -137,9 +149,9 @@ def _before(clouds: tuple[Cloud, Cloud]) -> list[_Panel]:
     ]
 
 
-def _after(clouds: tuple[Cloud, Cloud]) -> _Panel:
+def _after(clouds: tuple[Cloud, Cloud]) -> Panel:
     points = map_together(clouds[0].after, clouds[1].after)
-    return _Panel("after", "by their cosines in the joint space", clouds, points)
+    return Panel("after", "by their cosines in the joint space", clouds, points)
 
 
 def _name(cloud: Cloud) -> str:
@@ -172,7 +184,7 @@ def _colour(cloud: Cloud, name: str | None, classes: Sequence[str]) -> str:
     return PALETTE[list(_MARKERS).index(cloud.modality)]
 
 
-def _scatter(axes: "Axes", panel: _Panel, classes: Sequence[str]) -> None:
+def scatter(axes: "Axes", panel: Panel, classes: Sequence[str]) -> None:
     """Draw the clouds a slice of each at a time, so that neither covers the other."""
     for start in range(_SLICES):
         for cloud, points in zip(panel.clouds, panel.points, strict=True):
@@ -193,7 +205,7 @@ def _scatter(axes: "Axes", panel: _Panel, classes: Sequence[str]) -> None:
         spine.set_color("#d0d0d0")
 
 
-def _label_classes(axes: "Axes", panel: _Panel, classes: Sequence[str]) -> None:
+def label_classes(axes: "Axes", panel: Panel, classes: Sequence[str]) -> None:
     """Name each class above its items: once where its modalities lie together, else at each."""
     from matplotlib.patheffects import withStroke
 
@@ -217,12 +229,13 @@ def _label_classes(axes: "Axes", panel: _Panel, classes: Sequence[str]) -> None:
                 va="bottom",
                 fontsize=11,
                 fontweight="bold",
-                color=_darker(PALETTE[at]),
+                color=darker(PALETTE[at]),
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
 
 
-def _darker(colour: str) -> tuple[float, float, float]:
+def darker(colour: str) -> tuple[float, float, float]:
+    """The colour of a class's name, which is thinner than its marks."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = to_rgb(colour)

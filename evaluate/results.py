@@ -32,7 +32,7 @@ _FORMATS = {
 }
 _WITH_INTERVAL = "mAP"
 # Counts go below a table, where there is something to count.
-_COUNTS = {
+COUNTS = {
     "gallery_size": "items in the gallery",
     "queries_without_match": "queries without a match left out",
     "items": "items",
@@ -99,19 +99,13 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
     metrics = [row["metrics"] for row in rows]
-    names = [name for name in _union(metrics) if name not in _COUNTS]
-    best = {
-        name: (min if name in _LESS_IS_BETTER else max)(
-            line[name] for line in metrics if name in line
-        )
-        for name in names
-        if name not in _MEASURED_COSTS
-    }
+    names = [name for name in metric_names(metrics) if name not in COUNTS]
+    best = best_values(metrics)
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     task = "" if rows[0]["task"] == "retrieval" else f"{rows[0]['task']}: "
     table = Table(
         title=f"{task}{rows[0]['query']} → {rows[0]['gallery']}",
-        caption=_counts(metrics[0]) or None,
+        caption=counts_line(metrics[0]) or None,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
@@ -129,7 +123,7 @@ def _table(rows: Sequence[Row]) -> "Table":
         cells = []
         for name in names:
             value = row["metrics"].get(name)
-            text = "" if value is None else _FORMATS.get(name, "{:.3f}").format(value)
+            text = "" if value is None else format_value(name, value)
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
             if with_interval and name == _WITH_INTERVAL:
                 low_high = row.get("intervals", {}).get(name, [])
@@ -138,7 +132,7 @@ def _table(rows: Sequence[Row]) -> "Table":
     return table
 
 
-def _union(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+def metric_names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
     """Every name that occurs, in the order of the fullest line."""
     fullest = max(metrics, key=len)
     return list(dict.fromkeys([*fullest, *(name for line in metrics for name in line)]))
@@ -155,7 +149,24 @@ def _headings(names: Sequence[str]) -> list[str]:
     return headings
 
 
-def _counts(metrics: Mapping[str, float]) -> str:
+def best_values(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The best of each metric: the least where less is better. What a search costs has none."""
+    return {
+        name: (min if name in _LESS_IS_BETTER else max)(
+            line[name] for line in metrics if name in line
+        )
+        for name in metric_names(metrics)
+        if name not in _MEASURED_COSTS
+    }
+
+
+def format_value(name: str, value: float) -> str:
+    """A metric as it stands in a table."""
+    return _FORMATS.get(name, "{:.3f}").format(value)
+
+
+def counts_line(metrics: Mapping[str, float]) -> str:
+    """The counts that stand below a table."""
     return "; ".join(
-        f"{metrics[name]:,} {meaning}" for name, meaning in _COUNTS.items() if metrics.get(name)
+        f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items() if metrics.get(name)
     )

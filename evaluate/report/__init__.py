@@ -1,0 +1,18 @@
+"""One HTML page about a store, which needs nothing beside itself (`cmcr report STORE`).
+
+    write_report(store, store / "report.html", find_media)
+
+inventory   what the store holds: datasets, failures, connections, results
+tables      results beside their baselines, classes, failures, confusion
+charts      SVG in the colours of the page
+media       items to see and to hear, found again by `find_media` (extract/lookup.py)
+gallery     queries and what they found, sounds and where they were located
+page        all of it, section by section; template/ is its HTML, style and script, its style and its script
+
+Pictures, sounds and points are embedded. Where media, datasets or results are gone, the page says
+so in their place.
+"""
+
+from cmcr.evaluate.report.page import write_report
+
+__all__ = ["write_report"]

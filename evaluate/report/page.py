@@ -1,0 +1,208 @@
+"""The page: gathers what each section shows, and renders the template.
+
+write_report(store, store / "report.html", find_media)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.connect import Connection
+from cmcr.embeddings import open_dataset
+from cmcr.errors import CmcrError
+from cmcr.evaluate.counterfactual import LOCALISED, precision_recall
+from cmcr.evaluate.joint_space import LEAST_POINTS, Cloud
+from cmcr.evaluate.localization import THRESHOLDS, success_rates
+from cmcr.evaluate.report.charts import (
+    Chart,
+    bar_chart,
+    joint_space_charts,
+    line_chart,
+    loss_charts,
+)
+from cmcr.evaluate.report.gallery import Answer, Gallery, answers, galleries, parse_key
+from cmcr.evaluate.report.inventory import (
+    ConnectionFacts,
+    Evaluation,
+    Inventory,
+    take_inventory,
+)
+from cmcr.evaluate.report.media import Find
+from cmcr.evaluate.report.tables import (
+    Table,
+    accuracy_table,
+    class_tables,
+    confusion_table,
+    failure_tables,
+    result_tables,
+)
+from cmcr.evaluate.results import Row
+from cmcr.evaluate.retrieval import select
+from cmcr.files import write_text
+
+_MOST_POINTS = 20_000
+
+
+@dataclass
+class TaskSection:
+    """What is shown of one evaluation."""
+
+    task: str
+    problem: str = ""
+    tables: Sequence[Table] = ()
+    charts: list[Chart] = field(default_factory=list)
+    confusion: Table | None = None
+    details: Sequence[Table] = ()
+    galleries: Sequence[Gallery] = ()
+    answers: Sequence[Answer] = ()
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PairSection:
+    """Two datasets and all that was evaluated about them."""
+
+    title: str
+    joint_space: Sequence[Chart]
+    missing: str  # why there is no map
+    tasks: Sequence[TaskSection]
+
+
+@dataclass
+class ConnectionSection:
+    """A connection, its training, and its results pair by pair."""
+
+    facts: ConnectionFacts
+    training: Sequence[Chart]
+    pairs: Sequence[PairSection]
+
+
+def write_report(store: Path, out: Path, find: Find, connection: str | None = None) -> Path:
+    """Write the page about `store` to `out`; about `connection` alone where one is named.
+
+    `find(modality, uris)` gives what each uri decodes to, or an exception. Raises UsageError for a
+    store or a connection that is not there.
+    """
+    inventory = take_inventory(store, connection)
+    sections = [_connection(store, facts, find) for facts in inventory.connections]
+    write_text(out, render(inventory, sections))
+    return out
+
+
+def render(inventory: Inventory, sections: Sequence[ConnectionSection]) -> str:
+    """The page as HTML. What comes from the store is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("cmcr.evaluate.report", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    here = files("cmcr.evaluate.report") / "template"
+    return environment.get_template("page.html").render(
+        inventory=inventory,
+        sections=sections,
+        style=(here / "style.css").read_text("utf-8"),
+        script=(here / "script.js").read_text("utf-8"),
+        version=version("cmcr"),
+    )
+
+
+def _connection(store: Path, facts: ConnectionFacts, find: Find) -> ConnectionSection:
+    pairs = []
+    for _, evaluations in groupby(facts.evaluations, key=lambda one: one.folder):
+        pairs.append(_pair(store, facts.connection, list(evaluations), find))
+    return ConnectionSection(facts, loss_charts(facts.training), pairs)
+
+
+def _pair(
+    store: Path, connection: Connection | None, evaluations: Sequence[Evaluation], find: Find
+) -> PairSection:
+    rows = [row for evaluation in evaluations for row in evaluation.rows]
+    tasks = [_task(store, evaluation, find) for evaluation in evaluations]
+    if not rows:
+        return PairSection(evaluations[0].folder.name, (), "", tasks)
+    charts: Sequence[Chart] = ()
+    missing = ""
+    if any(evaluation.task in ("retrieval", "gap") for evaluation in evaluations):
+        try:
+            charts = joint_space_charts(_clouds(store, connection, rows[0]))
+        except CmcrError as error:
+            missing = error.what
+    return PairSection(f"{rows[0]['query']} and {rows[0]['gallery']}", charts, missing, tasks)
+
+
+def _clouds(store: Path, connection: Connection | None, row: Row) -> tuple[Cloud, Cloud]:
+    if connection is None:
+        raise CmcrError("the connection is gone")
+    clouds = []
+    for place in (row["query"], row["gallery"]):
+        items = select(open_dataset(store, parse_key(place))).spread(_MOST_POINTS)
+        if len(items.rows) < LEAST_POINTS:
+            raise CmcrError(f"{place} has fewer than {LEAST_POINTS} items")
+        connection.check(items.key.space, items.dataset.encoder_identity)
+        after = items.projected(connection).numpy()  # (items, joint)
+        clouds.append(
+            Cloud(items.key.space, items.key.modality, items.classes(), items.embeddings(), after)
+        )
+    return clouds[0], clouds[1]
+
+
+def _task(store: Path, evaluation: Evaluation, find: Find) -> TaskSection:
+    """The section of one task; what of it cannot be read becomes one of its problems."""
+    section = TaskSection(evaluation.task, evaluation.problem)
+    if not evaluation.rows:
+        return section
+    section.tables = result_tables(evaluation.rows)
+    try:
+        _fill(section, store, evaluation, find)
+    except (CmcrError, OSError, pa.ArrowException) as error:
+        section.problems.append(str(error).splitlines()[0])
+    return section
+
+
+def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find) -> None:
+    rows, folder = evaluation.rows, evaluation.folder
+    if section.task == "retrieval":
+        section.details = [*class_tables(rows), *failure_tables(rows)]
+        section.galleries = list(galleries(store, folder, rows, find))
+    elif section.task == "zero-shot":
+        section.confusion = confusion_table(folder)
+        section.details = [accuracy_table(folder)]
+    elif section.task == "gap":
+        section.charts = _gap_charts(rows)
+    elif section.task in ("localization", "counterfactual"):
+        section.charts = [_answer_chart(section.task, folder, rows[-1]["model"])]
+        section.answers = answers(store, folder, section.task, rows[-1], find)
+
+
+def _gap_charts(rows: Sequence[Row]) -> list[Chart]:
+    charts = []
+    one_way = [row for row in rows if row["query"] == rows[0]["query"]]
+    for name in ("distance", "alignment"):
+        values = {row["model"]: row["metrics"][name] for row in one_way if name in row["metrics"]}
+        if values:
+            charts.append(bar_chart(values, f"{name} of the two modalities, less is nearer"))
+    return charts
+
+
+def _answer_chart(task: str, folder: Path, model: str) -> Chart:
+    table = pq.read_table(folder / f"{task}.parquet", partitioning=None)
+    ciou = table["ciou"].to_numpy()
+    if task == "localization":
+        title = f"Success rate of {model} by the cIoU asked for"
+        return line_chart(THRESHOLDS, success_rates(ciou), ("cIoU", "success rate"), title, {})
+    visible = np.array(table["visible"].to_pylist(), bool)
+    localised = (ciou >= LOCALISED).astype(float)
+    curve = precision_recall(table["cosine"].to_numpy(), localised, visible)
+    title = f"Precision over recall of {model}, by confidence"
+    return line_chart(curve.recall, curve.precision, ("recall", "precision"), title, {})
