@@ -30,7 +30,7 @@ def find_media(modality: Modality, uris: Iterable[str]) -> "Mapping[str, Decoded
     wanted: dict[str, dict[str, None]] = defaultdict(dict)
     for uri in uris:
         wanted[_container(uri)][uri] = None
-    found: dict[str, "Decoded | Exception"] = {}
+    found: dict[str, Decoded | Exception] = {}
     for container, members in wanted.items():
         gone = SourceError(f"there is no such item in {container}")
         found |= dict.fromkeys(members, gone)

@@ -13,7 +13,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="The page.", show_default="STORE/report.html")
     ] = None,
-    connection: Annotated[str | None, typer.Option(help="Only this one.", show_default="all")] = None,
+    connection: Annotated[
+        str | None, typer.Option(help="Only this one.", show_default="all")
+    ] = None,
 ) -> None:
     """Write one HTML page about a store: sources, numbers, pictures, what found what."""
     from cmcr.evaluate.report import write_report

@@ -7,7 +7,7 @@ tables      results beside their baselines, classes, failures, confusion
 charts      SVG in the colours of the page
 media       items to see and to hear, found again by `find_media` (extract/lookup.py)
 gallery     queries and what they found, sounds and where they were located
-page        all of it, section by section; template/ is its HTML, style and script, its style and its script
+page        all of it, section by section; template/ has HTML, style and script
 
 Pictures, sounds and points are embedded. Where media, datasets or results are gone, the page says
 so in their place.

@@ -38,11 +38,13 @@ class Chart:
 
 
 def loss_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
-    """The loss, each of its terms, the validation and the learning rate over the epochs."""
+    """The loss, each of its terms that is used, the validation and the learning rate."""
     from matplotlib.ticker import MaxNLocator
 
     charts = []
     names = [name for name in rows[0] if name not in _NOT_DRAWN] if rows else []
+    names = [name for name in names if any(row.get(name) for row in rows)]
+    names.sort(key=lambda name: name == "lr")  # last
     for place, name in enumerate(names):
         drawn = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         epochs, values = zip(*drawn, strict=True)
@@ -75,7 +77,9 @@ def joint_space_charts(clouds: tuple[Cloud, Cloud]) -> list[Chart]:
         alt = f"Map of {shown} items {panel.heading} connecting, {panel.explanation}" + (
             f"; classes {', '.join(classes)}" if classes else ""
         )
-        charts.append(Chart(f"{panel.heading.capitalize()}, {panel.explanation}", _svg(figure, alt)))
+        charts.append(
+            Chart(f"{panel.heading.capitalize()}, {panel.explanation}", _svg(figure, alt))
+        )
     return charts
 
 
@@ -124,7 +128,10 @@ def _new(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
 def _svg(figure: "Figure", alt: str) -> Markup:
     """The figure as an element of the page: colours by name, text as text, ids of its own."""
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be called "$5"
     file = io.StringIO()
     none = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "cmcr"}):
@@ -147,7 +154,7 @@ def _svg(figure: "Figure", alt: str) -> Markup:
         svg = svg.replace(colour, f"var({variable})")
     width = float(size[1]) if size else 0
     label = f'role="img" aria-label="{escape(alt)}" style="max-width:{1.6 * width:.0f}px"'
-    return Markup(svg.replace("@", label, 1))  # noqa: S704
+    return Markup(svg.replace("@", label, 1))
 
 
 def _hex(colour: tuple[float, float, float]) -> str:

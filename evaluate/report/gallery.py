@@ -122,12 +122,12 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
 
 
 def answers(store: Path, folder: Path, task: str, row: Row, find: Find) -> list[Answer]:
-    """Pairs of a sound and a picture: the clearest answers, then the worst mistakes."""
+    """Pairs of a sound and a picture: right answers, then wrong ones."""
     path = folder / f"{task}.parquet"
     if not path.exists():
         return []
     table = pq.read_table(path, partitioning=None)
-    chosen = table.take(_clearest_and_worst(table)).to_pylist()
+    chosen = table.take(_surest(table, task)).to_pylist()
     sounds, regions = parse_key(row["query"]), parse_key(row["gallery"])
     heard = _heard(store, sounds, [pair["sound"] for pair in chosen])
     asked = show(store, sounds, (pair["sound"] for pair in chosen), find)
@@ -163,14 +163,16 @@ def _chosen(queries: Sequence[str], row: Row) -> dict[str, str]:
     return reasons
 
 
-def _clearest_and_worst(table: pa.Table) -> np.ndarray:
-    """Rows of a table of answers: surest right ones, then the surest wrong ones."""
-    cosine = table["cosine"].to_numpy()
-    ciou, visible = table["ciou"].to_numpy(), np.array(table["visible"].to_pylist(), bool)
-    right = visible & (ciou >= LOCALISED)
-    half = PAIRS // 2
-    order = np.argsort(-cosine, kind="stable")
-    return np.concatenate([order[right[order]][:half], order[~right[order]][:half]])
+def _surest(table: pa.Table, task: str) -> np.ndarray:
+    """Rows of a table of answers: the surest right ones, then the surest wrong ones.
+
+    Of counterfactual recognition the wrong ones are those to sounds that are not in the picture.
+    """
+    order = np.argsort(-table["cosine"].to_numpy(), kind="stable")
+    visible = np.array(table["visible"].to_pylist(), bool)[order]
+    right = visible & (table["ciou"].to_numpy()[order] >= LOCALISED)
+    wrong = ~visible if task == "counterfactual" else ~right
+    return np.concatenate([order[right][: PAIRS // 2], order[wrong][: PAIRS // 2]])
 
 
 def _heard(store: Path, sounds: Key, ids: Sequence[str]) -> Mapping[str, list[Box]]:

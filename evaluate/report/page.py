@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import Connection
 from cmcr.embeddings import open_dataset
 from cmcr.errors import CmcrError
 from cmcr.evaluate.counterfactual import LOCALISED, precision_recall
@@ -57,7 +56,8 @@ class TaskSection:
     task: str
     problem: str = ""
     tables: Sequence[Table] = ()
-    charts: list[Chart] = field(default_factory=list)
+    charts: Sequence[Chart] = ()
+    caption: str = ""  # of the charts
     confusion: Table | None = None
     details: Sequence[Table] = ()
     galleries: Sequence[Gallery] = ()
@@ -120,12 +120,12 @@ def render(inventory: Inventory, sections: Sequence[ConnectionSection]) -> str:
 def _connection(store: Path, facts: ConnectionFacts, find: Find) -> ConnectionSection:
     pairs = []
     for _, evaluations in groupby(facts.evaluations, key=lambda one: one.folder):
-        pairs.append(_pair(store, facts.connection, list(evaluations), find))
+        pairs.append(_pair(store, facts, list(evaluations), find))
     return ConnectionSection(facts, loss_charts(facts.training), pairs)
 
 
 def _pair(
-    store: Path, connection: Connection | None, evaluations: Sequence[Evaluation], find: Find
+    store: Path, facts: ConnectionFacts, evaluations: Sequence[Evaluation], find: Find
 ) -> PairSection:
     rows = [row for evaluation in evaluations for row in evaluation.rows]
     tasks = [_task(store, evaluation, find) for evaluation in evaluations]
@@ -135,15 +135,16 @@ def _pair(
     missing = ""
     if any(evaluation.task in ("retrieval", "gap") for evaluation in evaluations):
         try:
-            charts = joint_space_charts(_clouds(store, connection, rows[0]))
+            charts = joint_space_charts(_clouds(store, facts, rows[0]))
         except CmcrError as error:
             missing = error.what
     return PairSection(f"{rows[0]['query']} and {rows[0]['gallery']}", charts, missing, tasks)
 
 
-def _clouds(store: Path, connection: Connection | None, row: Row) -> tuple[Cloud, Cloud]:
+def _clouds(store: Path, facts: ConnectionFacts, row: Row) -> tuple[Cloud, Cloud]:
+    connection = facts.connection
     if connection is None:
-        raise CmcrError("the connection is gone")
+        raise CmcrError(facts.problem)
     clouds = []
     for place in (row["query"], row["gallery"]):
         items = select(open_dataset(store, parse_key(place))).spread(_MOST_POINTS)
@@ -180,8 +181,10 @@ def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find)
         section.details = [accuracy_table(folder)]
     elif section.task == "gap":
         section.charts = _gap_charts(rows)
+        section.caption = "`before` are the embeddings as extracted."
     elif section.task in ("localization", "counterfactual"):
         section.charts = [_answer_chart(section.task, folder, rows[-1]["model"])]
+        section.caption = "The connection alone; the table has every model."
         section.answers = answers(store, folder, section.task, rows[-1], find)
 
 

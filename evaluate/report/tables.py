@@ -1,6 +1,6 @@
 """Tables of the page: results beside their baselines, classes, failures, what is taken for what.
 
-    for table in result_tables(evaluation.rows): ...     # one a direction, the best marked
+for table in result_tables(evaluation.rows): ...     # one a direction, the best marked
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,304 @@
+"""The page about a store: what it says, what is missing, hostile names, and in a browser.
+
+pytest tests/test_report.py
+"""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+from typer.testing import CliRunner
+
+from cmcr.cli import app
+from cmcr.connect import connect, read_config
+from cmcr.embeddings import Key, import_embeddings
+from cmcr.errors import UsageError
+from cmcr.evaluate import (
+    evaluate_counterfactual,
+    evaluate_gap,
+    evaluate_localization,
+    evaluate_retrieval,
+    evaluate_zero_shot,
+)
+from cmcr.evaluate.report import write_report
+from cmcr.evaluate.report.gallery import parse_key
+from cmcr.extract import extract, load_encoder, open_source
+from cmcr.extract.lookup import find_media
+
+HOSTILE = '<script>alert("$x")</script>&'
+SOUNDS, PICTURES = Key("ear", "audio", "sounds"), Key("eye", "image", "pictures")
+REGIONS, TEXTS = Key("eye", "image", "regions"), Key("eye", "text", "texts")
+SHAPES = Key("ear", "pointcloud", "shapes")
+
+
+class Page(HTMLParser):
+    """Elements and text of a page; refuses tags that do not close."""
+
+    VOID = frozenset(["meta", "link", "img", "br", "input"])
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += " ".join(data.split()) + " "
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A recording, a picture and points on disk, and the picture in a tar too."""
+    folder = tmp_path_factory.mktemp("media")
+    wave = 0.5 * np.sin(np.arange(4 * 22_050) / 20)
+    soundfile.write(folder / "tone.wav", np.stack([wave, -0.5 * wave], axis=1), 22_050)
+    pixels = np.linspace(0, 255, 60 * 400 * 3).reshape(60, 400, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    np.save(folder / "shape.npy", np.random.default_rng(0).normal(size=(900, 3)))
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        tar.add(folder / "photo.png", "a/photo.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, media):
+    """Two spaces connected and evaluated in every way, one dataset with failures."""
+    folder = tmp_path_factory.mktemp("made")
+    store = folder / "store"
+
+    def make_dataset(place, array, **columns):
+        np.save(folder / "array.npy", array)
+        pq.write_table(pa.table(columns), folder / "rows.parquet")
+        key = parse_key(place)
+        import_embeddings(store, key, folder / "array.npy", folder / "rows.parquet", index=None)
+
+    rng = np.random.default_rng(0)
+    classes = [HOSTILE, "owl"]
+    labels = [classes[i % 2] for i in range(12)]
+    meaning = np.eye(4)[np.arange(12) % 2]
+    ids = [f"t{i}" for i in range(12)]
+    vectors = (meaning + 0.2 * rng.normal(size=(12, 4))).astype(np.float32)
+    words = [f"{HOSTILE} says {i}" for i in range(12)]
+    for space in ("eye", "ear"):
+        make_dataset(f"{space}/text:texts", vectors, id=ids, text=words, label=labels)
+    vectors = (meaning + rng.normal(size=(12, 4))).astype(np.float32)
+    image, places = [f"p{i}" for i in range(12)], np.tile([[0, 0, 0.5, 1]], (12, 1)).T
+    make_dataset(
+        "ear/audio:sounds", vectors, id=[HOSTILE, *(f"s{i}" for i in range(1, 12))],
+        uri=[str(media / "tone.wav")] * 11 + [str(media / "gone.wav")], label=labels, image=image,
+        boxes=["[[0, 0, 0.5, 1]]" if i % 3 else "[]" for i in range(12)],
+    )  # fmt: skip
+    photo, packed = str(media / "photo.png"), f"{media / 'photos.tar'}#a/photo.png"
+    uris = [photo, packed, "builtin:digits/handwriting-test#handwriting-1397"] * 4
+    vectors = (meaning + rng.normal(size=(12, 4))).astype(np.float32)
+    make_dataset("eye/image:pictures", vectors, id=image, uri=uris, label=labels)
+    make_dataset(
+        "eye/image:regions", vectors, id=[f"{name}#0" for name in image], uri=uris, image=image,
+        **dict(zip(("x0", "y0", "x1", "y1"), places.tolist(), strict=True)),
+    )  # fmt: skip
+    make_dataset(
+        "ear/pointcloud:shapes", vectors, id=[f"shape{i}" for i in range(12)], label=labels,
+        uri=[str(media / "shape.npy")] * 12,
+    )  # fmt: skip
+    broken = folder / "broken"
+    broken.mkdir()
+    (broken / "empty.wav").touch()
+    (broken / f"{HOSTILE.replace('/', '')}.wav").write_text("no sound")
+    shutil.copy(media / "tone.wav", broken)
+    encoder, source = load_encoder("digits-clap"), open_source("audio", str(broken))
+    extract(store, encoder, source, "broken", workers=0, max_failures=1)
+    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "epochs": 2}
+    connect(store, read_config(fields), name="made")
+    path = store / "connections" / "made"
+    evaluate_retrieval(store, path, SOUNDS, PICTURES)
+    evaluate_gap(store, path, SOUNDS, PICTURES)
+    evaluate_retrieval(store, path, SHAPES, TEXTS)
+    evaluate_zero_shot(store, path, SOUNDS, TEXTS)
+    evaluate_localization(store, path, SOUNDS, REGIONS)
+    evaluate_counterfactual(store, path, SOUNDS, REGIONS)
+    return store
+
+
+@pytest.fixture
+def store(tmp_path, made):
+    """A copy that can be damaged."""
+    return shutil.copytree(made, tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return report(made)
+
+
+def report(store, **options):
+    return Page(write_report(store, store / "report.html", find_media, **options))
+
+
+def test_all_is_there_and_accessible(made, page):
+    for said in ("sounds", "pictures", "regions", "texts", "shapes", "broken"):
+        assert said in page.text
+    assert "the file is empty" in page.text  # a reason of failure
+    for task in ("Retrieval", "Zero-shot", "Localisation", "Counterfactual", "Modality gap"):
+        assert task in page.text
+    for folder in (made / "results" / "made").iterdir():
+        for results in folder.glob("*.json"):
+            for row in json.loads(results.read_text())["results"]:
+                shown = [f"{value:.3f}" for name, value in row["metrics"].items() if "@" in name]
+                assert row["model"] in page.text
+                assert all(number in page.text for number in shown)
+    assert "✓ match" in page.text
+    assert "✗ no match" in page.text
+    assert "✗ not in the picture" in page.text
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert all(head.get("scope") for head in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert len(page.all("figcaption")) == len(page.all("figure")) > 4
+    assert all(image["alt"] for image in page.all("img"))
+    named = [svg.get("aria-label") or svg.get("aria-hidden") for svg in page.all("svg")]
+    assert named
+    assert all(named)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_nothing_is_fetched_and_it_is_small(made, page):
+    for _, attributes in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    html = (made / "report.html").read_text()
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert len(html) < 12e6
+    assert len(page.all("audio")) > 4
+    assert len(page.all("canvas")) > 4
+
+
+def test_names_and_texts_are_escaped(page):
+    assert len(page.all("script")) == 1
+    assert HOSTILE in page.text
+    assert f"{HOSTILE} says" in page.text
+
+
+def test_media_that_are_gone(store):
+    def gone(modality, uris):
+        return {uri: FileNotFoundError(f"no such file: {uri}") for uri in uris}
+
+    page = Page(write_report(store, store / "gone.html", gone))
+    assert not page.all("audio")
+    assert not page.all("canvas")
+    assert "no such file" in page.text
+    shutil.rmtree(PICTURES.folder(store))
+    (SOUNDS.folder(store) / "manifest.json").unlink()
+    page = report(store)
+    assert "the store has no dataset" in page.text
+    assert "unfinished" in page.text
+
+
+def test_damaged_results_and_connections(store):
+    (store / "connections" / "made" / "config.json").write_text("{")
+    for path in (store / "results").rglob("*.parquet"):
+        path.write_text("no parquet")
+    results = next((store / "results").rglob("gap.json"))
+    results.write_text("{")
+    page = report(store)
+    assert "cannot be read" in page.text
+    assert "Not all of this can be shown" in page.text
+
+
+def test_an_empty_store(tmp_path):
+    page = report(tmp_path)
+    assert "no datasets yet" in page.text
+    assert "no connection yet" in page.text
+    with pytest.raises(UsageError, match="no such store"):
+        write_report(tmp_path / "nowhere", tmp_path / "a.html", find_media)
+    with pytest.raises(UsageError, match="no connection 'x'"):
+        write_report(tmp_path, tmp_path / "a.html", find_media, "x")
+
+
+def test_the_command(tmp_path):
+    out = tmp_path / "elsewhere" / "page.html"
+    assert CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(out)]).exit_code == 0
+    assert out.read_text().startswith("<!doctype html>")
+
+
+def test_media_are_found_again(media):
+    photo, packed = str(media / "photo.png"), f"{media / 'photos.tar'}#a/photo.png"
+    builtin = "builtin:digits/handwriting-test#handwriting-1397"
+    tar = media / "photos.tar"
+    lost = [media / "no.png", f"{tar}#b.png", f"{media / 'none.tar'}#a.png", media / "tone.wav"]
+    lost = [*map(str, lost), "builtin:digits/none#1", "builtin:digits/scenes#none"]
+    found = find_media("image", [photo, packed, builtin, *lost])
+    assert found[photo].size == found[packed].size == (400, 60)
+    assert found[builtin].size == (8, 8)
+    assert all(isinstance(found[uri], Exception) for uri in lost)
+    sounds = find_media("audio", [str(media / "tone.wav")])
+    assert next(iter(sounds.values())).sample_rate == 22_050
+
+
+CHECK = """<script>
+addEventListener("error", (event) => problems.push(event.message || "not loaded"), true);
+const problems = [];
+addEventListener("load", async () => {
+  const wait = (one) => one.readyState > 0 || new Promise((then) => {
+    one.onloadedmetadata = then; one.onerror = then; one.load();
+  });
+  await Promise.all([...document.querySelectorAll("audio")].map(wait));
+  for (const one of document.querySelectorAll("audio"))
+    if (one.error || !(one.duration > 0)) problems.push("audio");
+  for (const one of document.images) if (!one.naturalWidth) problems.push("img");
+  for (const one of document.querySelectorAll("canvas"))
+    if (!one.getContext("2d").getImageData(0, 0, 240, 240).data.some(Boolean))
+      problems.push("canvas");
+  if (document.documentElement.scrollWidth > innerWidth) problems.push("wider than the window");
+  top.document.title = "problems: " + JSON.stringify(problems);
+});
+</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser(made, page, tmp_path, width):
+    """No script error, every picture, recording and point cloud there, nothing too wide."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    html = (made / "report.html").read_text()
+    (tmp_path / "checked.html").write_text(html.replace("<head>", f"<head>{CHECK}", 1))
+    frame = tmp_path / "frame.html"  # a window is never as narrow as a phone
+    frame.write_text(f'<iframe src="checked.html" style="width:{width}px; height:900px"></iframe>')
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+         f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000", "--dump-dom",
+         frame.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "<title>problems: []</title>" in done.stdout, re.findall("<title>.*", done.stdout)
