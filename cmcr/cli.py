@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich would take longer than everything else in --help
 )
-for command in (run, extract, connect, report):
+for command in (run, extract, connect):
     app.command()(command)
 
 evaluate = typer.Typer(
@@ -47,7 +47,7 @@ evaluate.command()(counterfactual)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
-for command in (info, verify, encoders, doctor, pipelines):
+for command in (report, info, verify, encoders, doctor, pipelines):
     app.command()(command)
 
 

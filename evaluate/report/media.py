@@ -127,8 +127,8 @@ def _media(kind: Modality, row: Mapping[str, Any], found: Found, whole: bool) ->
     if kind == "audio":
         return audio(decoded)
     if kind == "image":
-        box = [row.get(name) for name in _PLACES]
-        return image(decoded, None if whole or None in box else [float(x) for x in box])
+        box = [float(row[name]) for name in _PLACES if row.get(name) is not None]
+        return image(decoded, box if len(box) == len(_PLACES) and not whole else None)
     return points(decoded)
 
 

@@ -47,6 +47,7 @@ from cmcr.evaluate.retrieval import select
 from cmcr.files import write_text
 
 _MOST_POINTS = 20_000
+_MARKS = {"audio": "●", "image": "■", "pointcloud": "▲", "text": "◆"}  # of joint_space.py
 
 
 @dataclass
@@ -71,6 +72,7 @@ class PairSection:
 
     title: str
     joint_space: Sequence[Chart]
+    marks: str  # what its marks stand for
     missing: str  # why there is no map
     tasks: Sequence[TaskSection]
 
@@ -130,7 +132,7 @@ def _pair(
     rows = [row for evaluation in evaluations for row in evaluation.rows]
     tasks = [_task(store, evaluation, find) for evaluation in evaluations]
     if not rows:
-        return PairSection(evaluations[0].folder.name, (), "", tasks)
+        return PairSection(evaluations[0].folder.name, (), "", "", tasks)
     charts: Sequence[Chart] = ()
     missing = ""
     if any(evaluation.task in ("retrieval", "gap") for evaluation in evaluations):
@@ -138,7 +140,10 @@ def _pair(
             charts = joint_space_charts(_clouds(store, facts, rows[0]))
         except CmcrError as error:
             missing = error.what
-    return PairSection(f"{rows[0]['query']} and {rows[0]['gallery']}", charts, missing, tasks)
+    one, other = rows[0]["query"], rows[0]["gallery"]
+    modalities = dict.fromkeys([parse_key(one).modality, parse_key(other).modality])
+    marks = " and ".join(f"{_MARKS[modality]} {modality}" for modality in modalities)
+    return PairSection(f"{one} and {other}", charts, marks, missing, tasks)
 
 
 def _clouds(store: Path, facts: ConnectionFacts, row: Row) -> tuple[Cloud, Cloud]:
