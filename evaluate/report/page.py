@@ -171,8 +171,8 @@ def _task(store: Path, evaluation: Evaluation, find: Find) -> TaskSection:
     section.tables = result_tables(evaluation.rows)
     try:
         _fill(section, store, evaluation, find)
-    except (CmcrError, OSError, pa.ArrowException) as error:
-        section.problems.append(str(error).splitlines()[0])
+    except (CmcrError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+        section.problems.append(str(error).partition("\n")[0])
     return section
 
 
