@@ -145,11 +145,13 @@ def _connection(store: Path, name: str) -> ConnectionFacts:
             training = read_training(folder / _LOG)
     except CmcrError as error:
         problem = error.what
-    evaluations = [
-        _evaluation(task, place / f"{task}.json")
+    found = [
+        (place, [task for task in TASKS if (place / f"{task}.json").exists()])
         for place in sorted((store / "results" / name).glob("*"))
-        for task in TASKS
-        if (place / f"{task}.json").exists()
+    ]
+    found.sort(key=lambda one: [TASKS.index(task) for task in one[1]])  # retrieval first
+    evaluations = [
+        _evaluation(task, place / f"{task}.json") for place, tasks in found for task in tasks
     ]
     return ConnectionFacts(name, connection, training, evaluations, problem)
 

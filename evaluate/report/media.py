@@ -144,7 +144,7 @@ def audio(sound: Sound) -> Media:
     soundfile.write(file, mono, RATE, format="MP3")
     seconds = sound.samples.shape[1] / sound.sample_rate
     note = f"{seconds:.1f} s" if seconds <= LONGEST else f"first {LONGEST:g} of {seconds:.1f} s"
-    picture, size = _spectrogram(mono)
+    picture, size = _spectrogram(mono, min(sound.sample_rate, RATE) / 2)
     return Media("audio", _data("audio/mpeg", file.getvalue()), picture, size, note=note)
 
 
@@ -189,8 +189,8 @@ def _on_white(picture: Any) -> Any:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def _spectrogram(mono: np.ndarray) -> tuple[str, tuple[int, int]]:
-    """Loudness over time and frequency, 0 to 8 kHz, 70 dB from black to bright, as a PNG."""
+def _spectrogram(mono: np.ndarray, highest: float) -> tuple[str, tuple[int, int]]:
+    """Loudness over time and frequency up to `highest` Hz, 70 dB from black to bright, as a PNG."""
     from matplotlib import colormaps
     from PIL import Image
     from scipy.signal import spectrogram
@@ -198,8 +198,8 @@ def _spectrogram(mono: np.ndarray) -> tuple[str, tuple[int, int]]:
     padded = np.pad(mono, (0, max(0, 512 - len(mono))))
     step = max(64, len(padded) // 240)
     window = max(512, step)
-    power = spectrogram(padded, RATE, nperseg=window, noverlap=window - step)[2]  # (bins, frames)
-    level = 10 * np.log10(power + 1e-12)
+    bins, _, power = spectrogram(padded, RATE, nperseg=window, noverlap=window - step)
+    level = 10 * np.log10(power[bins <= highest] + 1e-12)  # (bins, frames)
     level = np.clip((level - level.max() + 70) / 70, 0, 1)[::-1]  # high frequencies on top
     colours = (255 * colormaps["magma"](level)[..., :3]).astype(np.uint8)  # (bins, frames, 3)
     picture = Image.fromarray(colours).resize((240, 96)).quantize(48)

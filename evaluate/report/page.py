@@ -186,7 +186,9 @@ def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find)
         section.details = [accuracy_table(folder)]
     elif section.task == "gap":
         section.charts = _gap_charts(rows)
-        section.caption = "`before` are the embeddings as extracted."
+        section.caption = (
+            "Before: the embeddings as they were extracted. One way; the tables have both."
+        )
     elif section.task in ("localization", "counterfactual"):
         section.charts = [_answer_chart(section.task, folder, rows[-1]["model"])]
         section.caption = "The connection alone; the table has every model."
@@ -199,7 +201,9 @@ def _gap_charts(rows: Sequence[Row]) -> list[Chart]:
     for name in ("distance", "alignment"):
         values = {row["model"]: row["metrics"][name] for row in one_way if name in row["metrics"]}
         if values:
-            charts.append(bar_chart(values, f"{name} of the two modalities, less is nearer"))
+            charts.append(
+                bar_chart(values, f"{name.capitalize()} of the two modalities, less is nearer")
+            )
     return charts
 
 
