@@ -4,7 +4,7 @@ for (const canvas of document.querySelectorAll("canvas[data-points]")) {
   const bytes = Uint8Array.from(atob(canvas.dataset.points), (one) => one.charCodeAt(0));
   const points = new Int8Array(bytes.buffer);
   const pen = canvas.getContext("2d");
-  const turn = { yaw: 0.35, pitch: 0.2 };
+  const turn = { yaw: 0, pitch: 0 };
 
   const draw = () => {
     const size = canvas.width;
