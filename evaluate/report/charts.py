@@ -73,6 +73,7 @@ def joint_space_charts(clouds: tuple[Cloud, Cloud]) -> list[Chart]:
         figure, axes = _new(_SQUARE)
         scatter(axes, panel, classes)
         label_classes(axes, panel, classes)
+        axes.set_axis_off()
         shown = " and ".join(f"{len(cloud.after)} {cloud.modality}" for cloud in panel.clouds)
         alt = f"Map of {shown} items {panel.heading} connecting, {panel.explanation}" + (
             f"; classes {', '.join(classes)}" if classes else ""
