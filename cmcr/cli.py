@@ -16,6 +16,7 @@ import typer
 
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
+from cmcr.commands.connections import import_connection, project
 from cmcr.commands.evaluate import retrieval
 from cmcr.commands.extract import extract
 from cmcr.commands.output import say
@@ -41,7 +42,8 @@ evaluate.command()(retrieval)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
-for command in (info, verify, encoders, doctor, pipelines):
+app.command("import-connection")(import_connection)
+for command in (project, info, verify, encoders, doctor, pipelines):
     app.command()(command)
 
 

@@ -13,6 +13,8 @@ from cmcr.connect.config import ConnectConfig, read_config, with_overrides
 from cmcr.connect.connection import Connection, load_connection
 from cmcr.connect.fit import baselines
 from cmcr.connect.memory import aggregate
+from cmcr.connect.project import Projected, project_store
+from cmcr.connect.published import import_connection, without_data
 from cmcr.connect.record import Record
 from cmcr.connect.run import Connected, connect
 
@@ -20,11 +22,15 @@ __all__ = [
     "ConnectConfig",
     "Connected",
     "Connection",
+    "Projected",
     "Record",
     "aggregate",
     "baselines",
     "connect",
+    "import_connection",
     "load_connection",
+    "project_store",
     "read_config",
     "with_overrides",
+    "without_data",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import Connection, baselines, load_connection
+from cmcr.connect import Connection, baselines, load_connection, without_data
 from cmcr.embeddings import Key, list_datasets, open_dataset
 from cmcr.errors import StoreError
 from cmcr.evaluate.joint_space import LEAST_POINTS, Cloud, draw_joint_space
@@ -109,11 +109,17 @@ def results_folder(store: Path, path: Path, query: Key, gallery: Key) -> Path:
 
 
 def _models(store: Path, connection: Connection, keys: Sequence[Key]) -> dict[str, Connection]:
-    """The closed forms that can project `keys`, and last the connection itself."""
-    name = connection.model_name
+    """The closed forms that can project `keys`, and last the connection itself.
+
+    Those that are fitted need what the connection was made from to be known, and in the store.
+    """
+    name, config = connection.model_name, connection.config
+    used = {dataset for space in connection.record.spaces for dataset in space.datasets}
+    fitting = config is not None and used <= set(map(str, list_datasets(store)))
+    others = baselines(store, config) if fitting else without_data(connection.record)
     closed_forms = {
         other: model
-        for other, model in baselines(store, connection.config).items()
+        for other, model in others.items()
         if other != name and all(model.knows(key.space, key.modality) for key in keys)
     }
     return {**closed_forms, name: connection}
