@@ -16,6 +16,7 @@ import typer
 
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
+from cmcr.commands.connections import import_connection, project
 from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
@@ -46,7 +47,8 @@ evaluate.command()(counterfactual)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
-for command in (info, verify, encoders, doctor, pipelines):
+app.command("import-connection")(import_connection)
+for command in (project, info, verify, encoders, doctor, pipelines):
     app.command()(command)
 
 

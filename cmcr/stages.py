@@ -100,7 +100,7 @@ def extract_datasets(
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`."""
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
-    from cmcr.extract import extract, load_encoder, open_regions, open_source
+    from cmcr.extract import encoder_spec, extract, load_encoder, open_regions, open_source
 
     place = str(find_device(device))
     space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
@@ -112,8 +112,10 @@ def extract_datasets(
             source = open_regions(source, wanted.regions, folder, place)
         sources.append((source, wanted.dataset))
     encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
+    default_weights = ":" not in section.encoder and section.checkpoint is None
+    licence = encoder_spec(section.encoder).licence if default_weights else None
     for source, dataset in sources:
-        yield extract(store, encoder, source, dataset, space=space, **options)
+        yield extract(store, encoder, source, dataset, space=space, licence=licence, **options)
 
 
 # connect
@@ -180,19 +182,25 @@ def choose_pairs(
 
     Raises UsageError when there is no such connection or dataset.
     """
-    name = connection or recipe.connect.name
-    folder = store / "connections" / name
-    if not folder.is_dir():
-        folder = Path(name)
-    if not folder.is_dir():
-        raise UsageError(
-            f"there is no connection {name!r}",
-            where=store / "connections",
-            cure="make it with `cmcr connect`, or name its folder with --connection",
-        )
+    folder = find_connection(store, connection or recipe.connect.name)
     named = [(query or pair.query, gallery or pair.gallery) for pair in recipe.evaluate.retrieval]
     pairs = [(find_key(store, asked), find_key(store, found)) for asked, found in named]
     return list(dict.fromkeys(pairs)), folder
+
+
+def find_connection(store: Path, name: str) -> Path:
+    """The folder of the connection `name` of the store, else the folder that is named so.
+
+    Raises UsageError when there is neither.
+    """
+    for folder in (store / "connections" / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    raise UsageError(
+        f"there is no connection {name!r}",
+        where=store / "connections",
+        cure="make it with `cmcr connect`, or name its folder with --connection",
+    )
 
 
 def find_key(store: Path, place: str) -> "Key":

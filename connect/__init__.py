@@ -14,6 +14,8 @@ from cmcr.connect.connection import Connection, load_connection
 from cmcr.connect.data import open_spaces
 from cmcr.connect.fit import baselines
 from cmcr.connect.memory import aggregate
+from cmcr.connect.project import Projected, project_store
+from cmcr.connect.published import import_connection, without_data
 from cmcr.connect.record import Record
 from cmcr.connect.run import Connected, connect
 
@@ -21,12 +23,16 @@ __all__ = [
     "ConnectConfig",
     "Connected",
     "Connection",
+    "Projected",
     "Record",
     "aggregate",
     "baselines",
     "connect",
+    "import_connection",
     "load_connection",
     "open_spaces",
+    "project_store",
     "read_config",
     "with_overrides",
+    "without_data",
 ]

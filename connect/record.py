@@ -49,6 +49,7 @@ class Record(BaseModel):
     via: Modality | None
     config: ConnectConfig | None  # what made it
     requested: ConnectConfig | None = None  # what was asked for: `auto` becomes another
+    imported: dict[str, str] = {}  # file and sha256 of a checkpoint that was trained elsewhere
     spaces: tuple[SpaceRecord, SpaceRecord]
     joint_dim: int
     pairs: int = 0
