@@ -97,7 +97,8 @@ def evaluate_index(
         matches = find_matches(sample.table, found.table)
         vectors = found.projected(connection).numpy()  # (gallery, joint)
         queries = sample.projected(connection).numpy()  # (queries, joint)
-        kind = choice.factory or choose_index(*vectors.shape, choice.budget)
+        items, dim = vectors.shape
+        kind = choice.factory or choose_index(items, dim, choice.budget)
         about = {"connection": made_from, "gallery": found.inputs, "factory": kind}
         index, seconds = _stored_index(folder, about, vectors)
 

@@ -103,7 +103,8 @@ def _count_row(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
         above = values - lowest
         np.maximum(above, 0, out=above)
         above *= scale
-        return above.astype(np.intp)
+        number: np.ndarray = above.astype(np.intp)
+        return number
 
     bucket_of, wanted = bucket(scores), bucket(least)  # (gallery,), (most,)
     shared = np.zeros(_BUCKETS, bool)

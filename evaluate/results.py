@@ -132,10 +132,16 @@ def _table(rows: Sequence[Row]) -> "Table":
             text = "" if value is None else _FORMATS.get(name, "{:.3f}").format(value)
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
             if with_interval and name == _WITH_INTERVAL:
-                low_high = row.get("intervals", {}).get(name, [])
-                cells.append("-".join(f"{end:.3f}".removeprefix("0") for end in low_high))
+                cells.append(_half_width(row.get("intervals", {}).get(name)))
         table.add_row(row["model"], *cells)
     return table
+
+
+def _half_width(interval: list[float] | None) -> str:
+    if interval is None:
+        return ""
+    low, high = interval
+    return "±" + f"{(high - low) / 2:.3f}".removeprefix("0")
 
 
 def _union(metrics: Sequence[Mapping[str, float]]) -> list[str]:
