@@ -30,7 +30,8 @@ from torch import Tensor
 from cmcr.connect import Connection, load_connection
 from cmcr.embeddings import Key, open_dataset
 from cmcr.evaluate.classes import Items, Prompts, choose_items, choose_prompts
-from cmcr.evaluate.ranks import TIE, Metrics
+from cmcr.evaluate.metrics import Metrics
+from cmcr.evaluate.ranks import TIE
 from cmcr.evaluate.results import Row
 from cmcr.evaluate.reuse import (
     Evaluated,
