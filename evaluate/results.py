@@ -9,7 +9,7 @@ Beside the metrics there can be their 95 % intervals, and what lies behind them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -18,7 +18,7 @@ from cmcr.errors import StoreError
 from cmcr.files import write_text
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
     from rich.table import Table
 
 _LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
@@ -91,8 +91,20 @@ def results_table(rows: Sequence[Row]) -> "Group":
     from rich.console import Group
 
     directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
-    tables = (part for _, models in directions for part in (_table(list(models)), ""))
-    return Group(*tables)
+    return Group(*(part for _, models in directions for part in _section(list(models))))
+
+
+def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
+    """A heading, the table, and what was counted; text of its own is not wrapped to the table."""
+    from rich.text import Text
+
+    first = rows[0]
+    task = "" if first["task"] == "retrieval" else f"{first['task']}: "
+    yield Text(f"{task}{first['query']} → {first['gallery']}", style="bold")
+    yield _table(rows)
+    if counts := _counts(first["metrics"]):
+        yield Text(counts, style="dim")
+    yield ""
 
 
 def _table(rows: Sequence[Row]) -> "Table":
@@ -108,18 +120,7 @@ def _table(rows: Sequence[Row]) -> "Table":
         if name not in _MEASURED_COSTS
     }
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
-    task = "" if rows[0]["task"] == "retrieval" else f"{rows[0]['task']}: "
-    table = Table(
-        title=f"{task}{rows[0]['query']} → {rows[0]['gallery']}",
-        caption=_counts(metrics[0]) or None,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
