@@ -9,7 +9,8 @@
 It reads embeddings and nothing else: no encoder library is imported here.
 """
 
-from cmcr.connect.config import ConnectConfig, read_config, with_overrides
+from cmcr.connect.chain import Chained, connect_chain
+from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
 from cmcr.connect.connection import Connection, load_connection
 from cmcr.connect.data import open_spaces
 from cmcr.connect.fit import baselines
@@ -20,6 +21,7 @@ from cmcr.connect.record import Record
 from cmcr.connect.run import Connected, connect
 
 __all__ = [
+    "Chained",
     "ConnectConfig",
     "Connected",
     "Connection",
@@ -28,9 +30,11 @@ __all__ = [
     "aggregate",
     "baselines",
     "connect",
+    "connect_chain",
     "import_connection",
     "load_connection",
     "open_spaces",
+    "parse_settings",
     "project_store",
     "read_config",
     "with_overrides",

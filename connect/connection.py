@@ -46,7 +46,7 @@ REMAKE = "run the `cmcr connect` that made it again"
 class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"]):
     """Two spaces made one. `connect` makes and `load_connection` reads one."""
 
-    def __init__(self, record: Record, sides: tuple[Side, Side]) -> None:
+    def __init__(self, record: Record, sides: tuple[Side, ...]) -> None:
         """`sides` in the order of `record.spaces`."""
         self.record = record
         self.sides = sides
@@ -163,7 +163,7 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
         names = [record.name for record in self.record.spaces]
         if space not in names:
             raise MismatchError(
-                f"the connection is between {names[0]} and {names[1]}, not of {space}",
+                f"the connection is between {' and '.join(names)}, not of {space}",
                 cure="name one of its spaces, or connect that space first",
             )
         return names.index(space)
@@ -177,6 +177,10 @@ def load_connection(path: Path | str) -> Connection:
     if isinstance(path, str) and not Path(path).exists() and path.count("/") == 1:
         path = _fetched(path)
     path = Path(path)
+    if "links" in read_content(path):
+        from cmcr.connect.chain import load_chain  # it is made of connections
+
+        return load_chain(path)
     record = read_record(path)
     model = path / MODEL
     if not model.exists() or sha256_file(model) != record.model_sha256:
@@ -195,6 +199,20 @@ def read_record(path: Path) -> Record:
 
     Raises StoreError when it is not there, unfinished, damaged, or of another format.
     """
+    read_content(path)
+    try:
+        return Record.model_validate_json((path / CONFIG).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(path, f"{key} {first['msg']}") from None
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What config.json in the folder `path` holds.
+
+    Raises StoreError when it is not there, damaged, or of another format.
+    """
     try:
         content = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
@@ -210,12 +228,7 @@ def read_record(path: Path) -> Record:
             where=path / CONFIG,
             cure="use the cmcr that wrote it, or connect again",
         )
-    try:
-        return Record.model_validate_json((path / CONFIG).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise _unreadable(path, f"{key} {first['msg']}") from None
+    return content
 
 
 def _unreadable(path: Path, reason: str) -> StoreError:
@@ -263,7 +276,7 @@ def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tens
     return Side(head, means, turn, space.turned)
 
 
-def _state(sides: tuple[Side, Side]) -> dict[str, Tensor]:
+def _state(sides: tuple[Side, ...]) -> dict[str, Tensor]:
     state = {}
     for letter, side in zip("AB", sides, strict=True):
         for name, module in ((f"Head_{letter}", side.head), (f"turn_{letter}", side.turn)):

@@ -12,7 +12,7 @@ whichever encoder a dataset of it goes back to: what makes it is the connection.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,14 @@ def project_store(
     space: str,
     datasets: Sequence[Key] = (),
     index: str | None = "Flat",
+    called: Callable[[Key], str] | None = None,
 ) -> Iterator[Projected]:
     """Project `datasets`, or all of the connection's spaces, into `space`, one after another.
 
     Works on the connection's device, goes on where an earlier run stopped, and shares the parts
     with another process that does the same. A projection is called as its source; where the store
-    has a dataset of that name and modality in both spaces, the name of its own goes in front.
+    has a dataset of that name and modality in both spaces, the name of its own goes in front;
+    `called` says otherwise.
     `index` is a FAISS factory string, None for no index.
 
     Before anything is written it raises UsageError for a connection that was never saved, a
@@ -100,10 +102,11 @@ def project_store(
     for source in sources:
         key = source.key
         twice = named[key.modality, key.dataset] > 1
+        usual = f"{key.space}-{key.dataset}" if twice else key.dataset
         description = Description(
             space=space,
             modality=key.modality,
-            dataset=f"{key.space}-{key.dataset}" if twice else key.dataset,
+            dataset=called(key) if called else usual,
             dim=connection.joint_dim,
             precision=source.manifest.precision,
             part_rows=source.manifest.part_rows,

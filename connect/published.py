@@ -140,20 +140,20 @@ def layout(state: dict[str, Tensor], file: Path) -> tuple[Kind, Kind]:
 def without_data(record: Record) -> dict[str, Connection]:
     """What can stand beside a connection in a table without the data that it was made from.
 
-    That is `identity`, where both spaces have the same D; a closed form has to be fitted.
+    That is `identity`, where all spaces have the same D; a closed form has to be fitted.
     """
-    first, second = record.spaces
-    if first.dim != second.dim:
+    dim = record.spaces[0].dim
+    if any(space.dim != dim for space in record.spaces):
         return {}
     plain = {"head": "identity", "centred": (), "turned": ()}
     bare = Record(
         model="identity",
         via=record.via,
         config=None,
-        spaces=(first.model_copy(update=plain), second.model_copy(update=plain)),
-        joint_dim=first.dim,
+        spaces=tuple(space.model_copy(update=plain) for space in record.spaces),
+        joint_dim=dim,
     )
-    return {"identity": Connection(bare, (Side(nn.Identity()), Side(nn.Identity())))}
+    return {"identity": Connection(bare, tuple(Side(nn.Identity()) for _ in record.spaces))}
 
 
 def _two(spaces: Sequence[str]) -> tuple[str, str]:

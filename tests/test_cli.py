@@ -160,7 +160,7 @@ def test_every_recipe_is_one_that_connect_takes() -> None:
     from cmcr.pipelines import load_pipelines, parse_place
 
     for recipe in load_pipelines().pipelines.values():
-        config = read_config(recipe.connect.config)
+        config = read_config(recipe.connect[0].config)
         encoders = [section.encoder for section in recipe.extract]
         assert set(config.spaces) == set(encoders)
         made = {
