@@ -73,9 +73,10 @@ def evaluate_index(
     """Index `gallery` by `choice` and measure a search through it.
 
     At most 1,000 queries, evenly spread over those there are, are asked. The rows are of task
-    `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`, queries
-    a second when all are asked at once; `query_ms` of one alone, the median; `build_s`, seconds;
-    `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build or a budget that nothing fits, and what
+    `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`,
+    queries a second when all are asked at once; `query_ms` of one alone, the median; `build_s`,
+    seconds; `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build
+    or a budget that nothing fits, and what
     `evaluate_retrieval` does.
     """
     connection = load_connection(path)
