@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
-_MEASURED_COSTS = frozenset({"queries_per_second", "query_ms", "build_seconds", "index_bytes"})
+_MEASURED_COSTS = frozenset({"qps", "query_ms", "build_s", "index_mb"})
 _FORMATS = {
     "median_rank": "{:g}",
-    "queries_per_second": "{:,.0f}",
+    "qps": "{:,.0f}",
     "query_ms": "{:.2f}",
-    "build_seconds": "{:.1f}",
-    "index_bytes": "{:,}",
+    "build_s": "{:.1f}",
+    "index_mb": "{:,.1f}",
 }
 _WITH_INTERVAL = "mAP"
 # Counts go below a table, where there is something to count.

@@ -259,7 +259,7 @@ def test_an_index_is_measured_kept_and_used_again(world):
     assert cells["model"].startswith("IVF15,Flat nprobe=")
     assert flat["metrics"][RECALL] == 1
     assert 0.95 <= cells["metrics"][RECALL] <= 1
-    assert cells["metrics"]["index_bytes"] == (done.folder / INDEX).stat().st_size
+    assert cells["metrics"]["index_mb"] == (done.folder / INDEX).stat().st_size / 1e6
     assert min(cells["metrics"].values()) > 0
     exact = evaluate_retrieval(store, path, SOUNDS, PHOTOS).rows
     ridge = next(row for row in exact if row["model"] == "ridge")
