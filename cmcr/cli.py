@@ -33,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich would take longer than everything else in --help
 )
-for command in (run, extract, connect):
-    app.command()(command)
+for main_command in (run, extract, connect):
+    app.command()(main_command)
 
 evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None

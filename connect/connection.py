@@ -277,7 +277,7 @@ def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tens
 
 
 def _state(sides: tuple[Side, ...]) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     for letter, side in zip("AB", sides, strict=True):
         for name, module in ((f"Head_{letter}", side.head), (f"turn_{letter}", side.turn)):
             state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}

@@ -64,7 +64,7 @@ def project(
 
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
-    folder = find_connection(place, connection or recipe.connect.name)
+    folder = find_connection(recipe, place, connection)
     done = []
     for projected in project_store(
         place,
