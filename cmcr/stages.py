@@ -200,23 +200,32 @@ def choose_searches(
     query: str | None,
     gallery: str | None,
 ) -> list[Search]:
-    """What `cmcr evaluate retrieval` is to search: each pair of the recipe, with flags in it.
+    """What to search: the pairs of the recipe whose connection has been made, with flags in them.
 
-    With `connection` alone it is those pairs of the recipe that it connects, if there are any.
-    Raises UsageError when there is no such connection or dataset.
+    With `connection` it is its pairs, if the recipe has some; with `query` or `gallery` those of
+    the recipe's first connection. Raises UsageError when there is no such connection or dataset.
     """
+    first = recipe.connect[0].name
     sections = recipe.evaluate.retrieval
-    if connection is not None:
-        sections = [one for one in sections if one.connection == connection] or sections
+    if connection or query or gallery:
+        name = connection or first
+        sections = [one for one in sections if (one.connection or first) == name] or sections[:1]
+    else:
+        made = [one for one in sections if _is_made(store, one.connection or first)]
+        sections = made or sections[:1]
     searches = [
         Search(
             find_key(store, query or section.query),
             find_key(store, gallery or section.gallery),
             find_connection(recipe, store, connection or section.connection),
         )
-        for section in (sections[:1] if query and gallery else sections)
+        for section in sections
     ]
     return list(dict.fromkeys(searches))
+
+
+def _is_made(store: Path, connection: str) -> bool:
+    return (store / "connections" / connection / "config.json").exists()
 
 
 def find_connection(recipe: Pipeline, store: Path, connection: str | None) -> Path:

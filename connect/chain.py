@@ -203,7 +203,8 @@ def connect_chain(
             links.append(load_connection(made.path))
             joints.append(f"{name}.{number}-{made.record.model_sha256[:8]}")
         chain = Chain(links, joints)
-        chain.save(folder)
+        if fresh or not (folder / CONFIG).exists():
+            chain.save(folder)
     return Chained(folder, chain.record, fresh, tuple(bridges))
 
 
