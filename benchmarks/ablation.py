@@ -45,7 +45,7 @@ def main() -> None:
 
     pipeline = load_pipelines().named(flags.pipeline)
     store = flags.store or pipeline.store
-    config = with_overrides(read_config(pipeline.connect.config), flags.settings)
+    config = with_overrides(read_config(pipeline.connect[0].config), flags.settings)
     pair = pipeline.evaluate.retrieval[0]
     query, gallery = _items(store, pair.query), _items(store, pair.gallery)
 

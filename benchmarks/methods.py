@@ -155,7 +155,7 @@ def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Scor
     from cmcr.pipelines import load_pipelines
 
     recipe = load_pipelines().named("digits")
-    config = read_config(recipe.connect.config | {"seed": seed})
+    config = read_config(recipe.connect[0].config | {"seed": seed})
     problem = pose(config, store, open_spaces(store, config), device)
     kept = np.random.default_rng(seed).permutation(len(problem.fitted))[:size]
     thinned = Problem(

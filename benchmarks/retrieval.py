@@ -154,7 +154,7 @@ def report_indexes(queries: np.ndarray, gallery: np.ndarray, matches: Matches) -
         found = measure(lambda rows: index.search(rows, NEIGHBOURS)[1], queries, exact, sample)  # noqa: B023
         size = faiss.serialize_index(index).nbytes / 1e6
         print(
-            f"| {factory} | {setting} | {found[RECALL]:.3f} | {found['queries_per_second']:,.0f} "
+            f"| {factory} | {setting} | {found[RECALL]:.3f} | {found['qps']:,.0f} "
             f"| {found['query_ms']:.2f} | {seconds:.1f} | {size:,.0f} |",
             flush=True,
         )

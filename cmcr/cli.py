@@ -16,6 +16,7 @@ import typer
 
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
+from cmcr.commands.connections import import_connection, project
 from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
@@ -33,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich would take longer than everything else in --help
 )
-for command in (run, extract, connect):
-    app.command()(command)
+for main_command in (run, extract, connect):
+    app.command()(main_command)
 
 evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
@@ -47,7 +48,8 @@ evaluate.command()(counterfactual)
 app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
-for command in (report, info, verify, encoders, doctor, pipelines):
+app.command("import-connection")(import_connection)
+for command in (report, project, info, verify, encoders, doctor, pipelines):
     app.command()(command)
 
 

@@ -8,11 +8,12 @@ A pipeline says which sources go through which encoders, what is connected, and 
 evaluated; a flag on the command line beats it.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cmcr.embeddings.schema import Key, Modality
 from cmcr.errors import UsageError
@@ -47,28 +48,34 @@ class ExtractSection(_Section):
 
 
 class ConnectSection(BaseModel):
-    """A name and the fields of `cmcr.connect.ConnectConfig`."""
+    """A name and the fields of `cmcr.connect.ConnectConfig`; more than two spaces are a chain."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
-    via: Modality
-    spaces: tuple[str, str]
+    via: Modality | None = None
+    spaces: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @property
     def config(self) -> dict[str, Any]:
         """The fields for `ConnectConfig`."""
-        return self.model_dump(exclude={"name"})
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
-class RetrievalSection(_Section):
+class _Measured(_Section):
+    """`connection` is the one to measure, the recipe's first where it is not named."""
+
+    connection: str | None = None
+
+
+class RetrievalSection(_Measured):
     """One pair of datasets to search in each other, as SPACE/MODALITY:DATASET."""
 
     query: str
     gallery: str
 
 
-class ZeroShotSection(_Section):
+class ZeroShotSection(_Measured):
     """Items to classify and the prompts of the classes, as SPACE/MODALITY:DATASET.
 
     `classes` and `templates` choose among the prompts, as the flags of these names do.
@@ -80,7 +87,7 @@ class ZeroShotSection(_Section):
     templates: str | None = None
 
 
-class SoundsSection(_Section):
+class SoundsSection(_Measured):
     """Sounds and the regions of pictures to find them in, as SPACE/MODALITY:DATASET.
 
     `truth` are files that say where; without them the columns of the sounds do.
@@ -100,14 +107,30 @@ class EvaluateSection(_Section):
     counterfactual: list[SoundsSection] = []
 
 
+def _listed(value: object) -> object:
+    """One connection may stand without a list around it."""
+    return [value] if isinstance(value, Mapping) else value
+
+
 class Pipeline(_Section):
     """A named recipe, from sources to numbers."""
 
     description: str
     store: Path
     extract: Annotated[list[ExtractSection], Field(min_length=1)]
-    connect: ConnectSection
+    connect: Annotated[list[ConnectSection], BeforeValidator(_listed), Field(min_length=1)]
     evaluate: EvaluateSection
+
+    def connection(
+        self, *, via: str | None = None, spaces: Sequence[str] | None = None
+    ) -> ConnectSection | None:
+        """The first connection that fits."""
+        for section in self.connect:
+            if via in (None, section.via) and (
+                spaces is None or set(spaces) == set(section.spaces)
+            ):
+                return section
+        return None
 
 
 class Pipelines(_Section):
@@ -131,7 +154,7 @@ class Pipelines(_Section):
         *,
         encoder: str | None = None,
         via: str | None = None,
-        spaces: tuple[str, str] | None = None,
+        spaces: Sequence[str] | None = None,
         name: str | None = None,
     ) -> Pipeline | None:
         """The pipeline `name`, else the first that fits the flags, the default one first."""
@@ -139,10 +162,8 @@ class Pipelines(_Section):
             return self.named(name)
         for pipeline in [self.named(), *self.pipelines.values()]:
             if (
-                (encoder is None or encoder in [section.encoder for section in pipeline.extract])
-                and (via is None or via == pipeline.connect.via)
-                and (spaces is None or set(spaces) == set(pipeline.connect.spaces))
-            ):
+                encoder is None or encoder in [section.encoder for section in pipeline.extract]
+            ) and pipeline.connection(via=via, spaces=spaces):
                 return pipeline
         return None
 

@@ -47,6 +47,8 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
         task = bar.add_task(title, total=total, note="")
 
         def advance(count: int, note: str | None = None) -> None:
-            bar.update(task, advance=count, **({} if note is None else {"note": note}))
+            bar.advance(task, count)
+            if note is not None:
+                bar.update(task, note=note)
 
         yield advance

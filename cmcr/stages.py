@@ -1,6 +1,6 @@
 """The stages as the command line runs them: flags, else a recipe, else defaults; then the stage.
 
-    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_pairs(...)
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_searches(...)
     run_pipeline(pipeline, store)            # all three, skipping what is up to date
 
 Nothing heavy is imported before a stage needs it.
@@ -9,7 +9,7 @@ Nothing heavy is imported before a stage needs it.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmcr.errors import UsageError
 from cmcr.pipelines import (
@@ -22,7 +22,7 @@ from cmcr.pipelines import (
 )
 
 if TYPE_CHECKING:
-    from cmcr.connect import ConnectConfig, Connected
+    from cmcr.connect import Chained, Connected
     from cmcr.embeddings import Key
     from cmcr.evaluate import Evaluated, IndexChoice
     from cmcr.extract import Summary
@@ -100,7 +100,7 @@ def extract_datasets(
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`."""
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
-    from cmcr.extract import extract, load_encoder, open_regions, open_source
+    from cmcr.extract import encoder_spec, extract, load_encoder, open_regions, open_source
 
     place = str(find_device(device))
     space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
@@ -112,8 +112,10 @@ def extract_datasets(
             source = open_regions(source, wanted.regions, folder, place)
         sources.append((source, wanted.dataset))
     encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
+    default_weights = ":" not in section.encoder and section.checkpoint is None
+    licence = encoder_spec(section.encoder).licence if default_weights else None
     for source, dataset in sources:
-        yield extract(store, encoder, source, dataset, space=space, **options)
+        yield extract(store, encoder, source, dataset, space=space, licence=licence, **options)
 
 
 # connect
@@ -125,74 +127,121 @@ def choose_connection(
     settings: Sequence[str],
     name: str | None,
     pipeline: str | None,
-) -> tuple["ConnectConfig", str, Path]:
-    """The config of `cmcr connect`, the name of the connection, and the store.
+) -> tuple[dict[str, Any], str, Path]:
+    """The fields of the config of `cmcr connect`, the name of the connection, and the store.
 
     `flags` are fields of `ConnectConfig`, None or empty where not given. Raises UsageError when
     flags and recipe together do not say what to connect.
     """
-    from cmcr.connect import read_config, with_overrides
+    from cmcr.connect import parse_settings
 
     given = {field: value for field, value in flags.items() if value is not None}
     recipe = pipelines.using(via=given.get("via"), spaces=given.get("spaces"), name=pipeline)
-    section = recipe.connect.config if recipe else {}
-    missing = [field for field in ("via", "spaces", "train") if field not in section | given]
+    usual = recipe.connection(via=given.get("via"), spaces=given.get("spaces")) if recipe else None
+    section = usual.config if usual else {}
+    fields = section | given | parse_settings(settings)
+    chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
+    needed = ("spaces",) if chain else ("spaces", "via", "train")
+    missing = [field for field in needed if field not in fields]
     if missing:
         raise UsageError(
             f"nothing says what to connect: {', '.join(missing)} not given",
             cure="give --via, --spaces and --train, or a pipeline that does",
         )
-    config = with_overrides(read_config(section | given), settings)
-    title = name or (recipe.connect.name if recipe else "-".join(config.spaces))
-    usual = read_config(section).model_name if recipe else "c-mcr"
-    if name is None and config.model_name != usual:
-        title = f"{title}-{config.model_name}"
-    return config, title, recipe.store if recipe else STORE
+    title = name or (usual.name if usual else "-".join(fields["spaces"]))
+    if name is None and (changed := _model_name(fields)) != _model_name(section):
+        title = f"{title}-{changed}"
+    return fields, title, recipe.store if recipe else STORE
+
+
+def _model_name(fields: dict[str, Any]) -> str:
+    """What the connection is called in a table of results, whatever it connects."""
+    from cmcr.connect import read_config
+
+    anything = {"spaces": ("a", "b"), "via": "text", "train": ("c",)}
+    return read_config(fields | anything).model_name
 
 
 def connect_spaces(
-    config: "ConnectConfig",
+    fields: dict[str, Any],
     name: str,
     store: Path,
     out: Path | None,
     device: str,
     tensorboard: bool = False,
-) -> "Connected":
-    """Train or solve the connection `name`."""
-    from cmcr.connect import connect
+) -> "Connected | Chained":
+    """Train or solve the connection `name`, or the chain where there are more than two spaces."""
+    from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
 
     place = str(find_device(device))
+    if len(fields["spaces"]) > 2:
+        return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
+                             tensorboard=tensorboard)  # fmt: skip
+    config = read_config(fields)
     return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard)
 
 
 # evaluate
 
 
-def choose_pairs(
+class Search(NamedTuple):
+    """Two datasets to search in each other, and the folder of the connection to do it with."""
+
+    query: "Key"
+    gallery: "Key"
+    connection: Path
+
+
+def choose_searches(
     recipe: Pipeline,
     store: Path,
     connection: str | None,
     query: str | None,
     gallery: str | None,
-) -> tuple[list[tuple["Key", "Key"]], Path]:
-    """The pairs of datasets to evaluate, and the folder of the connection to do it with.
+) -> list[Search]:
+    """What to search: the pairs of the recipe whose connection has been made, with flags in them.
 
-    Raises UsageError when there is no such connection or dataset.
+    With `connection` it is its pairs, if the recipe has some; with `query` or `gallery` those of
+    the recipe's first connection. Raises UsageError when there is no such connection or dataset.
     """
-    name = connection or recipe.connect.name
-    folder = store / "connections" / name
-    if not folder.is_dir():
-        folder = Path(name)
-    if not folder.is_dir():
-        raise UsageError(
-            f"there is no connection {name!r}",
-            where=store / "connections",
-            cure="make it with `cmcr connect`, or name its folder with --connection",
+    first = recipe.connect[0].name
+    sections = recipe.evaluate.retrieval
+    if connection or query or gallery:
+        name = connection or first
+        sections = [one for one in sections if (one.connection or first) == name] or sections[:1]
+    else:
+        made = [one for one in sections if _is_made(store, one.connection or first)]
+        sections = made or sections[:1]
+    searches = [
+        Search(
+            find_key(store, query or section.query),
+            find_key(store, gallery or section.gallery),
+            find_connection(recipe, store, connection or section.connection),
         )
-    named = [(query or pair.query, gallery or pair.gallery) for pair in recipe.evaluate.retrieval]
-    pairs = [(find_key(store, asked), find_key(store, found)) for asked, found in named]
-    return list(dict.fromkeys(pairs)), folder
+        for section in sections
+    ]
+    return list(dict.fromkeys(searches))
+
+
+def _is_made(store: Path, connection: str) -> bool:
+    return (store / "connections" / connection / "config.json").exists()
+
+
+def find_connection(recipe: Pipeline, store: Path, connection: str | None) -> Path:
+    """The folder of `connection`, a name or a folder, else of the recipe's first.
+
+    Raises UsageError when there is no such connection.
+    """
+    name = connection or recipe.connect[0].name
+    for folder in (store / "connections" / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    raise UsageError(
+        f"there is no connection {name!r}",
+        where=store / "connections",
+        cure="make it with `cmcr connect`, or name its folder with --connection",
+    )
 
 
 def find_key(store: Path, place: str) -> "Key":
@@ -216,24 +265,22 @@ def find_key(store: Path, place: str) -> "Key":
     )
 
 
-def evaluate_pairs(
-    pairs: Sequence[tuple["Key", "Key"]],
-    connection: Path,
+def evaluate_searches(
+    searches: Sequence[Search],
     store: Path,
     query_where: Sequence[str] = (),
     gallery_where: Sequence[str] = (),
 ) -> Iterator["Evaluated"]:
-    """Evaluate retrieval for each pair of datasets, in both directions."""
+    """Evaluate each search, in both directions."""
     from cmcr.evaluate import evaluate_retrieval
 
     where = _wheres(query_where, gallery_where)
-    for query, gallery in pairs:
+    for query, gallery, connection in searches:
         yield evaluate_retrieval(store, connection, query, gallery, **where)
 
 
 def evaluate_gaps(
-    pairs: Sequence[tuple["Key", "Key"]],
-    connection: Path,
+    searches: Sequence[Search],
     store: Path,
     query_where: Sequence[str] = (),
     gallery_where: Sequence[str] = (),
@@ -242,7 +289,7 @@ def evaluate_gaps(
     from cmcr.evaluate import evaluate_gap
 
     where = _wheres(query_where, gallery_where)
-    for query, gallery in pairs:
+    for query, gallery, connection in searches:
         yield evaluate_gap(store, connection, query, gallery, **where)
 
 
@@ -265,18 +312,17 @@ def choose_index(
 
 
 def evaluate_indexes(
-    pairs: Sequence[tuple["Key", "Key"]],
-    connection: Path,
+    searches: Sequence[Search],
     store: Path,
     query_where: Sequence[str],
     gallery_where: Sequence[str],
     choice: "IndexChoice",
 ) -> Iterator["Evaluated"]:
-    """Index the gallery of each pair of datasets, and measure the index."""
+    """Index the gallery of each search, and measure the index."""
     from cmcr.evaluate import evaluate_index
 
     where = _wheres(query_where, gallery_where)
-    for query, gallery in pairs:
+    for query, gallery, connection in searches:
         yield evaluate_index(store, connection, query, gallery, choice, **where)
 
 

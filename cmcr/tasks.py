@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cmcr.errors import UsageError
 from cmcr.pipelines import Pipeline, SoundsSection, ZeroShotSection
-from cmcr.stages import find_key
+from cmcr.stages import find_connection, find_key
 
 if TYPE_CHECKING:
     from cmcr.evaluate.reuse import Evaluated
@@ -41,8 +41,8 @@ def zero_shot(
     """
     from cmcr.evaluate import evaluate_zero_shot
 
-    folder = find_connection(recipe, store, connection)
     for section in _sections(ZeroShotSection, recipe.evaluate.zero_shot, flags):
+        folder = find_connection(recipe, store, connection or section.connection)
         yield evaluate_zero_shot(
             store,
             folder,
@@ -67,26 +67,10 @@ def sounds(
     from cmcr.evaluate import evaluate_counterfactual, evaluate_localization
 
     evaluate = evaluate_localization if task == "localization" else evaluate_counterfactual
-    folder = find_connection(recipe, store, connection)
     for section in _sections(SoundsSection, getattr(recipe.evaluate, task), flags):
+        folder = find_connection(recipe, store, connection or section.connection)
         query, regions = find_key(store, section.query), find_key(store, section.regions)
         yield evaluate(store, folder, query, regions, section.truth)
-
-
-def find_connection(recipe: Pipeline, store: Path, connection: str | None) -> Path:
-    """The folder of `connection`, a name or a folder, else of the recipe's.
-
-    Raises UsageError when there is no such connection.
-    """
-    name = connection or recipe.connect.name
-    for folder in (store / "connections" / name, Path(name)):
-        if folder.is_dir():
-            return folder
-    raise UsageError(
-        f"there is no connection {name!r}",
-        where=store / "connections",
-        cure="make it with `cmcr connect`, or name its folder with --connection",
-    )
 
 
 def _sections(kind: type[Section], named: Sequence[Section], flags: Flags) -> list[Section]:

@@ -9,24 +9,34 @@
 It reads embeddings and nothing else: no encoder library is imported here.
 """
 
-from cmcr.connect.config import ConnectConfig, read_config, with_overrides
+from cmcr.connect.chain import Chained, connect_chain
+from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
 from cmcr.connect.connection import Connection, load_connection
 from cmcr.connect.data import open_spaces
 from cmcr.connect.fit import baselines
 from cmcr.connect.memory import aggregate
+from cmcr.connect.project import Projected, project_store
+from cmcr.connect.published import import_connection, without_data
 from cmcr.connect.record import Record
 from cmcr.connect.run import Connected, connect
 
 __all__ = [
+    "Chained",
     "ConnectConfig",
     "Connected",
     "Connection",
+    "Projected",
     "Record",
     "aggregate",
     "baselines",
     "connect",
+    "connect_chain",
+    "import_connection",
     "load_connection",
     "open_spaces",
+    "parse_settings",
+    "project_store",
     "read_config",
     "with_overrides",
+    "without_data",
 ]

@@ -54,17 +54,16 @@ class Banks:
         """
         chunks = list(enumerate(order.tensor_split(batches)))[first:]
         if self.resident:
-            for number, rows in chunks:
-                yield number, _each(self.data, lambda block, rows=rows: block[rows])
+            for number, chunk in chunks:
+                yield number, _each(self.data, lambda block, rows=chunk: block[rows])
             return
         with ThreadPoolExecutor(1, "read") as thread:
-            ahead = [(number, thread.submit(self._read, rows.cpu())) for number, rows in chunks[:1]]
-            for number, rows in [*chunks[1:], (-1, None)]:
-                current, reading = ahead.pop()
-                batch = reading.result()
-                if rows is not None:
-                    ahead.append((number, thread.submit(self._read, rows.cpu())))
-                yield current, _each(batch, self._sent)
+            ahead = thread.submit(self._read, chunks[0][1].cpu())
+            for number, _ in chunks:
+                batch = ahead.result()
+                if number + 1 < batches:
+                    ahead = thread.submit(self._read, chunks[number + 1 - first][1].cpu())
+                yield number, _each(batch, self._sent)
 
     def _loaded(self, block: Rows | Tensor) -> Tensor:
         """A whole block on the device, read a part at a time."""

@@ -8,6 +8,11 @@ import yaml
 from cmcr.connect.record import Record, SpaceRecord
 
 PAPER = "https://arxiv.org/abs/2305.14381"
+IMPORTED = (
+    "These weights were imported; their training is not recorded. They have the licence of the "
+    "checkpoint that they were read from."
+)
+UNKNOWN = "not recorded; see its publisher"
 
 
 def model_card(record: Record) -> str:
@@ -33,19 +38,24 @@ def model_card(record: Record) -> str:
 
 
 def _usage(record: Record) -> str:
-    name, modality = record.spaces[0].name, record.spaces[0].memory or record.spaces[0].bridge
+    first = record.spaces[0]
+    modality = first.memory or first.bridge or next(iter(first.turned), None)
     given = f', modality="{modality}"' if modality else ""
     return (
         "```python\nimport cmcr\n\n"
         'connection = cmcr.load_connection("PATH or OWNER/NAME")\n'
-        f'joint = connection.project("{name}", embeddings{given})  '
-        f"# (n, {record.spaces[0].dim}) → (n, {record.joint_dim}), unit norm\n```"
+        f'joint = connection.project("{first.name}", embeddings{given})  '
+        f"# (n, {first.dim}) → (n, {record.joint_dim}), unit norm\n```"
     )
 
 
 def _space(space: SpaceRecord) -> str:
     lines = [f"## {space.name}", ""]
-    lines += [f"- {key.replace('_', ' ')}: `{value}`" for key, value in space.encoder.items()]
+    lines += [
+        f"- {name.replace('_', ' ')}: `{value}`"
+        for name, value in space.encoder.items()
+        if name != "licence"
+    ]
     lines.append(f"- head: `{space.head}`, {space.dim} dimensions in")
     if space.centred:
         lines.append(f"- centred: {', '.join(space.centred)}")
@@ -55,7 +65,8 @@ def _space(space: SpaceRecord) -> str:
 
 def _fit(record: Record) -> str:
     if record.config is None:
-        return "## Training\n\nThese weights were imported; their training is not recorded."
+        lines = [f"- {name}: `{value}`" for name, value in record.imported.items()]
+        return "\n".join(["## Training", "", IMPORTED, "", *lines])
     lines = [
         "## Training",
         "",
@@ -78,8 +89,5 @@ def _fit(record: Record) -> str:
 
 
 def _licences(record: Record) -> str:
-    lines = [
-        f"- {space.name}: {space.encoder.get('licence', 'see its publisher')}"
-        for space in record.spaces
-    ]
-    return "\n".join(["## Licences of the encoders", "", *lines])
+    lines = [f"- {space.name}: {space.encoder.get('licence', UNKNOWN)}" for space in record.spaces]
+    return "\n".join(["## Licences of the encoders' weights", "", *lines])

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import Connection
@@ -51,7 +52,7 @@ def choose(
 
 def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
     """The config of every method, the simplest first."""
-    trained = [
+    trained: list[dict[str, Any]] = [
         {"method": "linear", "centre": True},
         {"method": "ex-mcr", "projector": "residual", "centre": True},
         {"method": "c-mcr", "projector": "residual", "centre": True},

@@ -168,7 +168,15 @@ def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectCo
 
     Raises UsageError for a string without "=", an unknown key or a value that does not fit.
     """
-    settings = config.model_dump()
+    return read_config(config.model_dump() | parse_settings(overrides), where=", ".join(overrides))
+
+
+def parse_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE strings as fields; a value is read as YAML, and the last of a key counts.
+
+    Raises UsageError for a string without "=" or a value that is not YAML.
+    """
+    settings = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -177,4 +185,4 @@ def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectCo
             settings[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UsageError(f"the value of {override!r} cannot be read") from None
-    return read_config(settings, where=", ".join(overrides))
+    return settings

@@ -38,6 +38,7 @@ CONFIG = "config.json"
 MODEL = "model.safetensors"
 CARD = "README.md"
 BLOCK_ROWS = 65_536
+_FETCHING = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 REMAKE = "run the `cmcr connect` that made it again"
 
@@ -45,7 +46,7 @@ REMAKE = "run the `cmcr connect` that made it again"
 class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"]):
     """Two spaces made one. `connect` makes and `load_connection` reads one."""
 
-    def __init__(self, record: Record, sides: tuple[Side, Side]) -> None:
+    def __init__(self, record: Record, sides: tuple[Side, ...]) -> None:
         """`sides` in the order of `record.spaces`."""
         self.record = record
         self.sides = sides
@@ -97,6 +98,21 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
                 cure="connect again with the new embeddings, or extract with the old encoder",
             )
 
+    def check_modality(self, space: str, modality: Modality | None) -> None:
+        """Raise unless `modality` of `space` can be projected, as `project` does."""
+        record = self.record.spaces[self._side(space)]
+        if modality is None and (special := record.centred or record.turned):
+            raise UsageError(
+                f"{self.model_name} treats the modalities of {space} each in its own way, "
+                "and none was named",
+                cure=f"project(..., modality=...), such as {special[0]!r}",
+            )
+        if record.centred and modality not in record.centred:
+            raise MismatchError(
+                f"the connection has no mean for {space}/{modality}",
+                cure=f"it has: {', '.join(record.centred)}; connect again with that as memory",
+            )
+
     @torch.no_grad()
     @typed
     def project(
@@ -115,7 +131,7 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
                 f"embeddings of {space} are (n, {dim}), these are {tuple(embeddings.shape)}",
                 cure="project each space's embeddings under its own name",
             )
-        self._check_modality(self.record.spaces[side], modality)
+        self.check_modality(space, modality)
         blocks = [
             self.sides[side].project(
                 float32(embeddings[start : start + BLOCK_ROWS], self.device), modality
@@ -137,31 +153,20 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
         self.save(save_directory)
 
     @classmethod
-    def _from_pretrained(cls, **where: Any) -> "Connection":
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Connection":
         """What `from_pretrained` calls: a folder, or a repository of the Hub."""
-        return load_connection(_fetched(**where))
+        if Path(model_id).is_dir():
+            return load_connection(Path(model_id))
+        return load_connection(_fetched(model_id, **{key: options[key] for key in _FETCHING}))
 
     def _side(self, space: str) -> int:
         names = [record.name for record in self.record.spaces]
         if space not in names:
             raise MismatchError(
-                f"the connection is between {names[0]} and {names[1]}, not of {space}",
+                f"the connection is between {' and '.join(names)}, not of {space}",
                 cure="name one of its spaces, or connect that space first",
             )
         return names.index(space)
-
-    def _check_modality(self, space: SpaceRecord, modality: Modality | None) -> None:
-        if modality is None and (space.centred or space.turned):
-            raise UsageError(
-                f"{self.model_name} treats the modalities of {space.name} each in its own way, "
-                "and none was named",
-                cure=f"project(..., modality=...), such as {(space.centred or space.turned)[0]!r}",
-            )
-        if space.centred and modality not in space.centred:
-            raise MismatchError(
-                f"the connection has no mean for {space.name}/{modality}",
-                cure=f"it has: {', '.join(space.centred)}; connect again with that as memory",
-            )
 
 
 def load_connection(path: Path | str) -> Connection:
@@ -170,14 +175,18 @@ def load_connection(path: Path | str) -> Connection:
     Raises StoreError when it is not there, unfinished, damaged, or of another format.
     """
     if isinstance(path, str) and not Path(path).exists() and path.count("/") == 1:
-        return Connection.from_pretrained(path)
+        path = _fetched(path)
     path = Path(path)
+    if "links" in read_content(path):
+        from cmcr.connect.chain import load_chain  # it is made of connections
+
+        return load_chain(path)
     record = read_record(path)
     model = path / MODEL
     if not model.exists() or sha256_file(model) != record.model_sha256:
         raise StoreError("the weights are not the ones that were written", where=model, cure=REMAKE)
     try:
-        return Connection(record, _sides(record, load_file(model)))
+        return Connection(record, sides_of(record, load_file(model)))
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoreError(
@@ -189,6 +198,20 @@ def read_record(path: Path) -> Record:
     """The record of the connection in the folder `path`, its weights not looked at.
 
     Raises StoreError when it is not there, unfinished, damaged, or of another format.
+    """
+    read_content(path)
+    try:
+        return Record.model_validate_json((path / CONFIG).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(path, f"{key} {first['msg']}") from None
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What config.json in the folder `path` holds.
+
+    Raises StoreError when it is not there, damaged, or of another format.
     """
     try:
         content = json.loads((path / CONFIG).read_bytes())
@@ -205,12 +228,7 @@ def read_record(path: Path) -> Record:
             where=path / CONFIG,
             cure="use the cmcr that wrote it, or connect again",
         )
-    try:
-        return Record.model_validate_json((path / CONFIG).read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise _unreadable(path, f"{key} {first['msg']}") from None
+    return content
 
 
 def _unreadable(path: Path, reason: str) -> StoreError:
@@ -219,40 +237,25 @@ def _unreadable(path: Path, reason: str) -> StoreError:
     )
 
 
-def _fetched(
-    *,
-    model_id: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    force_download: bool,
-    local_files_only: bool,
-    token: str | bool | None,
-) -> Path:
-    if Path(model_id).is_dir():
-        return Path(model_id)
+def _fetched(repository: str, **options: Any) -> Path:
+    """The folder in the Hub's cache that a connection is in, fetched if need be."""
     try:
-        folder = snapshot_download(
-            model_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            allow_patterns=["*.json", "*.safetensors"],
-        )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a bad id is a ValueError
+        files = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(repository, allow_patterns=files, **options))
+    except (OSError, ValueError) as error:  # all errors of the Hub, and a name that none has
         raise StoreError(
-            f"the connection {model_id!r} cannot be fetched: {str(error).splitlines()[0]}",
-            cure="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub",
+            f"the connection {repository!r} is not a folder here, and cannot be fetched: "
+            f"{str(error).splitlines()[0]}",
+            cure="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub; without "
+            "network only what was fetched before can be had",
         ) from error
-    return Path(folder)
 
 
-def _sides(record: Record, state: dict[str, Tensor]) -> tuple[Side, Side]:
-    """Both sides that `record` describes, with the weights of `state`."""
+def sides_of(record: Record, state: dict[str, Tensor]) -> tuple[Side, Side]:
+    """Both sides that `record` describes, with the weights of `state`.
+
+    Raises RuntimeError or KeyError for weights that do not fit.
+    """
     first, second = (
         _side(space, record.joint_dim, letter, state)
         for letter, space in zip("AB", record.spaces, strict=True)
@@ -273,8 +276,8 @@ def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tens
     return Side(head, means, turn, space.turned)
 
 
-def _state(sides: tuple[Side, Side]) -> dict[str, Tensor]:
-    state = {}
+def _state(sides: tuple[Side, ...]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
     for letter, side in zip("AB", sides, strict=True):
         for name, module in ((f"Head_{letter}", side.head), (f"turn_{letter}", side.turn)):
             state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}

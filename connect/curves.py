@@ -66,4 +66,4 @@ def _events(folder: Path) -> Any:
         raise UsageError(
             "TensorBoard is not installed", cure="pip install tensorboard, or leave --tensorboard"
         ) from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))

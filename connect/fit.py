@@ -120,9 +120,9 @@ def start(config: ConnectConfig, problem: Problem) -> tuple[Side, Side]:
         sides[0].turned = (first.memory_modality,)
     if "matrix" in config.heads or "residual" in config.heads:
         matrix = _best_matrix(config, problem, means)  # (D1, D2)
-        _weight(heads[0]).data = matrix.T.float().contiguous()
+        _layer(heads[0]).weight.data = matrix.T.float().contiguous()
     if config.heads[1] == "residual":
-        _weight(heads[1]).data = torch.eye(second.dim)
+        _layer(heads[1]).weight.data = torch.eye(second.dim)
     return sides
 
 
@@ -185,7 +185,7 @@ def _best_matrix(config: ConnectConfig, problem: Problem, means: tuple[Means, Me
     if config.trained and problem.held is not None and len(found) > 1:
         values = {}
         for name, matrix in found.items():
-            head = nn.Linear(*matrix.shape, bias=False)
+            head = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
             head.weight.data = matrix.T.float()
             sides = (Side(head, means[0]), Side(nn.Identity(), means[1]))
             held = problem.held.to("cpu")
@@ -224,7 +224,8 @@ def _still(dim: int) -> nn.Linear:
     return layer
 
 
-def _weight(head: nn.Module) -> nn.Parameter:
+def _layer(head: nn.Module) -> nn.Linear:
+    """What holds the closed form: the head itself, or the base of a residual."""
     layer = getattr(head, "base", head)
     assert isinstance(layer, nn.Linear)
-    return layer.weight
+    return layer

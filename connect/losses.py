@@ -53,7 +53,7 @@ def info_nce(
     `count` is the number of rows of all processes together.
     """
     count = count or len(x) * world_size()
-    loss: Tensor = _InfoNCE.apply(x, gather(y, count), temperature)
+    loss: Tensor = _InfoNCE.apply(x, gather(y, count), temperature)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -84,7 +84,7 @@ class _InfoNCE(torch.autograd.Function):
         return (total((by_row - 2 * positive).sum()) + by_column.sum()) / (2 * count)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         scaled, y, by_row, by_column, *scores = ctx.saved_tensors
         weight = gradient / (2 * len(y))
         wants_x, wants_y, _ = ctx.needs_input_grad

@@ -69,7 +69,7 @@ def gather(x: Float[Tensor, "share d"], count: int) -> Float[Tensor, "count d"]:
     """The rows of all processes in their order, `count` together; gradients find their way back."""
     if world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x, count)
+    gathered: Tensor = _Gather.apply(x, count)  # type: ignore[no-untyped-call]
     return gathered
 
 
@@ -77,7 +77,7 @@ def total(x: Tensor) -> Tensor:
     """The sum over all processes; the gradient stays that of each one's part."""
     if world_size() == 1:
         return x
-    summed: Tensor = _Total.apply(x)
+    summed: Tensor = _Total.apply(x)  # type: ignore[no-untyped-call]
     return summed
 
 
@@ -87,7 +87,7 @@ def total_of_gradients(parameters: Sequence[nn.Parameter]) -> None:
         gradients = [weight.grad for weight in parameters if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        pieces = flat.split([gradient.numel() for gradient in gradients])
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
 
@@ -113,18 +113,28 @@ class BatchNorm(nn.BatchNorm1d):
         """(batch, channels) → the same; alone and at inference it is torch's own."""
         if world_size() == 1 or not self.training:
             return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         count = torch.tensor([float(len(x))], device=x.device)
-        sums = _TotalBothWays.apply(torch.cat([x.float().sum(dim=0), count]))
+        sums = _total_both_ways(torch.cat([x.float().sum(dim=0), count]))
         rows = sums[-1]
         mean = sums[:-1] / rows  # (channels,)
         centred = x.float() - mean
-        variance = _TotalBothWays.apply(centred.square().sum(dim=0)) / rows  # (channels,)
+        variance = _total_both_ways(centred.square().sum(dim=0)) / rows  # (channels,)
         with torch.no_grad():
             step = self.momentum or 0.0
             self.running_mean.lerp_(mean, step)
             self.running_var.lerp_(variance * rows / (rows - 1), step)
-            self.num_batches_tracked += 1
-        return (centred * (variance + self.eps).rsqrt() * self.weight + self.bias).to(x.dtype)
+            self.num_batches_tracked.add_(1)
+        normal = centred * (variance + self.eps).rsqrt()
+        return (normal * self.weight + self.bias).to(x.dtype)
+
+
+def _total_both_ways(x: Tensor) -> Tensor:
+    """The sum over all processes, and the sum of all gradients on the way back."""
+    summed: Tensor = _TotalBothWays.apply(x)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _Gather(torch.autograd.Function):
@@ -141,7 +151,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([rows[:size] for rows, size in zip(everyone, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[share(ctx.count)], None
@@ -155,7 +165,7 @@ class _Total(torch.autograd.Function):
         return summed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -167,7 +177,7 @@ class _TotalBothWays(torch.autograd.Function):
         return summed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         summed = gradient.clone()
         dist.all_reduce(summed)
         return summed

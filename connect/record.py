@@ -49,7 +49,8 @@ class Record(BaseModel):
     via: Modality | None
     config: ConnectConfig | None  # what made it
     requested: ConnectConfig | None = None  # what was asked for: `auto` becomes another
-    spaces: tuple[SpaceRecord, SpaceRecord]
+    imported: dict[str, str] = {}  # file and sha256 of a checkpoint that was trained elsewhere
+    spaces: tuple[SpaceRecord, ...]  # two, or all of a chain
     joint_dim: int
     pairs: int = 0
     held_out: int = 0

@@ -3,8 +3,9 @@
     seen, held_out = split(config, count=len(pairs))   # numbers of rows; no fit sees the second
     validate(project, held)                            # {"hit_rate@1": …, "mrr": …}
 
-The pseudo partner of a held-out bridge item searches for the item itself in the other space:
-ã → b² and c̃ → b¹. It lies where its modality lies, so what hinders real audio hinders it too.
+The pseudo partner of a held-out bridge item searches for the item itself in the other space,
+ã → b² and c̃ → b¹, and the two pseudo partners of an item for each other, ã ↔ c̃. They lie where
+their modalities lie, so what hinders real images and audio hinders them too.
 """
 
 from collections.abc import Callable
@@ -52,20 +53,33 @@ def split(config: ConnectConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def validate(project: Project, held: Held) -> dict[str, float]:
-    """Share of first places and mean reciprocal rank, the mean of both ways.
+    """Share of first places and mean reciprocal rank, the mean of all ways there are.
 
     Without any memory the bridge items themselves search: b¹ → b² and b² → b¹. Ties count
     against the connection.
     """
-    ways = [side for side in (0, 1) if held.pseudo[side] is not None]
-    gallery = {side: project(side, held.bridge[side], False) for side in (0, 1)}
-    ranks = []
-    for side in ways or (0, 1):
-        pseudo = held.pseudo[side]
-        queries = gallery[side][: held.count] if pseudo is None else project(side, pseudo, True)
-        scores = queries @ gallery[1 - side].T  # (n, n + others)
-        own = scores.diagonal()[:, None]
-        ranks.append((scores >= own - 1e-6).sum(dim=1).double())
-    rank = torch.stack([one.reciprocal().mean() for one in ranks]).mean()
-    first = torch.stack([(one == 1).double().mean() for one in ranks]).mean()
-    return {"hit_rate@1": first.item(), "mrr": rank.item()}
+    bridge = [project(side, held.bridge[side], False) for side in (0, 1)]
+    pseudo = [
+        None if block is None else project(side, block, True)
+        for side, block in enumerate(held.pseudo)
+    ]
+    ways = [(pseudo[0], bridge[1]), (pseudo[1], bridge[0]), (pseudo[0], pseudo[1])]
+    ways.append((pseudo[1], pseudo[0]))
+    there = [
+        (queries, gallery)
+        for queries, gallery in ways
+        if queries is not None and gallery is not None
+    ]
+    if not there:
+        there = [(bridge[side][: held.count], bridge[1 - side]) for side in (0, 1)]
+    ranks = torch.stack([_own_rank(queries, gallery) for queries, gallery in there])  # (ways, n)
+    return {
+        "hit_rate@1": (ranks == 1).double().mean().item(),
+        "mrr": ranks.double().reciprocal().mean().item(),
+    }
+
+
+def _own_rank(queries: Tensor, gallery: Tensor) -> Tensor:
+    """The rank at which query i finds row i of the gallery, (n,), from 1."""
+    scores = queries @ gallery.T  # (n, rows)
+    return (scores >= scores.diagonal()[:, None] - 1e-6).sum(dim=1)

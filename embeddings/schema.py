@@ -24,9 +24,9 @@ from cmcr.errors import UsageError
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cmcr"
 
-# Written down with an encoder or a source, but no reason to refuse rows: library versions, and
-# the path by which a source was named.
-INCIDENTAL = frozenset(["libraries", "where"])
+# Written down with an encoder or a source, but no reason to refuse rows: library versions, the
+# licence of the weights, and the path by which a source was named.
+INCIDENTAL = frozenset(["libraries", "licence", "where"])
 
 Modality = Literal["audio", "image", "pointcloud", "text"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -89,7 +89,7 @@ class Description(BaseModel):
 
     @property
     def identity(self) -> str:
-        """Hex digest of everything here but library versions."""
+        """Hex digest of everything here but what is `INCIDENTAL`."""
         fields = self.model_dump(include=set(Description.model_fields))
         return identity(
             fields | {"encoder": identity(self.encoder), "source": identity(self.source)}

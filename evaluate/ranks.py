@@ -97,17 +97,20 @@ def _count_in_buckets(scores: Tensor, least: Tensor) -> Tensor:
 
 def _count_row(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
     lowest = least[np.isfinite(least)].min()
-    scale = np.float32(_BUCKETS - 1) / (max(scores.max(), lowest + TIE) - lowest)
+    scale = np.float32(_BUCKETS - 2) / (max(scores.max(), lowest + TIE) - lowest)
 
-    def bucket(values: np.ndarray) -> np.ndarray:  # rises with the value; below `lowest` all is 0
-        above = values - lowest
-        np.maximum(above, 0, out=above)
-        above *= scale
-        return above.astype(np.intp)
+    def bucket(values: np.ndarray) -> np.ndarray:  # rises with the value, 0 well below `lowest`
+        place = values - lowest
+        place *= scale
+        place += 1
+        np.maximum(place, 0, out=place)
+        number: np.ndarray = place.astype(np.intp)
+        return number
 
     bucket_of, wanted = bucket(scores), bucket(least)  # (gallery,), (most,)
     shared = np.zeros(_BUCKETS, bool)
     shared[wanted] = True
+    shared[0] = False  # only where there is no match
     close = np.sort(scores[shared[bucket_of]])
     histogram = np.bincount(bucket_of, minlength=_BUCKETS)  # (buckets,)
     histogram[shared] = 0

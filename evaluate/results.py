@@ -9,7 +9,7 @@ Beside the metrics there can be their 95 % intervals, and what lies behind them.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -18,17 +18,17 @@ from cmcr.errors import StoreError
 from cmcr.files import write_text
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Group, RenderableType
     from rich.table import Table
 
 _LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
-_MEASURED_COSTS = frozenset({"queries_per_second", "query_ms", "build_seconds", "index_bytes"})
+_MEASURED_COSTS = frozenset({"qps", "query_ms", "build_s", "index_mb"})
 _FORMATS = {
     "median_rank": "{:g}",
-    "queries_per_second": "{:,.0f}",
+    "qps": "{:,.0f}",
     "query_ms": "{:.2f}",
-    "build_seconds": "{:.1f}",
-    "index_bytes": "{:,}",
+    "build_s": "{:.1f}",
+    "index_mb": "{:,.1f}",
 }
 _WITH_INTERVAL = "mAP"
 # Counts go below a table, where there is something to count.
@@ -91,8 +91,20 @@ def results_table(rows: Sequence[Row]) -> "Group":
     from rich.console import Group
 
     directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
-    tables = (part for _, models in directions for part in (_table(list(models)), ""))
-    return Group(*tables)
+    return Group(*(part for _, models in directions for part in _section(list(models))))
+
+
+def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
+    """A heading, the table, and what was counted; text of its own is not wrapped to the table."""
+    from rich.text import Text
+
+    first = rows[0]
+    task = "" if first["task"] == "retrieval" else f"{first['task']}: "
+    yield Text(f"{task}{first['query']} → {first['gallery']}", style="bold")
+    yield _table(rows)
+    if counts := counts_line(first["metrics"]):
+        yield Text(counts, style="dim")
+    yield ""
 
 
 def _table(rows: Sequence[Row]) -> "Table":
@@ -102,18 +114,7 @@ def _table(rows: Sequence[Row]) -> "Table":
     names = [name for name in metric_names(metrics) if name not in COUNTS]
     best = best_values(metrics)
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
-    task = "" if rows[0]["task"] == "retrieval" else f"{rows[0]['task']}: "
-    table = Table(
-        title=f"{task}{rows[0]['query']} → {rows[0]['gallery']}",
-        caption=counts_line(metrics[0]) or None,
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
-        box=None,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
     for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -126,10 +127,16 @@ def _table(rows: Sequence[Row]) -> "Table":
             text = "" if value is None else format_value(name, value)
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
             if with_interval and name == _WITH_INTERVAL:
-                low_high = row.get("intervals", {}).get(name, [])
-                cells.append("-".join(f"{end:.3f}".removeprefix("0") for end in low_high))
+                cells.append(_half_width(row.get("intervals", {}).get(name)))
         table.add_row(row["model"], *cells)
     return table
+
+
+def _half_width(interval: list[float] | None) -> str:
+    if interval is None:
+        return ""
+    low, high = interval
+    return "±" + f"{(high - low) / 2:.3f}".removeprefix("0")
 
 
 def metric_names(metrics: Sequence[Mapping[str, float]]) -> list[str]:

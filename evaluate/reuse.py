@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmcr.connect import Connection, baselines
+from cmcr.connect import Connection, baselines, without_data
 from cmcr.embeddings import Dataset, Key, list_datasets
 from cmcr.errors import StoreError
 from cmcr.evaluate.results import Row, read_results, write_results
@@ -86,11 +86,17 @@ def dataset_input(dataset: Dataset) -> Inputs:
 
 
 def models_for(store: Path, connection: Connection, keys: Sequence[Key]) -> dict[str, Connection]:
-    """The closed forms that can project `keys`, by name, and last the connection itself."""
-    name = connection.model_name
+    """The closed forms that can project `keys`, by name, and last the connection itself.
+
+    Those that are fitted need what the connection was made from to be known, and in the store.
+    """
+    name, config = connection.model_name, connection.config
+    used = {dataset for space in connection.record.spaces for dataset in space.datasets}
+    fitting = config is not None and used <= set(map(str, list_datasets(store)))
+    others = baselines(store, config) if config and fitting else without_data(connection.record)
     closed_forms = {
         other: model
-        for other, model in baselines(store, connection.config).items()
+        for other, model in others.items()
         if other != name and all(model.knows(key.space, key.modality) for key in keys)
     }
     return {**closed_forms, name: connection}

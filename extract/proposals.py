@@ -109,21 +109,25 @@ def faster_rcnn(weights: Path | None, device: str) -> tuple[dict[str, Any], Call
         "score": SCORE,
         "most": MOST,
     }
-    return decisive, lambda: _load_faster_rcnn(file, device)
+    return decisive, lambda: _load_faster_rcnn(file, url, device)
 
 
-def _load_faster_rcnn(file: Path, device: str) -> Detector:
+def _load_faster_rcnn(file: Path, url: str, device: str) -> Detector:
     from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
-    state = load_state_dict_file(file)
-    model = fasterrcnn_resnet50_fpn_v2(
-        weights=None,
-        weights_backbone=None,
-        box_score_thresh=SCORE,
-        box_detections_per_img=MOST,
-    )
-    with explained(file):
-        model.load_state_dict(state)
+    try:
+        state = load_state_dict_file(file)
+        model = fasterrcnn_resnet50_fpn_v2(
+            weights=None,
+            weights_backbone=None,
+            box_score_thresh=SCORE,
+            box_detections_per_img=MOST,
+        )
+        with explained(file):
+            model.load_state_dict(state)
+    except EncoderError as error:
+        cure = f"give --regions torchvision:CHECKPOINT what is published as {url}"
+        raise EncoderError(error.what, where=error.where, cure=cure) from error
     model.eval().to(device)
 
     @torch.inference_mode()

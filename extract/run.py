@@ -120,13 +120,14 @@ def extract(
     num_shards: int = 1,
     precision: Precision = "float16",
     index: str | None = "Flat",
+    licence: str | None = None,
 ) -> Summary:
     """Embed `source` as a dataset of `store`, going on where an earlier run stopped.
 
     The space is called `space`, else as the encoder is. `batch_size` None is a size that suits
     the modality; one that does not fit into the device's memory is halved. `amp` is the automatic
     mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; `index` is
-    a FAISS factory string, None for no index.
+    a FAISS factory string, None for no index. `licence` is that of the weights, written down.
     Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
     and whichever finds all parts there writes the manifest.
 
@@ -145,6 +146,7 @@ def extract(
     if ready := getattr(encoder, "ready", None):
         ready(source.modality)
     autocast = find_autocast(amp, encoder.device)
+    made_with = {"autocast": autocast, "licence": licence}
     description = Description(
         space=space or encoder.name,
         modality=source.modality,
@@ -153,7 +155,7 @@ def extract(
         precision=precision,
         part_rows=part_rows,
         columns=source.columns,
-        encoder={**encoder.fingerprint(), **({"autocast": autocast} if autocast else {})},
+        encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
         source=dict(source.description),
     )
     folder = begin(store, description)

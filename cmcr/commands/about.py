@@ -49,7 +49,7 @@ def pipelines(as_json: Json = False) -> None:
         {
             "pipeline": f"{name} (default)" if name == loaded.default else name,
             "encoders": ", ".join(section.encoder for section in recipe.extract),
-            "via": recipe.connect.via,
+            "via": ", ".join(one.via or "" for one in recipe.connect),
             "store": str(recipe.store),
             "what": recipe.description,
         }

@@ -12,7 +12,9 @@ from cmcr.commands.output import answer, print_table, say
 
 def connect(
     via: Annotated[str | None, typer.Option(help="The modality that both spaces share.")] = None,
-    spaces: Annotated[str | None, typer.Option(metavar="A,B", help="What to connect.")] = None,
+    spaces: Annotated[
+        str | None, typer.Option(metavar="A,B", help="What to connect; more than two: a chain.")
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity, or auto: the best."),
@@ -38,7 +40,7 @@ def connect(
     pipeline: Recipe = None,
     as_json: Json = False,
 ) -> None:
-    """Train the projectors that connect two spaces, on shards alone."""
+    """Train the projectors that connect spaces, on shards alone."""
     from cmcr.pipelines import load_pipelines
     from cmcr.stages import choose_connection, connect_spaces
 
@@ -50,16 +52,17 @@ def connect(
         "memory": memory,
         "seed": seed,
     }
-    config, title, default_store = choose_connection(
+    fields, title, default_store = choose_connection(
         load_pipelines(), flags, settings or [], name, pipeline
     )
     connected = connect_spaces(
-        config, title, store or default_store, out, device, tensorboard=tensorboard
+        fields, title, store or default_store, out, device, tensorboard=tensorboard
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun starts several, and one speaks
         return
     say(str(connected))
-    if connected.methods:
+    if connected.methods and not as_json:
         print_table([{"method": name, **scores} for name, scores in connected.methods.items()])
     if as_json:
-        answer({"connection": str(connected.path), "fresh": connected.fresh})
+        answer({"connection": str(connected.path), "fresh": connected.fresh,
+                "methods": connected.methods})  # fmt: skip

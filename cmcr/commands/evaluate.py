@@ -41,15 +41,15 @@ def retrieval(
     """Search one modality in another, both ways, beside chance and the closed forms."""
     from cmcr.evaluate import weak_spots
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_index, choose_pairs, evaluate_indexes, evaluate_pairs
+    from cmcr.stages import choose_index, choose_searches, evaluate_indexes, evaluate_searches
 
     choice = choose_index(index, max_memory, max_query_time)
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
-    pairs, folder = choose_pairs(recipe, place, connection, query, gallery)
+    searches = choose_searches(recipe, place, connection, query, gallery)
     where = (query_where or [], gallery_where or [])
-    done = list(evaluate_pairs(pairs, folder, place, *where))
-    indexes = list(evaluate_indexes(pairs, folder, place, *where, choice)) if choice else []
+    done = list(evaluate_searches(searches, place, *where))
+    indexes = list(evaluate_indexes(searches, place, *where, choice)) if choice else []
     show([*done, *indexes], as_json)
     if not as_json:
         print(weak_spots([row for evaluated in done for row in evaluated.rows]))
@@ -67,10 +67,10 @@ def gap(
 ) -> None:
     """Distance, alignment and uniformity of two modalities, before and after connecting."""
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_pairs, evaluate_gaps
+    from cmcr.stages import choose_searches, evaluate_gaps
 
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
-    pairs, folder = choose_pairs(recipe, place, connection, query, gallery)
-    done = evaluate_gaps(pairs, folder, place, query_where or [], gallery_where or [])
+    searches = choose_searches(recipe, place, connection, query, gallery)
+    done = evaluate_gaps(searches, place, query_where or [], gallery_where or [])
     show(list(done), as_json)

@@ -15,18 +15,27 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Extract, connect and evaluate a whole recipe, skipping what is up to date."""
-    from cmcr.connect import read_config
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_pairs, connect_spaces, evaluate_pairs, extract_datasets
+    from cmcr.stages import (
+        choose_searches,
+        connect_spaces,
+        evaluate_gaps,
+        evaluate_searches,
+        extract_datasets,
+    )
+    from cmcr.tasks import run_tasks
 
-    pipelines = load_pipelines()
-    recipe = pipelines.named(pipeline)
+    recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
     for section in recipe.extract:
         for summary in extract_datasets(section, place, device):
             say(f"extract   {summary}")
-    config = read_config(recipe.connect.config, where="pipelines.yaml")
-    connected = connect_spaces(config, recipe.connect.name, place, None, device)
-    say(f"connect   {connected}")
-    pairs, folder = choose_pairs(recipe, place, None, None, None)
-    show(list(evaluate_pairs(pairs, folder, place)), as_json)
+    for connection in recipe.connect:
+        say(f"connect   {connect_spaces(connection.config, connection.name, place, None, device)}")
+    searches = choose_searches(recipe, place, None, None, None)
+    done = [
+        *evaluate_searches(searches, place),
+        *run_tasks(recipe, place),
+        *evaluate_gaps(searches, place),
+    ]
+    show(done, as_json)

@@ -63,7 +63,7 @@ def pretrain(name: str, digits: Tensor, pairs: Pairs, epochs: int, seed: int) ->
         total = 0.0
         for rows in torch.randperm(len(digits))[: steps * BATCH].view(steps, BATCH):
             inputs = pairs(rows)
-            one, other = (towers[modality](inputs[modality]) for modality in towers)  # (B, 64)
+            one, other = (towers[each](inputs[each]) for each in ENCODERS[name])  # (B, 64)
             loss = contrastive(one, other, digits[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

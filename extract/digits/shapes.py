@@ -66,7 +66,8 @@ def extruded(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     x = (column[chosen] + place[:, 0]) * (2 / ENLARGED) - 1
     y = 1 - (row[chosen] + place[:, 1]) * (2 / ENLARGED)
     z = (2 * place[:, 2] - 1) * THICKNESS
-    return np.stack([x, y, z], axis=1).astype(np.float32)
+    points: np.ndarray = np.stack([x, y, z], axis=1).astype(np.float32)  # (POINTS, 3)
+    return points
 
 
 def turned(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,7 +76,8 @@ def turned(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     vertical = _rotation(yaw, 2, 0)
     horizontal = _rotation(pitch, 1, 2)
     sight = _rotation(roll, 0, 1)
-    return (points @ (sight @ horizontal @ vertical).T).astype(np.float32)
+    result: np.ndarray = (points @ (sight @ horizontal @ vertical).T).astype(np.float32)
+    return result
 
 
 def _rotation(angle: float, first: int, second: int) -> np.ndarray:

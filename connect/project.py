@@ -1,0 +1,190 @@
+"""`cmcr project`: the embeddings of both spaces in the joint space, as one more space of the store.
+
+    connection = load_connection(store / "connections" / "clip-clap")
+    for projected in project_store(store, connection, space="clip-clap"): print(projected)
+
+    clip/text:captions   ─▶  clip-clap/text:clip-captions     both spaces have text:captions
+    clap/text:captions   ─▶  clip-clap/text:clap-captions
+    clap/audio:esc10     ─▶  clip-clap/audio:esc10
+
+Part k of a dataset becomes part k of its projection, with all columns. The space counts as one,
+whichever encoder a dataset of it goes back to: what makes it is the connection.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cmcr.connect.connection import Connection
+from cmcr.connect.record import library_versions
+from cmcr.embeddings import (
+    Dataset,
+    Description,
+    Key,
+    build_index,
+    identity,
+    index_is_current,
+    list_datasets,
+    open_dataset,
+)
+from cmcr.embeddings.parts import part_metadata, write_part
+from cmcr.embeddings.writer import MANIFEST, begin, claim, finish, is_complete, read_manifest
+from cmcr.errors import MismatchError, UsageError
+from cmcr.progress import progress
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A dataset, its projection, and whether this call made it."""
+
+    source: Key
+    dataset: Dataset
+    fresh: bool  # False: it was there already, made by the same connection from the same rows
+
+    def __str__(self) -> str:
+        state = "projected" if self.fresh else "up to date"
+        return f"{state}: {self.source} as {self.dataset.key}, {self.dataset.rows:,} rows"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "source": str(self.source),
+            "dataset": str(self.dataset.key),
+            "rows": self.dataset.rows,
+            "dim": self.dataset.dim,
+            "fresh": self.fresh,
+        }
+
+
+def project_store(
+    store: Path,
+    connection: Connection,
+    *,
+    space: str,
+    datasets: Sequence[Key] = (),
+    index: str | None = "Flat",
+    called: Callable[[Key], str] | None = None,
+) -> Iterator[Projected]:
+    """Project `datasets`, or all of the connection's spaces, into `space`, one after another.
+
+    Works on the connection's device, goes on where an earlier run stopped, and shares the parts
+    with another process that does the same. A projection is called as its source; where the store
+    has a dataset of that name and modality in both spaces, the name of its own goes in front;
+    `called` says otherwise.
+    `index` is a FAISS factory string, None for no index.
+
+    Before anything is written it raises UsageError for a connection that was never saved, a
+    dataset that is not in the store or a modality that must be named; MismatchError for embeddings
+    that the connection was not made for, or a `space` that holds something else; StoreError for
+    damaged datasets.
+    """
+    encoder = _encoder(connection)
+    there = list_datasets(store)
+    spaces = {record.name for record in connection.record.spaces}
+    wanted = datasets or [key for key in there if key.space in spaces]
+    sources = [open_dataset(store, key) for key in wanted]
+    if not sources:
+        raise UsageError(
+            f"there is nothing to project: no dataset of {' or '.join(sorted(spaces))}",
+            where=store,
+            cure="extract some, or name another --store",
+        )
+    for source in sources:
+        connection.check(source.key.space, source.encoder_identity)
+        connection.check_modality(source.key.space, source.key.modality)
+    _refuse_another_space(store, space, encoder, there)
+    named = Counter((key.modality, key.dataset) for key in there if key.space in spaces)
+    for source in sources:
+        key = source.key
+        twice = named[key.modality, key.dataset] > 1
+        usual = f"{key.space}-{key.dataset}" if twice else key.dataset
+        description = Description(
+            space=space,
+            modality=key.modality,
+            dataset=called(key) if called else usual,
+            dim=connection.joint_dim,
+            precision=source.manifest.precision,
+            part_rows=source.manifest.part_rows,
+            columns=source.manifest.columns,
+            encoder=encoder,
+            source={
+                "kind": "projection",
+                "dataset": str(key),
+                "fingerprint": source.fingerprint,
+                "encoder_identity": source.encoder_identity,
+            },
+        )
+        fresh = _write(store, connection, source, description)
+        dataset = open_dataset(store, description.key)
+        if index is not None and not index_is_current(dataset, index):
+            build_index(dataset, index)
+        yield Projected(key, dataset, fresh)
+
+
+def _encoder(connection: Connection) -> dict[str, Any]:
+    """What makes the space: the weights, and which of them which space and modality goes through.
+
+    It says nothing of the encoders, so that all that one connection projects is one space.
+    """
+    record = connection.record
+    if not record.model_sha256:
+        raise UsageError("the connection was never saved", cure="connection.save(folder) first")
+    decisive = {"name", "head", "centred", "turned"}
+    return {
+        "encoder": record.model,
+        "checkpoint_sha256": record.model_sha256,
+        "spaces": [side.model_dump(mode="json", include=decisive) for side in record.spaces],
+        "libraries": dict(library_versions()),
+    }
+
+
+def _refuse_another_space(
+    store: Path, space: str, encoder: dict[str, Any], there: Sequence[Key]
+) -> None:
+    """Raise MismatchError when `space` has datasets that something else made."""
+    for folder in (key.folder(store) for key in there if key.space == space):
+        finished = (folder / MANIFEST).exists()
+        if finished and identity(read_manifest(folder).encoder) != identity(encoder):
+            raise MismatchError(
+                f"the space {space} holds embeddings that were made by something else",
+                where=folder,
+                cure="give the projections another --space, or delete that one",
+            )
+
+
+def _write(store: Path, connection: Connection, source: Dataset, description: Description) -> bool:
+    """Write the parts that are not there yet, then the manifest; False where none was missing."""
+    folder = begin(store, description)
+    if is_complete(folder):
+        return False
+    parts = len(source.manifest.parts)
+    with progress(f"project {source.key}", source.rows, "rows") as advance:
+        for wait in (False, True):  # first the parts that nobody has, then what others gave up
+            for number, block in enumerate(source.parts()):
+                with claim(folder, number, wait=wait) as mine:
+                    if mine:
+                        _write_part(folder, connection, source, description, number, block)
+                        advance(len(block))
+    finish(folder, description, parts)
+    return True
+
+
+def _write_part(
+    folder: Path,
+    connection: Connection,
+    source: Dataset,
+    description: Description,
+    number: int,
+    block: np.ndarray,
+) -> None:
+    path = source.folder / source.manifest.parts[number].name
+    others = [name for name in pq.read_schema(path).names if name != "embedding"]
+    columns = pq.read_table(path, columns=others, partitioning=None).to_pydict()
+    failures = (part_metadata(path) or {}).get("failures", [])
+    joint = connection.project(source.key.space, block, source.key.modality)  # (rows, joint)
+    write_part(folder, description, number, columns, joint.cpu().numpy(), failures)
