@@ -39,3 +39,4 @@ def run(
         *evaluate_gaps(searches, place),
     ]
     show(done, as_json)
+    say(f"to look at it all: cmcr report {place}")
