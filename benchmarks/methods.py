@@ -241,7 +241,7 @@ def draw(found: dict[int, list[Scores]], path: Path, world: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 5), layout="constrained")
     models = [model for model in next(iter(found.values()))[0] if model != "identity"]
     colours = plt.get_cmap("tab10")
     for number, model in enumerate(models):
@@ -258,7 +258,7 @@ def draw(found: dict[int, list[Scores]], path: Path, world: str) -> None:
     axes.set_ylabel("mAP, both ways" if world == "digits" else "first places, both ways")
     axes.set_title(f"The {world} world: audio and images that were never paired")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=130)
 
 
