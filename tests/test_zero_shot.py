@@ -181,7 +181,8 @@ def test_on_the_command_line(world, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "zero-shot: ear/audio:shapes → eye/text:prompts\n" in table
     assert "3 items; 3 classes; 3 prompts; 1 items of other classes left out\n" in table
+    elsewhere = ["--pipeline", "clip-clap"]  # a recipe without this task
     with pytest.raises(UsageError, match="no gallery"):
-        app([*command, "--query", "ear/audio:shapes"], standalone_mode=False)
+        app([*command, "--query", "ear/audio:shapes", *elsewhere], standalone_mode=False)
     with pytest.raises(UsageError, match="no connection"):
         app([*command[:-1], "none", *places], standalone_mode=False)
