@@ -23,12 +23,13 @@ from torch import Tensor
 
 from cmcr.connect.config import read_config
 from cmcr.connect.connection import CONFIG, Connection, load_connection, read_content
+from cmcr.connect.parallel import process_group, rank, wait_for_all
 from cmcr.connect.project import project_store
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
-from cmcr.connect.run import connect
+from cmcr.connect.run import alone, connect
 from cmcr.embeddings import Key, Modality, list_datasets, open_dataset
 from cmcr.errors import StoreError, UsageError
-from cmcr.files import locked, write_json
+from cmcr.files import write_json
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def connect_chain(
     links: list[Connection] = []
     joints: list[str] = []
     bridges, fresh = [], False
-    with locked(folder / ".chain.lock", wait=True):
+    with process_group(torch.device(device)), alone(folder):
         for number in range(1, len(spaces)):
             bridge = find_bridge(store, spaces[number], spaces[:number], settings)
             memory = _memory(store, bridge, spaces[number], settings)
@@ -203,8 +204,9 @@ def connect_chain(
             links.append(load_connection(made.path))
             joints.append(f"{name}.{number}-{made.record.model_sha256[:8]}")
         chain = Chain(links, joints)
-        if fresh or not (folder / CONFIG).exists():
+        if rank() == 0 and (fresh or not (folder / CONFIG).exists()):
             chain.save(folder)
+        wait_for_all()
     return Chained(folder, chain.record, fresh, tuple(bridges))
 
 

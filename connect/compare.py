@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cmcr.connect.checkpoint import CHECKPOINT, DECIDES, LOG
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import Connection
 from cmcr.connect.fit import Problem, closed_forms
@@ -18,7 +19,6 @@ from cmcr.errors import UsageError
 from cmcr.files import write_json
 
 METHODS = "methods.json"
-DECIDES = "mrr"
 
 Make = Callable[[ConnectConfig, Problem, Path, str], Connection]
 
@@ -42,9 +42,11 @@ def choose(
     chosen = max(scores, key=lambda name: scores[name][DECIDES])
     if rank() == 0:
         write_json(folder / METHODS, {"chosen": chosen, "methods": scores})
-        log = folder / "methods" / chosen / "training.jsonl"
+        log = folder / "methods" / chosen / LOG
         if log.exists():
-            shutil.copyfile(log, folder / "training.jsonl")
+            shutil.copyfile(log, folder / LOG)
+        for name in made:
+            (folder / "methods" / name / CHECKPOINT).unlink(missing_ok=True)
     connection = made[chosen]
     connection.record = connection.record.model_copy(update={"requested": config})
     return connection

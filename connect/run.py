@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def connect(
         raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
     folder = out or store / "connections" / name
     spaces = open_spaces(store, config)
-    with process_group(torch.device(device)), _alone(folder):
+    with process_group(torch.device(device)), alone(folder):
         record = _up_to_date(folder, config, spaces)
         fresh = record is None
         wait_for_all()
@@ -96,7 +97,8 @@ def connect(
                 _clear(folder)
             problem = pose(config, store, spaces, device)
             if config.method == "auto":
-                connection = choose(config, problem, folder, device, make)
+                with_curves = partial(make, tensorboard=tensorboard)
+                connection = choose(config, problem, folder, device, with_curves)
             else:
                 connection = make(config, problem, folder, device, tensorboard)
             if rank() == 0:
@@ -109,7 +111,7 @@ def connect(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; of processes that train together the first holds it for all."""
     if rank() > 0:
         wait_for_all()

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cmcr.connect import connect, load_connection, read_config
-from cmcr.embeddings import Dataset
+from cmcr.embeddings import Dataset, Key, import_embeddings
 
 SETTINGS = {
     "via": "text",
@@ -68,12 +68,12 @@ def together(store: Path, folder: Path, processes: int, **settings: object) -> N
         )
     )
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "cmcr", "connect", "--via", "text", "--device", "cpu"]
+    command += ["-m", "cmcr", "connect", "--pipeline", "test", "--device", "cpu"]
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("connected: see and hear") == 1
+    assert done.stderr.count("connected: ") == 1
 
 
 def test_two_processes_train_what_one_does(store: Path, tmp_path: Path) -> None:
@@ -100,3 +100,17 @@ def test_methods_that_keep_a_space_train_together_too(
     alone = connect(store, read_config(SETTINGS | settings), name="alone")
     both = load_connection(store / "connections" / "together")
     assert both.record.validation == pytest.approx(alone.record.validation, abs=1e-3)
+
+
+def test_two_processes_make_a_chain(store: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    for place in ("see/image:photos", "feel/image:photos"):
+        np.save(tmp_path / "x.npy", random.standard_normal((60, 12)).astype(np.float32))
+        space, _, rest = place.partition("/")
+        key = Key(space, "image", rest.partition(":")[2])
+        import_embeddings(store, key, tmp_path / "x.npy", None, index=None)
+    spaces, train = ["hear", "see", "feel"], ["captions", "photos"]
+    together(store, tmp_path, 2, spaces=spaces, via=None, train=train, method="ridge")
+    chain = load_connection(store / "connections" / "together")
+    assert [space.name for space in chain.record.spaces] == spaces
+    assert chain.project("hear", torch.randn(3, 9)).shape == (3, 12)
