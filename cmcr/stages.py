@@ -1,13 +1,12 @@
 """The stages as the command line runs them: flags, else a recipe, else defaults; then the stage.
 
-    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_searches(...)
-    run_pipeline(pipeline, store)            # all three, skipping what is up to date
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...)
 
 Nothing heavy is imported before a stage needs it.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -265,32 +264,22 @@ def find_key(store: Path, place: str) -> "Key":
     )
 
 
-def evaluate_searches(
+def evaluate_each(
+    evaluate: Callable[..., "Evaluated"],
     searches: Sequence[Search],
     store: Path,
     query_where: Sequence[str] = (),
     gallery_where: Sequence[str] = (),
 ) -> Iterator["Evaluated"]:
-    """Evaluate each search, in both directions."""
-    from cmcr.evaluate import evaluate_retrieval
+    """Each search by `evaluate`: `evaluate_retrieval`, `evaluate_gap` or another of their kind."""
+    from cmcr.evaluate import parse_where
 
-    where = _wheres(query_where, gallery_where)
+    where = {
+        "query_where": parse_where(query_where),
+        "gallery_where": parse_where(gallery_where),
+    }
     for query, gallery, connection in searches:
-        yield evaluate_retrieval(store, connection, query, gallery, **where)
-
-
-def evaluate_gaps(
-    searches: Sequence[Search],
-    store: Path,
-    query_where: Sequence[str] = (),
-    gallery_where: Sequence[str] = (),
-) -> Iterator["Evaluated"]:
-    """Measure the modality gap of each pair of datasets, before and after connecting."""
-    from cmcr.evaluate import evaluate_gap
-
-    where = _wheres(query_where, gallery_where)
-    for query, gallery, connection in searches:
-        yield evaluate_gap(store, connection, query, gallery, **where)
+        yield evaluate(store, connection, query, gallery, **where)
 
 
 def choose_index(
@@ -309,24 +298,3 @@ def choose_index(
             "--index names an index, --max-memory would have one chosen", cure="give one of them"
         )
     return IndexChoice(factory, parse_budget(max_memory, max_query_time))
-
-
-def evaluate_indexes(
-    searches: Sequence[Search],
-    store: Path,
-    query_where: Sequence[str],
-    gallery_where: Sequence[str],
-    choice: "IndexChoice",
-) -> Iterator["Evaluated"]:
-    """Index the gallery of each search, and measure the index."""
-    from cmcr.evaluate import evaluate_index
-
-    where = _wheres(query_where, gallery_where)
-    for query, gallery, connection in searches:
-        yield evaluate_index(store, connection, query, gallery, choice, **where)
-
-
-def _wheres(query: Sequence[str], gallery: Sequence[str]) -> dict[str, Any]:
-    from cmcr.evaluate import parse_where
-
-    return {"query_where": parse_where(query), "gallery_where": parse_where(gallery)}

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.losses import TERMS
 from cmcr.connect.parallel import rank, wait_for_all
+from cmcr.connect.validation import DECIDES
 from cmcr.errors import StoreError
 from cmcr.files import replacing, write_text
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training.jsonl"
-DECIDES = "mrr"  # which validation number does
 
 
 class State:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cmcr.connect.checkpoint import CHECKPOINT, DECIDES, LOG
+from cmcr.connect.checkpoint import CHECKPOINT, LOG
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import Connection
 from cmcr.connect.fit import Problem, closed_forms
 from cmcr.connect.parallel import rank
+from cmcr.connect.validation import DECIDES
 from cmcr.errors import UsageError
 from cmcr.files import write_json
 

@@ -10,20 +10,21 @@ of results, so that a user sees whether a trained projector earned its keep.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmcr.connect.closed_form import mean_embedding, moments, procrustes, ridge
-from cmcr.connect.config import ConnectConfig, Method
+from cmcr.connect.closed_form import Moments, mean_embedding, moments, procrustes, ridge
+from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import Connection
 from cmcr.connect.data import Pairs, Rows, SpaceData, Spaces, join, open_spaces
 from cmcr.connect.heads import Means, Side, make_heads
 from cmcr.connect.memory import aggregate
 from cmcr.connect.record import Record, library_versions, space_records, with_sides
-from cmcr.connect.validation import DISTRACTORS, Held, split, validate
+from cmcr.connect.validation import DECIDES, DISTRACTORS, Held, split, validate
 from cmcr.connect.vectors import float32
 from cmcr.errors import MismatchError
 
@@ -38,6 +39,12 @@ class Problem:
     fitted: Pairs  # those a method may see
     fitted_rows: np.ndarray  # (fitted,) their numbers among `pairs`
     held: Held | None
+
+    @cached_property
+    def means(self) -> tuple[Means, Means]:
+        """The mean embedding of each modality of both spaces; every centred method has these."""
+        first, second = self.spaces
+        return _means(first, self.fitted.first), _means(second, self.fitted.second)
 
 
 def pose(config: ConnectConfig, store: Path, spaces: Spaces, device: str = "cpu") -> Problem:
@@ -113,7 +120,7 @@ def start(config: ConnectConfig, problem: Problem) -> tuple[Side, Side]:
     heads = make_heads(config.heads, dims, joint_dim(config, second), config.seed)
     means: tuple[Means, Means] = ({}, {})
     if config.centre:
-        means = (_means(first, problem.fitted.first), _means(second, problem.fitted.second))
+        means = problem.means
     sides = (Side(heads[0], means[0]), Side(heads[1], means[1]))
     if config.method == "ex-mcr" and first.memory_modality is not None:
         sides[0].turn = _still(first.dim)
@@ -178,34 +185,30 @@ def score(sides: tuple[Side, Side], spaces: Spaces, held: Held) -> dict[str, flo
 
 def _best_matrix(config: ConnectConfig, problem: Problem, means: tuple[Means, Means]) -> Tensor:
     """W of the closed form, (D1, D2), float64; a residual takes the one that validates best."""
-    method: Method = "ridge" if config.method == "ridge" else "procrustes"
-    found = {"procrustes": _matrix("procrustes", config, problem, means)}
-    if method == "ridge" or ("residual" in config.heads and problem.held is not None):
-        found["ridge"] = _matrix("ridge", config, problem, means)
-    if config.trained and problem.held is not None and len(found) > 1:
-        values = {}
-        for name, matrix in found.items():
-            head = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
-            head.weight.data = matrix.T.float()
-            sides = (Side(head, means[0]), Side(nn.Identity(), means[1]))
-            held = problem.held.to("cpu")
-            values[name] = score(sides, problem.spaces, held)["mrr"]
-        return found[max(values, key=lambda name: values[name])]
-    return found[method]
+    pairs = _moments(config, problem, means)
+    if config.method == "ridge":
+        return ridge(pairs, config.ridge_strength)
+    rotation = procrustes(pairs)
+    if "residual" not in config.heads or problem.held is None:
+        return rotation
+    held = problem.held.to("cpu")
+
+    def validated(matrix: Tensor) -> float:
+        head = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
+        head.weight.data = matrix.T.float()
+        sides = (Side(head, means[0]), Side(nn.Identity(), means[1]))
+        return score(sides, problem.spaces, held)[DECIDES]
+
+    return max(rotation, ridge(pairs, config.ridge_strength), key=validated)
 
 
-def _matrix(
-    method: Method, config: ConnectConfig, problem: Problem, means: tuple[Means, Means]
-) -> Tensor:
+def _moments(config: ConnectConfig, problem: Problem, means: tuple[Means, Means]) -> Moments:
     blocks = (problem.fitted.first, problem.fitted.second)
     mean1, mean2 = (
         mean.get(config.via, torch.zeros(block.shape[1])).double()
         for mean, block in zip(means, blocks, strict=True)
     )
-    about_means = moments(*blocks, mean1, mean2)
-    if method == "procrustes":
-        return procrustes(about_means)
-    return ridge(about_means, config.ridge_strength)
+    return moments(*blocks, mean1, mean2)
 
 
 def _means(space: SpaceData, bridge: Rows) -> Means:

@@ -67,8 +67,8 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, temperature: float) -> Tensor:
         count, first = len(y), share(len(y)).start
-        ctx.keep = len(x) * count <= KEPT_SCORES
-        scores = x.new_empty((len(x), count)) if ctx.keep else None
+        keep = len(x) * count <= KEPT_SCORES
+        scores = x.new_empty((len(x), count)) if keep else None
         by_row = x.new_empty(len(x))
         by_column = x.new_full((count,), -torch.inf)
         scaled = x / temperature  # (n, d)

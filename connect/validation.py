@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
 
+DECIDES = "mrr"  # which number of `validate` does
 LEAST, MOST = 32, 4096  # rows that are held out
 DISTRACTORS = 16_384  # bridge items of the fit that are searched among, besides
 

@@ -30,7 +30,7 @@ from cmcr.evaluate.reuse import (
     models_for,
     results_folder,
 )
-from cmcr.evaluate.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.scenes import locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.task_pictures import draw_precision_recall
 from cmcr.progress import progress
 from cmcr.typed import typed
@@ -122,7 +122,9 @@ def evaluate_counterfactual(
                 curves[name] = precision_recall(answers.confidence, localised, visible)
                 advance(1)
         write_answers(folder / ANSWERS, scenes, answers)
-        rows = [_row(name, scenes, curve.metrics()) for name, curve in curves.items()]
+        rows = [
+            scenes.row("counterfactual", name, curve.metrics()) for name, curve in curves.items()
+        ]
         draw_precision_recall(
             {name: (curve.recall, curve.precision) for name, curve in curves.items()},
             {row["model"]: row["metrics"]["ap"] for row in rows},
@@ -131,14 +133,3 @@ def evaluate_counterfactual(
         return rows, [ANSWERS, CURVE]
 
     return evaluate_once(folder, RESULTS, inputs, compute)
-
-
-def _row(model: str, scenes: Scenes, metrics: Metrics) -> Row:
-    return Row(
-        dataset=scenes.dataset,
-        model=model,
-        task="counterfactual",
-        query=str(scenes.sounds.key),
-        gallery=str(scenes.regions.key),
-        metrics=metrics | scenes.counts(),
-    )

@@ -29,7 +29,7 @@ from cmcr.evaluate.reuse import (
     models_for,
     results_folder,
 )
-from cmcr.evaluate.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.scenes import locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.task_pictures import draw_success
 from cmcr.progress import progress
 from cmcr.typed import typed
@@ -96,20 +96,12 @@ def evaluate_localization(
                 rates[name] = success_rates(answers.ciou)
                 advance(1)
         write_answers(folder / ANSWERS, scenes, answers)
-        rows = [_row(name, scenes, localization_metrics(rate)) for name, rate in rates.items()]
+        rows = [
+            scenes.row("localization", name, localization_metrics(rate))
+            for name, rate in rates.items()
+        ]
         areas = {row["model"]: row["metrics"]["auc"] for row in rows}
         draw_success(THRESHOLDS, rates, areas, folder / SUCCESS)
         return rows, [ANSWERS, SUCCESS]
 
     return evaluate_once(folder, RESULTS, inputs, compute)
-
-
-def _row(model: str, scenes: Scenes, metrics: Metrics) -> Row:
-    return Row(
-        dataset=scenes.dataset,
-        model=model,
-        task="localization",
-        query=str(scenes.sounds.key),
-        gallery=str(scenes.regions.key),
-        metrics=metrics | scenes.counts(),
-    )

@@ -24,7 +24,9 @@ from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import CmcrError, SourceError, UsageError
 from cmcr.evaluate.boxes import CENTRE, consensus_iou
+from cmcr.evaluate.metrics import Metrics
 from cmcr.evaluate.ranks import TIE
+from cmcr.evaluate.results import Row
 from cmcr.evaluate.reuse import dataset_input
 from cmcr.evaluate.truth import Pair, read_truth, truth_of
 from cmcr.files import replacing
@@ -60,11 +62,6 @@ class Scenes:
             ciou=[self.ciou[at] for at in kept],
         )
 
-    @property
-    def dataset(self) -> str:
-        """What a row of results calls the two datasets."""
-        return "+".join(sorted({self.sounds.key.dataset, self.regions.key.dataset}))
-
     def at_random(self) -> np.ndarray:
         """The probability of each candidate of `ciou`, end to end, when one is drawn for a pair."""
         counts = np.array([len(rows) for rows in self.region_rows])
@@ -75,14 +72,22 @@ class Scenes:
         ciou = [consensus_iou(CENTRE, pair.boxes, pair.consensus)[0] for pair in self.pairs]
         return np.array(ciou)
 
-    def counts(self) -> dict[str, float]:
-        """How many pairs there are, seen and silent, and how many were left out."""
+    def row(self, task: str, model: str, metrics: Metrics) -> Row:
+        """A row of results: `metrics`, how many pairs there are, and how many were left out."""
         seen = int(self.visible.sum())
-        return {
+        counts = {
             "pairs": seen,
             "silent_pairs": len(self.pairs) - seen,
             "pairs_left_out": self.left_out,
         }
+        return Row(
+            dataset="+".join(sorted({self.sounds.key.dataset, self.regions.key.dataset})),
+            model=model,
+            task=task,
+            query=str(self.sounds.key),
+            gallery=str(self.regions.key),
+            metrics=metrics | counts,
+        )
 
 
 @dataclass(frozen=True)

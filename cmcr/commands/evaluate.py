@@ -1,5 +1,6 @@
 """`cmcr evaluate retrieval` and `cmcr evaluate gap`."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -39,17 +40,18 @@ def retrieval(
     as_json: Json = False,
 ) -> None:
     """Search one modality in another, both ways, beside chance and the closed forms."""
-    from cmcr.evaluate import weak_spots
+    from cmcr.evaluate import evaluate_index, evaluate_retrieval, weak_spots
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_index, choose_searches, evaluate_indexes, evaluate_searches
+    from cmcr.stages import choose_index, choose_searches, evaluate_each
 
     choice = choose_index(index, max_memory, max_query_time)
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
     searches = choose_searches(recipe, place, connection, query, gallery)
     where = (query_where or [], gallery_where or [])
-    done = list(evaluate_searches(searches, place, *where))
-    indexes = list(evaluate_indexes(searches, place, *where, choice)) if choice else []
+    done = list(evaluate_each(evaluate_retrieval, searches, place, *where))
+    measure_index = partial(evaluate_index, choice=choice)
+    indexes = evaluate_each(measure_index, searches, place, *where) if choice else []
     show([*done, *indexes], as_json)
     if not as_json:
         print(weak_spots([row for evaluated in done for row in evaluated.rows]))
@@ -66,11 +68,13 @@ def gap(
     as_json: Json = False,
 ) -> None:
     """Distance, alignment and uniformity of two modalities, before and after connecting."""
+    from cmcr.evaluate import evaluate_gap
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_searches, evaluate_gaps
+    from cmcr.stages import choose_searches, evaluate_each
 
     recipe = load_pipelines().named(pipeline)
     place = store or recipe.store
     searches = choose_searches(recipe, place, connection, query, gallery)
-    done = evaluate_gaps(searches, place, query_where or [], gallery_where or [])
+    where = (query_where or [], gallery_where or [])
+    done = evaluate_each(evaluate_gap, searches, place, *where)
     show(list(done), as_json)

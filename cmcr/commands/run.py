@@ -15,14 +15,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Extract, connect and evaluate a whole recipe, skipping what is up to date."""
+    from cmcr.evaluate import evaluate_gap, evaluate_retrieval
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import (
-        choose_searches,
-        connect_spaces,
-        evaluate_gaps,
-        evaluate_searches,
-        extract_datasets,
-    )
+    from cmcr.stages import choose_searches, connect_spaces, evaluate_each, extract_datasets
     from cmcr.tasks import run_tasks
 
     recipe = load_pipelines().named(pipeline)
@@ -34,9 +29,9 @@ def run(
         say(f"connect   {connect_spaces(connection.config, connection.name, place, None, device)}")
     searches = choose_searches(recipe, place, None, None, None)
     done = [
-        *evaluate_searches(searches, place),
+        *evaluate_each(evaluate_retrieval, searches, place),
         *run_tasks(recipe, place),
-        *evaluate_gaps(searches, place),
+        *evaluate_each(evaluate_gap, searches, place),
     ]
     show(done, as_json)
     say(f"to look at it all: cmcr report {place}")
