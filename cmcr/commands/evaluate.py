@@ -50,8 +50,11 @@ def retrieval(
     searches = choose_searches(recipe, place, connection, query, gallery)
     where = (query_where or [], gallery_where or [])
     done = list(evaluate_each(evaluate_retrieval, searches, place, *where))
-    measure_index = partial(evaluate_index, choice=choice)
-    indexes = evaluate_each(measure_index, searches, place, *where) if choice else []
+    if choice:
+        measure_index = partial(evaluate_index, choice=choice)
+        indexes = list(evaluate_each(measure_index, searches, place, *where))
+    else:
+        indexes = []
     show([*done, *indexes], as_json)
     if not as_json:
         print(weak_spots([row for evaluated in done for row in evaluated.rows]))
