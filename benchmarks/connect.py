@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from cmcr.connect import ConnectConfig, aggregate, read_config
 from cmcr.connect.banks import TrainingData
 from cmcr.connect.checkpoint import State
 from cmcr.connect.heads import Side, make_heads
+from cmcr.connect.heap import freed_memory_kept
 from cmcr.connect.train import Modalities, Trainer, take_step, train
 from cmcr.connect.vectors import product
 
@@ -95,12 +97,15 @@ def machine(device: torch.device) -> str:
 def compare(device: torch.device) -> None:
     """The table."""
     queries, memory = units(QUERIES, device), units(MEMORY, device)
-    rate = product_rate(device)
-    two_products = 4 * QUERIES * MEMORY * DIM
-    seconds = side_by_side(
-        [lambda: aggregate(queries, memory, 0.01), lambda: softmax(queries, memory)]
+    operations = 4 * QUERIES * MEMORY * DIM
+    ours, naive, *bare = measured(
+        [
+            (operations, lambda: aggregate(queries, memory, 0.01)),
+            (operations, lambda: softmax(queries, memory)),
+            *products(device),
+        ]
     )
-    ours, naive = (Line(one, two_products) for one in seconds)
+    rate = max(line.rate for line in bare)
     print("| | seconds | TFLOP/s | share of the product rate |")
     print("|---|---:|---:|---:|")
     print(f"| product | | {rate / 1e12:.3f} | 1.00 |")
@@ -114,7 +119,8 @@ def compare(device: torch.device) -> None:
         held = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(f"| {rows:,} | {float(held):.0f} |", flush=True)
 
-    step, bare = side_by_side([training_step(device), bare_products(device)])
+    with freed_memory_kept():
+        step, bare = side_by_side([training_step(device), bare_products(device)])
     aggregation = 2 * ours.seconds * BATCH / QUERIES
     textbook = textbook_step(device, units(MEMORY, device), memory)
     whole = step + aggregation / EPOCHS
@@ -160,14 +166,24 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def measured(runs: Sequence[tuple[int, Callable[[], object]]]) -> list[Line]:
+    """A line for each run, given with its operations."""
+    seconds = side_by_side([run for _, run in runs])
+    return [Line(one, operations) for (operations, _), one in zip(runs, seconds, strict=True)]
+
+
+def products(device: torch.device) -> list[tuple[int, Callable[[], object]]]:
+    """Matrix products of a few shapes, each with its operations."""
+    kind = torch.float16 if device.type == "cuda" else None
+    return [
+        (2 * n * m * DIM, partial(product, units(n, device), units(m, device).T, kind))
+        for n, m in ((1_024, 8_192), (2_048, 2_048), (4_096, 4_096))
+    ]
+
+
 def product_rate(device: torch.device) -> float:
-    """Operations per second of the best of a few shapes."""
-    rates = []
-    for n, m in ((1_024, 8_192), (2_048, 2_048), (4_096, 4_096)):
-        x, y = units(n, device), units(m, device)
-        kind = torch.float16 if device.type == "cuda" else None
-        rates.append(2 * n * m * DIM / timed(lambda x=x, y=y, kind=kind: product(x, y.T, kind)))
-    return max(rates)
+    """Operations per second of the fastest of them."""
+    return max(line.rate for line in measured(products(device)))
 
 
 def softmax(queries: Tensor, memory: Tensor) -> Tensor:

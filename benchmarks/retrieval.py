@@ -1,7 +1,8 @@
-"""How fast and in how much memory retrieval is measured, beside searches that measure nothing.
+r"""How fast and in how much memory retrieval is measured, beside searches that measure nothing.
 
     python benchmarks/retrieval.py                              # 10,000 queries, 100,000 items
-    python benchmarks/retrieval.py --queries 100000 --gallery 1000000 --dim 64 --rounds 1 --no-index
+    python benchmarks/retrieval.py --queries 100000 --gallery 1000000 --dim 64 --rounds 1 \
+        --ways search,instance --no-index
 
 The first table, in seconds and as a multiple of the FAISS search in the same run:
 

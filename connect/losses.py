@@ -9,25 +9,17 @@ embeddings in both, a and c the pseudo partners that `memory.aggregate` made. Wh
 processes train together each gives its share of the rows and gets the loss of the whole batch.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig, Distance
-from cmcr.connect.parallel import gather, logsumexp_of_all, share, total, world_size
-from cmcr.connect.vectors import product
+from cmcr.connect.info_nce import info_nce
+from cmcr.connect.parallel import total, world_size
 from cmcr.typed import typed
 
 TERMS = ("loss", "inter_bridge", "inter_pseudo", "inter_cross", "intra")
-
-# InfoNCE keeps this many scores for the backward pass (1 GiB), and computes more a second time.
-KEPT_SCORES = 1 << 28
-# A block of scores this large stays in a CPU's cache while it is worked on; a GPU has no use for
-# small ones.
-CPU_BLOCK, GPU_BLOCK = 1 << 22, 1 << 27
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -39,72 +31,6 @@ def perturb(
     """Semantic completion: x̃ = normalise(x + ε), ε ~ N(0, σ²I); `variance` is σ²."""
     noise = torch.randn(x.shape, generator=generator, device=x.device)  # (n, d)
     return F.normalize(noise.mul_(variance**0.5).add_(x), dim=1)
-
-
-@typed
-def info_nce(
-    x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
-    temperature: float,
-    count: int | None = None,
-) -> Float[Tensor, ""]:
-    """InfoNCE of unit vectors, the mean of both directions; row i of x belongs to row i of y.
-
-    `count` is the number of rows of all processes together.
-    """
-    count = count or len(x) * world_size()
-    loss: Tensor = _InfoNCE.apply(x, gather(y, count), temperature)  # type: ignore[no-untyped-call]
-    return loss
-
-
-class _InfoNCE(torch.autograd.Function):
-    """Both directions from one product, in blocks of rows: no n × n matrix but the scores.
-
-    With S = x yᵀ/τ, loss = mean(½ (logsumexp_j S_ij + logsumexp_i S_ij) - S_ii), and its gradient
-    in S is (½ softmax_j S + ½ softmax_i S - 1)/n.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, temperature: float) -> Tensor:
-        count, first = len(y), share(len(y)).start
-        keep = len(x) * count <= KEPT_SCORES
-        scores = x.new_empty((len(x), count)) if keep else None
-        by_row = x.new_empty(len(x))
-        by_column = x.new_full((count,), -torch.inf)
-        scaled = x / temperature  # (n, d)
-        positive = (scaled * y[first : first + len(x)]).sum(dim=1)  # (n,)
-        for block in _blocks(x, y):
-            kept = None if scores is None else scores[block]
-            part = product(scaled[block], y.T, out=kept)  # (≤ rows, count)
-            by_row[block] = part.logsumexp(dim=1)
-            by_column = torch.logaddexp(by_column, part.logsumexp(dim=0))
-        by_column = logsumexp_of_all(by_column)
-        ctx.temperature, ctx.first = temperature, first
-        ctx.save_for_backward(scaled, y, by_row, by_column, *([] if scores is None else [scores]))
-        return (total((by_row - 2 * positive).sum()) + by_column.sum()) / (2 * count)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        scaled, y, by_row, by_column, *scores = ctx.saved_tensors
-        weight = gradient / (2 * len(y))
-        wants_x, wants_y, _ = ctx.needs_input_grad
-        x_gradient = torch.empty_like(scaled) if wants_x else None
-        y_gradient = torch.zeros_like(y) if wants_y else None
-        for block in _blocks(scaled, y):
-            part = scores[0][block] if scores else product(scaled[block], y.T)
-            by_rows = (part - by_row[block, None]).exp_()  # (≤ rows, count)
-            change = by_rows.add_((part - by_column).exp_())
-            change.diagonal(ctx.first + block.start).sub_(2)
-            if x_gradient is not None:
-                x_gradient[block] = product(change, y) * (weight / ctx.temperature)
-            if y_gradient is not None:
-                y_gradient += product(change.T, scaled[block]) * weight
-        return x_gradient, y_gradient, None
-
-
-def _blocks(x: Tensor, y: Tensor) -> list[slice]:
-    rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK) // len(y))
-    return [slice(start, min(start + rows, len(x))) for start in range(0, len(x), rows)]
 
 
 @typed

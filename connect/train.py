@@ -26,6 +26,7 @@ from cmcr.connect.checkpoint import CHECKPOINT, LOG, State
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.curves import Curves
 from cmcr.connect.heads import Side
+from cmcr.connect.heap import freed_memory_kept
 from cmcr.connect.losses import TERMS, Pair, objective, perturb
 from cmcr.connect.parallel import share, total_of_gradients, world_size
 from cmcr.connect.vectors import reduced
@@ -133,6 +134,7 @@ def train(
     banks = Banks(data, device)
     batches = math.ceil(len(banks) / config.batch_size)
     with (
+        freed_memory_kept(),
         Curves(folder, config.epochs, state.log, tensorboard) as curves,
         _signals() as stopped,
     ):

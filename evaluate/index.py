@@ -42,7 +42,7 @@ ABOUT = "index.about.json"
 INDEX_VERSION = 1
 
 RECALL = f"found@{NEIGHBOURS}"
-_ENOUGH = 0.95
+_ENOUGH, _HARDLY = 0.95, 0.005  # recall
 _QUERIES = 1000
 _ALONE = 32  # queries that are timed one by one
 _TRAINING_ROWS = 262_144
@@ -165,7 +165,8 @@ def tune(
     """Set how far `index` looks; gives the setting, such as `nprobe=16`, or nothing if it has none.
 
     It is the first of 1, 2, 4, … (16, 32, … for a graph) that finds 0.95 of the rows `exact`,
-    (queries, k), or the last before a query alone takes more than `seconds`.
+    (queries, k), or the last before a query alone takes more than `seconds`, or before the next
+    finds hardly more: a sketch of the vectors limits what can be found.
     """
     import faiss
 
@@ -177,15 +178,18 @@ def tune(
         return ""
     space = faiss.ParameterSpace()
     find = _through(index, exact.shape[1])
-    chosen = None
+    chosen, share = 0, -1.0
     for value in values:
         space.set_index_parameter(index, name, value)
-        if chosen is not None and seconds is not None and _seconds_alone(find, queries) > seconds:
-            space.set_index_parameter(index, name, chosen)
+        if chosen and seconds is not None and _seconds_alone(find, queries) > seconds:
             break
-        chosen = value
-        if share_found(find(queries), exact) >= _ENOUGH:
+        found = share_found(find(queries), exact)
+        if found < share + _HARDLY:
             break
+        chosen, share = value, found
+        if share >= _ENOUGH:
+            break
+    space.set_index_parameter(index, name, chosen)
     return f"{name}={chosen}"
 
 

@@ -98,6 +98,7 @@ def retrieval_metrics(
         np.concatenate([block.first_rank for block in blocks]),
         np.concatenate([block.scores for block in blocks]),
     )
+    found = found.take(np.argsort(found.rows))
     metrics = found.summary() | {
         "gallery_size": matches.gallery,
         "queries_without_match": matches.queries - len(found.rows),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cmcr.connect import ConnectConfig, read_config, with_overrides
 from cmcr.connect.heads import make_head, make_heads
-from cmcr.connect.losses import TERMS, attraction, info_nce, objective, perturb
+from cmcr.connect.info_nce import info_nce
+from cmcr.connect.losses import TERMS, attraction, objective, perturb
 from cmcr.errors import UsageError
 
 SECTION = {"via": "text", "spaces": ["clip", "clap"], "train": ["captions"], "memory": ["m"]}

@@ -1,6 +1,7 @@
 """Every method connects; what is held out decides; and a run can be stopped at any time."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import torch
 import torch.nn.functional as F
 
 from cmcr.connect import ConnectConfig, connect, load_connection, read_config
+from cmcr.connect import info_nce as info_nce_module
 from cmcr.connect import losses as losses_module
 from cmcr.connect.banks import Banks, TrainingData
 from cmcr.connect.data import Rows
-from cmcr.connect.losses import info_nce
+from cmcr.connect.heap import freed_memory_kept
+from cmcr.connect.info_nce import info_nce
 from cmcr.connect.validation import Held, split, validate
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, UsageError
@@ -223,21 +226,60 @@ def test_banks_that_do_not_fit_are_streamed_in_the_same_order() -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 28])
-def test_info_nce_in_blocks_has_the_gradient_of_the_whole(
-    kept: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("temperature", [0.5, 0.05, 0.002])
+def test_info_nce_in_blocks_is_that_of_the_whole(
+    kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses_module, "KEPT_SCORES", kept)
-    monkeypatch.setattr(losses_module, "CPU_BLOCK", 100)  # three rows of 33 at a time
+    monkeypatch.setattr(info_nce_module, "KEPT_SCORES", kept)
+    monkeypatch.setattr(info_nce_module, "CPU_BLOCK", 100)  # three rows of 33 at a time
     generator = torch.Generator().manual_seed(0)
     x, y = (F.normalize(torch.randn(33, 8, generator=generator), dim=1) for _ in range(2))
-    found = [x.clone().requires_grad_(), y.clone().requires_grad_()]
-    torch.autograd.backward(3 * info_nce(*found, 0.05))
     exact = [x.double().requires_grad_(), y.double().requires_grad_()]
-    logits, target = exact[0] @ exact[1].T / 0.05, torch.arange(33)
-    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    logits, target = exact[0] @ exact[1].T / temperature, torch.arange(33)
+    # At the lowest temperature the columns lie too far apart to share their exponentials.
+    best = logits.logsumexp(dim=0)
+    assert (best.max() - best.min() > info_nce_module.SPREAD) == (temperature == 0.002)
+    reference = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    torch.autograd.backward(3 * reference)
+    found = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    loss = info_nce(*found, temperature)
     torch.autograd.backward(3 * loss)
+    torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=1e-6)
+    for one, other in zip(found, exact, strict=True):
+        near = {"rtol": 1e-4, "atol": 1e-6 / temperature}
+        torch.testing.assert_close(one.grad.double(), other.grad, **near)
+
+
+@pytest.mark.parametrize("shift", [50, 63, 80, 200])
+def test_info_nce_holds_for_scores_that_lie_far_apart(shift: float) -> None:
+    """One row with all the high scores, one column with none: float32's exponent runs out."""
+    generator = torch.Generator().manual_seed(0)
+    x = F.normalize(torch.randn(40, 8, generator=generator), dim=1)
+    y = F.normalize(torch.randn(40, 8, generator=generator), dim=1)
+    x[7], y[11] = shift * y[:5].mean(dim=0), 0
+    exact = [x.double().requires_grad_(), y.double().requires_grad_()]
+    logits, target = exact[0] @ exact[1].T, torch.arange(40)
+    reference = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    torch.autograd.backward(reference)
+    found = [x.requires_grad_(), y.requires_grad_()]
+    loss = info_nce(*found, 1.0)
+    torch.autograd.backward(loss)
+    torch.testing.assert_close(loss.double(), reference, rtol=1e-5, atol=1e-6)
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is told to keep memory")
+def test_memory_is_kept_from_step_to_step_and_given_back_at_the_end() -> None:
+    def page_faults_of_a_tensor() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(1 << 24)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept():
+        page_faults_of_a_tensor()
+        kept = page_faults_of_a_tensor()
+    assert kept < page_faults_of_a_tensor() / 10
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cmcr.errors import CmcrError
 from cmcr.evaluate import ranks
 from cmcr.evaluate.metrics import CUTOFFS, chance_metrics, retrieval_metrics
-from cmcr.evaluate.ranks import match_ranks
+from cmcr.evaluate.ranks import ranks_by_buckets, ranks_by_comparing
 from cmcr.evaluate.relevance import find_matches
 
 
@@ -150,8 +150,11 @@ def test_groups_come_before_labels_and_empty_names_are_none():
 def test_ranks_of_several_matches():
     scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4]])
     matches = find_matches(items(["a", "b"]), items(["a", "a", "b", "a"]))
-    ranks = match_ranks(scores, matches.block(0, 2))
-    assert ranks.tolist() == [[1, 3, 4], [2, 0, 0]]
+    for found in (
+        ranks_by_buckets(scores, matches.block(0, 2)),
+        ranks_by_comparing(scores, torch.eye(4), matches.block(0, 2)),
+    ):
+        assert found.tolist() == [[1, 3, 4], [2, 0, 0]]
 
 
 def test_a_vector_that_is_not_finite_is_refused():

@@ -40,9 +40,10 @@ from cmcr.evaluate.bootstrap import intervals
 from cmcr.evaluate.breakdown import per_class
 from cmcr.evaluate.budget import choose_index
 from cmcr.evaluate.gap import alignment, distance, uniformity
-from cmcr.evaluate.index import INDEX, RECALL
+from cmcr.evaluate.index import INDEX, RECALL, build_index, share_found, tune
 from cmcr.evaluate.metrics import CUTOFFS, PerQuery
-from cmcr.evaluate.ranks import TIE, match_ranks
+from cmcr.evaluate.neighbours import search
+from cmcr.evaluate.ranks import TIE, ranks_by_buckets, ranks_by_comparing
 
 SOUNDS, PHOTOS = Key("ear", "audio", "sounds"), Key("eye", "image", "photos")
 
@@ -77,7 +78,11 @@ def test_ranks_of_few_and_of_many_matches_are_counted_alike(matching, step, seed
         }
     )
     matches = find_matches(labelled([0, 1]), gallery)
-    ranks = match_ranks(torch.from_numpy(scores.copy()), matches.block(0, 2))
+    given = torch.from_numpy(scores.copy())
+    ranks = ranks_by_buckets(given, matches.block(0, 2))
+    # A query of all scores has them with the items of an identity.
+    compared = ranks_by_comparing(given, torch.eye(150), matches.block(0, 2))
+    assert (compared == ranks).all()
     for query in (0, 1):
         own = np.sort(scores[query][relevant[query]])[::-1]
         others = scores[query][~relevant[query]]
@@ -282,6 +287,16 @@ def test_the_time_of_a_query_bounds_how_far_an_index_looks(world):
     choice = IndexChoice("IVF15,PQ1", Budget(query_seconds=1e-9))
     done = evaluate_index(store, path, SOUNDS, PHOTOS, choice)
     assert done.rows[1]["model"] == "IVF15,PQ1 nprobe=1"
+
+
+def test_an_index_looks_no_further_than_it_finds_more():
+    gallery, queries = unit(2000, 16).numpy(), unit(50, 16, seed=1).numpy()
+    exact = search(queries, gallery, 10)[1]
+    sketched, whole = (build_index(gallery, factory) for factory in ("IVF32,PQ1", "IVF32,Flat"))
+    looks = tune(sketched, "IVF32,PQ1", queries, exact, None)
+    assert int(looks.removeprefix("nprobe=")) < 32
+    tune(whole, "IVF32,Flat", queries, exact, None)
+    assert share_found(whole.search(queries, 10)[1], exact) >= 0.95
 
 
 @pytest.mark.parametrize(
