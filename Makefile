@@ -26,8 +26,10 @@ types: $(READY)
 	$(BIN)/uv pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p cmcr
 
+# The tests of the commands are timed: they have the machine to themselves.
 tests: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/test_cli.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_cli.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
