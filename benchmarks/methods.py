@@ -21,15 +21,16 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cmcr.connect import ConnectConfig, Connection, open_spaces, read_config
-from cmcr.connect.compare import candidates
-from cmcr.connect.fit import Problem, pose
+from cmcr.connect.compare import candidates, preferred
+from cmcr.connect.fit import Problem, pose, score
 from cmcr.connect.run import make
 from cmcr.embeddings import Key, import_embeddings, open_dataset
 from cmcr.evaluate import rank_both_ways, select
@@ -53,7 +54,17 @@ SYNTHETIC = {
     "pseudo_temperature": 0.03,
 }
 
-Scores = dict[str, dict[str, float]]  # model → what was measured
+
+class Run(NamedTuple):
+    """One world with so many pairs."""
+
+    test: dict[str, float]  # of each model
+    chosen: str  # what `auto` takes
+
+    @property
+    def behind(self) -> float:
+        """How far from the best model that is."""
+        return max(self.test.values()) - self.test[self.chosen]
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the plot and of the numbers")
     options = parser.parse_args()
     sizes = options.pairs or ((100, 300, 1_080) if options.world == "digits" else PAIRS)
-    found: dict[int, list[Scores]] = defaultdict(list)
+    found: dict[int, list[Run]] = defaultdict(list)
     for size in sizes:
         for seed in range(options.seeds if size <= 3_000 else 1):
             with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +122,7 @@ def main() -> None:
         draw(found, options.out / f"methods-{options.world}.png", options.world)
 
 
-def synthetic(size: int, seed: int, folder: Path, device: str) -> Scores:
+def synthetic(size: int, seed: int, folder: Path, device: str) -> Run:
     """Every method on a world of `size` text pairs."""
     random = np.random.default_rng((size, seed))
 
@@ -130,10 +141,10 @@ def synthetic(size: int, seed: int, folder: Path, device: str) -> Scores:
         store(space, modality, "test", test)
     config = read_config(SYNTHETIC | {"seed": seed, "epochs": 36 if size <= 10_000 else 12})
     problem = pose(config, folder / "store", open_spaces(folder / "store", config), device)
-    return {
-        model: {"test": first_places(connection, folder / "store"), **connection.record.validation}
-        for model, connection in connections(config, problem, folder, device)
-    }
+    return run(
+        lambda _, connection: first_places(connection, folder / "store"),
+        *(config, problem, folder, device),
+    )
 
 
 def first_places(connection: Connection, store: Path) -> float:
@@ -152,7 +163,7 @@ def first_places(connection: Connection, store: Path) -> float:
     return sum(first) / 2
 
 
-def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Scores:
+def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Run:
     """Every method on `size` of the phrases."""
     from cmcr.pipelines import load_pipelines
 
@@ -170,12 +181,13 @@ def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Scor
     )
     pair = recipe.evaluate.retrieval[0]
     query, gallery = (_items(store, place) for place in (pair.query, pair.gallery))
-    found = {}
-    for model, connection in connections(config, thinned, folder, device):
+
+    def average_precision(model: str, connection: Connection) -> float:
         rankings = list(rank_both_ways({model: connection}, query, gallery))
         values = [r.row["metrics"]["mAP"] for r in rankings if r.row["model"] == model]
-        found[model] = {"test": sum(values) / 2, **connection.record.validation}
-    return found
+        return sum(values) / 2
+
+    return run(average_precision, config, thinned, folder, device)
 
 
 def _items(store: Path, place: str) -> object:
@@ -185,56 +197,57 @@ def _items(store: Path, place: str) -> object:
     return select(open_dataset(store, Key(space, modality, str(dataset))))
 
 
-def connections(
-    config: ConnectConfig, problem: Problem, folder: Path, device: str
-) -> Sequence[tuple[str, Connection]]:
-    """Each candidate of `auto`, made."""
-    return [
-        (one.model_name, make(one, problem, folder / one.model_name, device))
-        for one in candidates(config, problem)
-    ]
+def run(
+    measure: Callable[[str, Connection], float],
+    config: ConnectConfig,
+    problem: Problem,
+    folder: Path,
+    device: str,
+) -> Run:
+    """Each candidate of `auto` made and measured."""
+    assert problem.held is not None
+    test, each = {}, {}
+    for candidate in candidates(config, problem):
+        model = candidate.model_name
+        connection = make(candidate, problem, folder / model, device)
+        test[model] = measure(model, connection)
+        each[model] = score(connection.sides, problem.spaces, problem.held).each
+    return Run(test, preferred(each))
 
 
-def chosen(scores: Scores) -> str:
-    """What `auto` takes."""
-    return max(scores, key=lambda model: scores[model]["mrr"])
-
-
-def row(size: int, runs: Sequence[Scores]) -> str:
+def row(size: int, runs: Sequence[Run]) -> str:
     """One line of numbers, as they come."""
-    means = {model: np.mean([run[model]["test"] for run in runs]) for model in runs[0]}
-    lost = [max(one["test"] for one in run.values()) - run[chosen(run)]["test"] for run in runs]
+    means = {model: np.mean([run.test[model] for run in runs]) for model in runs[0].test}
     cells = "  ".join(f"{model} {value:.3f}" for model, value in means.items())
-    return f"{size:,}: {cells}  auto: {', '.join(map(chosen, runs))}, behind {max(lost):.3f}"
+    choices = ", ".join(run.chosen for run in runs)
+    return f"{size:,}: {cells}  auto: {choices}, behind {max(run.behind for run in runs):.3f}"
 
 
-def table(found: dict[int, list[Scores]]) -> str:
+def table(found: dict[int, list[Run]]) -> str:
     """All of it in Markdown: a row a method, a column a number of pairs."""
-    models = list(next(iter(found.values()))[0])
+    models = list(next(iter(found.values()))[0].test)
     lines = ["| | " + " | ".join(f"{size:,}" for size in found) + " |"]
     lines.append("|---|" + "---:|" * len(found))
     for model in models:
-        cells = [np.mean([run[model]["test"] for run in runs]) for runs in found.values()]
+        cells = [np.mean([run.test[model] for run in runs]) for runs in found.values()]
         lines.append(f"| {model} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
-    picked = [np.mean([run[chosen(run)]["test"] for run in runs]) for runs in found.values()]
+    picked = [np.mean([run.test[run.chosen] for run in runs]) for runs in found.values()]
     lines.append("| auto | " + " | ".join(f"{value:.3f}" for value in picked) + " |")
-    behind = [
-        max(max(one["test"] for one in run.values()) - run[chosen(run)]["test"] for run in runs)
-        for runs in found.values()
-    ]
+    behind = [max(run.behind for run in runs) for runs in found.values()]
     lines.append(
         "| auto, behind the best at most | " + " | ".join(f"{b:.3f}" for b in behind) + " |"
     )
     return "\n".join(lines)
 
 
-def keep(found: dict[int, list[Scores]], path: Path) -> None:
+def keep(found: dict[int, list[Run]], path: Path) -> None:
     """What was measured so far, as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    runs = {size: [run._asdict() for run in runs] for size, runs in found.items()}
+    path.write_text(json.dumps(runs, indent=1) + "\n")
 
 
-def draw(found: dict[int, list[Scores]], path: Path, world: str) -> None:
+def draw(found: dict[int, list[Run]], path: Path, world: str) -> None:
     """A line a method over the number of pairs."""
     import matplotlib
 
@@ -242,14 +255,14 @@ def draw(found: dict[int, list[Scores]], path: Path, world: str) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9.5, 5), layout="constrained")
-    models = [model for model in next(iter(found.values()))[0] if model != "identity"]
+    models = [model for model in next(iter(found.values()))[0].test if model != "identity"]
     colours = plt.get_cmap("tab10")
     for number, model in enumerate(models):
         closed = model.startswith(("procrustes", "ridge"))
-        means = [np.mean([run[model]["test"] for run in runs]) for runs in found.values()]
+        means = [np.mean([run.test[model] for run in runs]) for runs in found.values()]
         axes.plot(list(found), means, "--" if closed else "-", marker="o", markersize=4,
                   color=colours(number), label=model)  # fmt: skip
-    picked = [np.mean([run[chosen(run)]["test"] for run in runs]) for runs in found.values()]
+    picked = [np.mean([run.test[run.chosen] for run in runs]) for runs in found.values()]
     axes.plot(
         list(found), picked, "o", markersize=11, fillstyle="none", color="black", label="auto"
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.losses import TERMS
 from cmcr.connect.parallel import rank, wait_for_all
-from cmcr.connect.validation import DECIDES
+from cmcr.connect.validation import Validated, clearly_worse
 from cmcr.errors import StoreError
 from cmcr.files import replacing, write_text
 
@@ -37,7 +37,8 @@ class State:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.log: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
+        self.best: Tensor | None = None  # what the held-out items did at best, `Validated.each`
+        self.kept: dict[str, Any] | None = None  # the weights to end with, and their epoch
         self._begin_epoch()
 
     @property
@@ -47,8 +48,8 @@ class State:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether the best epoch is too long ago to go on."""
-        return self.best is not None and self.epoch - self.best["epoch"] >= self.config.patience
+        """Whether the epoch that is kept is too long ago to go on."""
+        return self.kept is not None and self.epoch - self.kept["epoch"] >= self.config.patience
 
     def epoch_order(self, count: int) -> Tensor:
         """The rows in the order of this epoch, (count,); the same however often it is asked for."""
@@ -68,16 +69,18 @@ class State:
         self.log.append(row)
         self._begin_epoch()
 
-    def keep_best(self, epoch: int, scores: dict[str, float]) -> None:
-        """Keep a copy of the weights if they do better than those of every epoch before."""
-        if self.best is None or scores[DECIDES] > self.best["score"]:
+    def judge(self, epoch: int, validated: Validated) -> None:
+        """Keep a copy of the weights, unless those of an epoch before did clearly better."""
+        if self.best is None or validated.each.mean() > self.best.mean():
+            self.best = validated.each
+        if not clearly_worse(validated.each, self.best):
             weights = {name: value.clone() for name, value in self.modules.state_dict().items()}
-            self.best = {"epoch": epoch, "score": scores[DECIDES], "modules": weights}
+            self.kept = {"epoch": epoch, "modules": weights}
 
-    def take_best(self) -> None:
-        """Go back to the weights of the best epoch, where there is a validation."""
-        if self.best is not None:
-            self.modules.load_state_dict(self.best["modules"])
+    def take_kept(self) -> None:
+        """Go back to the weights that were kept, where there is a validation."""
+        if self.kept is not None:
+            self.modules.load_state_dict(self.kept["modules"])
 
     def write_log(self, path: Path) -> None:
         """Write the log as JSON lines, whole or not at all."""
@@ -94,6 +97,7 @@ class State:
                 "generator": self.generator.get_state(),
                 "log": self.log,
                 "best": self.best,
+                "kept": self.kept,
                 "batch": self.batch,
                 "sums": self.sums,
                 "first_bad": self.first_bad,
@@ -122,7 +126,7 @@ class State:
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
-        self.log, self.best = state["log"], state["best"]
+        self.log, self.best, self.kept = state["log"], state["best"], state["kept"]
         self.batch, self.sums, self.first_bad = state["batch"], state["sums"], state["first_bad"]
 
     def _begin_epoch(self) -> None:

@@ -87,7 +87,9 @@ class ConnectConfig(BaseModel):
         default=10_240, ge=4, description="at most; an epoch is cut into equal batches"
     )
     patience: int = Field(
-        default=10, ge=1, description="epochs without a better validation before training stops"
+        default=10,
+        ge=1,
+        description="epochs that validate clearly worse than the best before training stops",
     )
 
     @field_validator("spaces")

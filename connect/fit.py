@@ -24,7 +24,14 @@ from cmcr.connect.data import Pairs, Rows, SpaceData, Spaces, join, open_spaces
 from cmcr.connect.heads import Means, Side, make_heads
 from cmcr.connect.memory import aggregate
 from cmcr.connect.record import Record, library_versions, space_records, with_sides
-from cmcr.connect.validation import DECIDES, DISTRACTORS, Held, split, validate
+from cmcr.connect.validation import (
+    DECIDES,
+    DISTRACTORS,
+    Held,
+    Validated,
+    split,
+    validate,
+)
 from cmcr.connect.vectors import float32
 from cmcr.errors import MismatchError
 
@@ -145,8 +152,8 @@ def finished(
     """The connection of `sides`, with how well it does on what was held out."""
     record = describe(config, problem, sides, device)
     if problem.held is not None:
-        scores = score(sides, problem.spaces, problem.held)
-        record = record.model_copy(update={"validation": scores})
+        validated = score(sides, problem.spaces, problem.held)
+        record = record.model_copy(update={"validation": validated.scores})
     return Connection(record, sides).to("cpu")
 
 
@@ -170,7 +177,7 @@ def describe(
     )
 
 
-def score(sides: tuple[Side, Side], spaces: Spaces, held: Held) -> dict[str, float]:
+def score(sides: tuple[Side, ...], spaces: Spaces, held: Held) -> Validated:
     """`validate` for sides in evaluation mode, which move to the device of `held`."""
     for side in sides:
         side.to(held.bridge[0].device)
@@ -197,7 +204,7 @@ def _best_matrix(config: ConnectConfig, problem: Problem, means: tuple[Means, Me
         head = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
         head.weight.data = matrix.T.float()
         sides = (Side(head, means[0]), Side(nn.Identity(), means[1]))
-        return score(sides, problem.spaces, held)[DECIDES]
+        return score(sides, problem.spaces, held).scores[DECIDES]
 
     return max(rotation, ridge(pairs, config.ridge_strength), key=validated)
 

@@ -29,6 +29,7 @@ from cmcr.connect.heads import Side
 from cmcr.connect.heap import freed_memory_kept
 from cmcr.connect.losses import TERMS, Pair, objective, perturb
 from cmcr.connect.parallel import share, total_of_gradients, world_size
+from cmcr.connect.validation import Validated
 from cmcr.connect.vectors import reduced
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
@@ -111,24 +112,25 @@ def train(
     identity: str,
     *,
     device: str = "cpu",
-    validate: Callable[[], dict[str, float]] | None = None,
+    validate: Callable[[], Validated] | None = None,
     tensorboard: bool = False,
 ) -> None:
     """Train `sides` in place, taking up a checkpoint of the same `identity` if `folder` has one.
 
     The loss is the sum of the terms that `losses.objective` names, minimised by AdamW. With
-    `validate` the weights of the epoch that does best are kept, the start counting as epoch 0, and
-    `config.patience` epochs without a better one end the run. Raises CmcrError when the loss is no
-    longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after a signal.
+    `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
+    the start counting as epoch 0; `config.patience` epochs that do end the run. Raises CmcrError
+    when the loss is no longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after
+    a signal.
     """
     modules = nn.ModuleDict(
         {"Head_A": sides[0].head, "Head_B": sides[1].head, "turn_A": sides[0].turn}
     ).to(device)
     state = State(modules, config, device)
     state.restore(folder / CHECKPOINT, identity)
-    if validate is not None and state.best is None:
+    if validate is not None and state.kept is None:
         modules.eval()
-        state.keep_best(0, validate())
+        state.judge(0, validate())
     state.write_log(folder / LOG)
     trainer = Trainer(config, sides, modalities)
     banks = Banks(data, device)
@@ -154,14 +156,14 @@ def train(
             } | dict(zip(TERMS, means, strict=True))
             if validate is not None:
                 modules.eval()
-                scores = validate()
-                row |= {f"validation_{name}": value for name, value in scores.items()}
-                state.keep_best(state.epoch + 1, scores)
+                validated = validate()
+                row |= {f"validation_{name}": score for name, score in validated.scores.items()}
+                state.judge(state.epoch + 1, validated)
             state.finish_epoch(row)
             state.write_log(folder / LOG)
             state.save(folder / CHECKPOINT, identity)
             curves.show(row)
-    state.take_best()
+    state.take_kept()
     modules.eval()
 
 

@@ -1,15 +1,17 @@
 """How well a connection carries across the bridge, measured without one paired item.
 
     seen, held_out = split(config, count=len(pairs))   # numbers of rows; no fit sees the second
-    validate(project, held)                            # {"hit_rate@1": …, "mrr": …}
+    validate(project, held).scores                     # {"hit_rate@1": …, "mrr": …}
 
 The pseudo partner of a held-out bridge item searches for the item itself in the other space,
 ã → b² and c̃ → b¹, and the two pseudo partners of an item for each other, ã ↔ c̃. They lie where
-their modalities lie, so what hinders real images and audio hinders them too.
+their modalities lie, so what hinders real images and audio hinders them too. Held-out items are
+few: a difference that they cannot show (`clearly_worse`) decides nothing.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from cmcr.connect.config import ConnectConfig
 
 DECIDES = "mrr"  # which number of `validate` does
+CLEAR = 2  # standard errors
 LEAST, MOST = 32, 4096  # rows that are held out
 DISTRACTORS = 16_384  # bridge items of the fit that are searched among, besides
 
@@ -40,6 +43,13 @@ class Held:
         return Held(self.count, (one, two), (a, c))
 
 
+class Validated(NamedTuple):
+    """What the held-out items say."""
+
+    scores: dict[str, float]  # of all
+    each: Tensor  # (n,) the mean reciprocal rank of each item, whose mean is `DECIDES`
+
+
 def split(config: ConnectConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of the rows to fit on and of those held out, each in order; seeded.
 
@@ -53,7 +63,7 @@ def split(config: ConnectConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def validate(project: Project, held: Held) -> dict[str, float]:
+def validate(project: Project, held: Held) -> Validated:
     """Share of first places and mean reciprocal rank, the mean of all ways there are.
 
     Without any memory the bridge items themselves search: b¹ → b² and b² → b¹. Ties count
@@ -74,10 +84,16 @@ def validate(project: Project, held: Held) -> dict[str, float]:
     if not there:
         there = [(bridge[side][: held.count], bridge[1 - side]) for side in (0, 1)]
     ranks = torch.stack([_own_rank(queries, gallery) for queries, gallery in there])  # (ways, n)
-    return {
-        "hit_rate@1": (ranks == 1).double().mean().item(),
-        "mrr": ranks.double().reciprocal().mean().item(),
-    }
+    each = ranks.double().reciprocal().mean(dim=0)  # (n,)
+    hits = (ranks == 1).double().mean().item()
+    return Validated({"hit_rate@1": hits, "mrr": each.mean().item()}, each)
+
+
+def clearly_worse(one: Tensor, other: Tensor) -> bool:
+    """Whether the items do worse by more than two standard errors of the paired difference."""
+    change = one - other  # (n,)
+    error = change.std(correction=0) / len(change) ** 0.5
+    return bool(change.mean() < -CLEAR * error)
 
 
 def _own_rank(queries: Tensor, gallery: Tensor) -> Tensor:

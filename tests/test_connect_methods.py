@@ -19,10 +19,11 @@ from cmcr.connect import ConnectConfig, connect, load_connection, read_config
 from cmcr.connect import info_nce as info_nce_module
 from cmcr.connect import losses as losses_module
 from cmcr.connect.banks import Banks, TrainingData
+from cmcr.connect.compare import preferred
 from cmcr.connect.data import Rows
 from cmcr.connect.heap import freed_memory_kept
 from cmcr.connect.info_nce import info_nce
-from cmcr.connect.validation import Held, split, validate
+from cmcr.connect.validation import Held, clearly_worse, split, validate
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, UsageError
 
@@ -140,7 +141,7 @@ def test_a_residual_begins_as_the_closed_form_and_is_never_worse_where_it_is_jud
     assert trained.validation["mrr"] >= closed.validation["mrr"]
 
 
-def test_auto_compares_all_and_takes_what_validates_best(store: Path) -> None:
+def test_auto_compares_all_and_takes_what_validates_well(store: Path) -> None:
     made = connect(store, config(method="auto", epochs=3), name="a")
     scores = {name: one["mrr"] for name, one in made.methods.items()}
     assert set(scores) >= {
@@ -155,20 +156,23 @@ def test_auto_compares_all_and_takes_what_validates_best(store: Path) -> None:
         "c-mcr",
         "c-mcr-residual-centred",
     }
-    assert made.record.model == max(scores, key=lambda name: scores[name])
+    best = max(scores, key=lambda name: scores[name])
+    assert scores[made.record.model] == pytest.approx(scores[best], abs=0.05)
     again = connect(store, config(method="auto", epochs=3), name="a")
     assert (again.fresh, again.methods) == (False, made.methods)
     with pytest.raises(UsageError, match="nothing to choose by"):
         connect(store, config(method="auto", validation=0), name="b")
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_the_run(store: Path) -> None:
+def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(store: Path) -> None:
     settings = config(epochs=60, patience=2, learning_rate=0.1, noise_variance=1.0)
     made = connect(store, settings, name="a")
     rows = [json.loads(line) for line in (made.path / "training.jsonl").read_text().splitlines()]
-    best = max(row["validation_mrr"] for row in rows)
-    assert made.record.validation["mrr"] == pytest.approx(best)
+    scores = [row["validation_mrr"] for row in rows]
     assert len(rows) < 60
+    # Two epochs were clearly worse; the one before them is not far from the best.
+    assert made.record.validation["mrr"] == pytest.approx(scores[-3])
+    assert scores[-3] > max(scores[-2:])
 
 
 def test_what_is_held_out_is_told_by_the_seed_and_never_fitted() -> None:
@@ -188,13 +192,26 @@ def test_validation_by_hand() -> None:
         torch.tensor([[1.0, 0, 0, 0], [0.9, 0.8, 0, 0], [0.9, 0.8, 0.1, 0.7]]), dim=1
     )
     held = Held(3, (bridge, bridge), (pseudo, None))
-    scores = validate(lambda side, rows, is_pseudo: rows, held)
+    scores, each = validate(lambda side, rows, is_pseudo: rows, held)
     assert scores["hit_rate@1"] == pytest.approx(1 / 3)
     assert scores["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
+    assert each.tolist() == [1, 1 / 2, 1 / 4]
     bridges_only = validate(
         lambda side, rows, is_pseudo: rows, Held(3, (bridge, bridge), (None, None))
     )
-    assert bridges_only == {"hit_rate@1": 1.0, "mrr": 1.0}
+    assert bridges_only.scores == {"hit_rate@1": 1.0, "mrr": 1.0}
+
+
+def test_a_difference_counts_when_it_is_twice_its_standard_error() -> None:
+    one = torch.tensor([0.5, 0.4, 0.3, 0.2])
+    assert clearly_worse(one - 0.01, one)  # small, but the same for every item
+    assert not clearly_worse(one, one)
+    assert not clearly_worse(one + 0.01, one)
+    assert not clearly_worse(one.flip(0) - 0.1, one)  # -0.1 ± 0.11
+    assert clearly_worse(one.flip(0) - 0.3, one)
+    # As good as the best and preferred to it; clearly worse and therefore not.
+    assert preferred({"ridge": one, "c-mcr-residual-centred": one.flip(0) - 0.1}) != "ridge"
+    assert preferred({"ridge": one, "c-mcr-residual-centred": one - 0.1}) == "ridge"
 
 
 def test_pseudo_partners_are_aggregated_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +294,7 @@ def test_memory_is_kept_from_step_to_step_and_given_back_at_the_end() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     with freed_memory_kept():
-        page_faults_of_a_tensor()
-        kept = page_faults_of_a_tensor()
+        kept = min(page_faults_of_a_tensor() for _ in range(5))
     assert kept < page_faults_of_a_tensor() / 10
 
 
