@@ -104,7 +104,8 @@ def ranks_by_comparing(
 def _count_true(mask: np.ndarray) -> np.ndarray:
     """`mask.sum(axis=1)`, eight columns at a time: none of eight bytes counts beyond 255."""
     words = mask.view(np.uint64).sum(axis=1)
-    return words.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+    counts: np.ndarray = words.view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+    return counts
 
 
 @typed
