@@ -40,16 +40,12 @@ class Chained:
     record: Record
     fresh: bool
     bridges: tuple[str, ...]  # what each link was made from
+    methods: dict[str, dict[str, float]]  # "LINK: MODEL" → validation, where `auto` compared
 
     def __str__(self) -> str:
         names = " and ".join(space.name for space in self.record.spaces)
         state = "connected" if self.fresh else "up to date"
         return f"{state}: {names} by {self.record.model}, {'; '.join(self.bridges)}: {self.path}"
-
-    @property
-    def methods(self) -> dict[str, dict[str, float]]:
-        """Each link that `auto` chose a method for has a table of its own."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -169,7 +165,7 @@ def connect_chain(
     folder = out or store / "connections" / name
     links: list[Connection] = []
     joints: list[str] = []
-    bridges, fresh = [], False
+    bridges, methods, fresh = [], {}, False
     with process_group(torch.device(device)), alone(folder):
         for number in range(1, len(spaces)):
             bridge = find_bridge(store, spaces[number], spaces[:number], settings)
@@ -200,6 +196,7 @@ def connect_chain(
             made = connect(store, config, name=f"link-{number}", out=folder / f"link-{number}",
                            device=device, tensorboard=tensorboard)  # fmt: skip
             fresh |= made.fresh
+            methods |= {f"link-{number}: {model}": one for model, one in made.methods.items()}
             bridges.append(f"{spaces[number]} via {bridge.via} of {bridge.member}")
             links.append(load_connection(made.path))
             joints.append(f"{name}.{number}-{made.record.model_sha256[:8]}")
@@ -207,7 +204,7 @@ def connect_chain(
         if rank() == 0 and (fresh or not (folder / CONFIG).exists()):
             chain.save(folder)
         wait_for_all()
-    return Chained(folder, chain.record, fresh, tuple(bridges))
+    return Chained(folder, chain.record, fresh, tuple(bridges), methods)
 
 
 def find_bridge(

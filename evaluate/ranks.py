@@ -90,7 +90,7 @@ def ranks_by_comparing(
             ahead[rows, nth] += _count_true(reached[rows])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        shares = list(_pieces(len(x), -(-len(x) // torch.get_num_threads())))
+        shares = _pieces(len(x), -(-len(x) // torch.get_num_threads()))
         for columns in _pieces(len(items), _COLUMNS):
             part = _product(x, items[columns], scores)  # (queries, ≤ columns)
             matched = slice(*np.searchsorted(column, (columns.start, columns.stop)))

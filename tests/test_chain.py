@@ -91,6 +91,13 @@ def test_a_pair_that_was_never_bridged_meets_in_the_joint_space(
     torch.testing.assert_close(norms, torch.ones(9))
 
 
+def test_every_link_of_a_chain_may_choose_its_method(store: Path) -> None:
+    settings = SETTINGS | {"method": "auto", "epochs": 1}
+    made = connect_chain(store, ["hear", "see", "feel"], settings, name="all")
+    assert {name.partition(": ")[0] for name in made.methods} == {"link-1", "link-2"}
+    assert {"link-1: procrustes", "link-2: c-mcr"} <= made.methods.keys()
+
+
 def test_spaces_that_share_nothing_are_refused(store: Path) -> None:
     with pytest.raises(UsageError, match="nothing connects feel with hear"):
         connect_chain(store, ["hear", "feel", "see"], SETTINGS, name="all")
