@@ -1,5 +1,6 @@
 """`cmcr evaluate zero-shot`, `localization` and `counterfactual`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -58,39 +59,29 @@ def zero_shot(
     show(list(tasks.zero_shot(recipe, store or recipe.store, flags, connection)), as_json)
 
 
-def localization(
-    connection: Connection = None,
-    query: Query = None,
-    regions: Regions = None,
-    truth: Truth = None,
-    store: Store = None,
-    pipeline: Recipe = None,
-    as_json: Json = False,
-) -> None:
-    """Find the region of a picture that makes a sound."""
-    from cmcr import tasks
-    from cmcr.pipelines import load_pipelines
+def _about_scenes(task: str, does: str) -> Callable[..., None]:
+    def command(
+        connection: Connection = None,
+        query: Query = None,
+        regions: Regions = None,
+        truth: Truth = None,
+        store: Store = None,
+        pipeline: Recipe = None,
+        as_json: Json = False,
+    ) -> None:
+        from cmcr import tasks
+        from cmcr.pipelines import load_pipelines
 
-    recipe = load_pipelines().named(pipeline)
-    flags = {"query": query, "regions": regions, "truth": tuple(truth or ())}
-    done = tasks.sounds(recipe, store or recipe.store, "localization", flags, connection)
-    show(list(done), as_json)
+        recipe = load_pipelines().named(pipeline)
+        flags = {"query": query, "regions": regions, "truth": tuple(truth or ())}
+        done = tasks.sounds(recipe, store or recipe.store, task, flags, connection)
+        show(list(done), as_json)
+
+    command.__name__, command.__doc__ = task, does
+    return command
 
 
-def counterfactual(
-    connection: Connection = None,
-    query: Query = None,
-    regions: Regions = None,
-    truth: Truth = None,
-    store: Store = None,
-    pipeline: Recipe = None,
-    as_json: Json = False,
-) -> None:
-    """Tell sounds whose source is in the picture from silent and absent ones."""
-    from cmcr import tasks
-    from cmcr.pipelines import load_pipelines
-
-    recipe = load_pipelines().named(pipeline)
-    flags = {"query": query, "regions": regions, "truth": tuple(truth or ())}
-    done = tasks.sounds(recipe, store or recipe.store, "counterfactual", flags, connection)
-    show(list(done), as_json)
+localization = _about_scenes("localization", "Find the region of a picture that makes a sound.")
+counterfactual = _about_scenes(
+    "counterfactual", "Tell sounds whose source is in the picture from silent and absent ones."
+)
