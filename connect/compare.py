@@ -1,6 +1,7 @@
 """`--method auto`: every method on the same pairs, and the one that is to be preferred.
 
-FOLDER/methods.json      {"chosen": model, "methods": {model: {"hit_rate@1": …, "mrr": …}}}
+FOLDER/methods.json      {"chosen": model, "methods": {model: {"hit_rate@1": …, "mrr": …,
+                         "behind": standard errors behind the best}}}
 FOLDER/methods/MODEL/    what each trained method left on its way
 """
 
@@ -17,7 +18,7 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection import Connection
 from cmcr.connect.fit import Problem, closed_forms, score
 from cmcr.connect.parallel import rank
-from cmcr.connect.validation import clearly_worse
+from cmcr.connect.validation import DECIDES, behind, clearly_worse
 from cmcr.errors import UsageError
 from cmcr.files import write_json
 
@@ -61,7 +62,10 @@ def choose(
         for name, connection in made.items()
     }
     chosen = preferred(each)
-    scores = {name: connection.record.validation for name, connection in made.items()}
+    best = max(each.values(), key=_mean)
+    scores = {
+        name: made[name].record.validation | {"behind": behind(each[name], best)} for name in each
+    }
     if rank() == 0:
         write_json(folder / METHODS, {"chosen": chosen, "methods": scores})
         log = folder / "methods" / chosen / LOG
@@ -76,8 +80,12 @@ def choose(
 
 def preferred(each: Mapping[str, Tensor]) -> str:
     """Of methods and what each held-out item did with them, the method that `auto` takes."""
-    best = max(each.values(), key=lambda items: float(items.mean()))
+    best = max(each.values(), key=_mean)
     return next(name for name in PREFERRED if name in each and not clearly_worse(each[name], best))
+
+
+def _mean(each: Tensor) -> float:
+    return float(each.mean())
 
 
 def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
@@ -96,6 +104,7 @@ def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
 
 
 def read_methods(folder: Path) -> dict[str, dict[str, float]]:
-    """The validation of each method that `auto` tried; empty where it was not asked."""
+    """The validation of each method that `auto` tried, the best first; empty where it did not."""
     path = folder / METHODS
-    return json.loads(path.read_text())["methods"] if path.exists() else {}
+    methods = json.loads(path.read_text())["methods"] if path.exists() else {}
+    return dict(sorted(methods.items(), key=lambda item: -item[1][DECIDES]))

@@ -89,11 +89,16 @@ def validate(project: Project, held: Held) -> Validated:
     return Validated({"hit_rate@1": hits, "mrr": each.mean().item()}, each)
 
 
-def clearly_worse(one: Tensor, other: Tensor) -> bool:
-    """Whether the items do worse by more than two standard errors of the paired difference."""
-    change = one - other  # (n,)
+def behind(one: Tensor, other: Tensor) -> float:
+    """By how many standard errors of the paired difference the items do worse; 99 at most."""
+    change = other - one  # (n,)
     error = change.std(correction=0) / len(change) ** 0.5
-    return bool(change.mean() < -CLEAR * error)
+    return min(float(change.mean() / error.clamp(min=1e-12)), 99.0)
+
+
+def clearly_worse(one: Tensor, other: Tensor) -> bool:
+    """Whether the items do worse by more than two standard errors."""
+    return behind(one, other) > CLEAR
 
 
 def _own_rank(queries: Tensor, gallery: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def connect(
     say(str(connected))
     if connected.methods and not as_json:
         print_table([{"method": name, **scores} for name, scores in connected.methods.items()])
+        print("behind: standard errors behind the best; up to 2 the held-out pairs show nothing")
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
                 "methods": connected.methods})  # fmt: skip

@@ -23,7 +23,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     names = list(dict.fromkeys(name for line in lines for name in line))
     table = Table(box=None, pad_edge=False)
     for name in names:
-        numbers = all(isinstance(line.get(name), int | None) for line in lines)
+        numbers = all(isinstance(line.get(name), int | float | None) for line in lines)
         table.add_column(name, justify="right" if numbers else "left")
     for line in lines:
         table.add_row(*(_cell(line.get(name)) for name in names))
@@ -38,6 +38,8 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
     text = str(value)
     return text[:8] if len(text) == 64 else text
 
