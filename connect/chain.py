@@ -165,7 +165,8 @@ def connect_chain(
     folder = out or store / "connections" / name
     links: list[Connection] = []
     joints: list[str] = []
-    bridges, methods, fresh = [], {}, False
+    methods: dict[str, dict[str, float]] = {}
+    bridges, fresh = [], False
     with process_group(torch.device(device)), alone(folder):
         for number in range(1, len(spaces)):
             bridge = find_bridge(store, spaces[number], spaces[:number], settings)

@@ -99,11 +99,11 @@ class _InfoNCE(torch.autograd.Function):
 def _logsumexps(
     scaled: Tensor, y: Tensor, kept: Tensor | None, shared: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest score and the logsumexp of each row (n,), and that of each column (count,).
+    """The largest score of each row, if `shared`, and the logsumexp of each, (n,), and column.
 
-    `kept` is left with the scores; with E if `shared`.
+    `kept` is left with the scores, or with E if `shared`.
     """
-    highest, by_row = (scaled.new_empty(len(scaled)) for _ in range(2))
+    highest, by_row = (scaled.new_zeros(len(scaled)) for _ in range(2))
     by_column = scaled.new_full((len(y),), -torch.inf)
     for block in _blocks(scaled, y):
         part = product(scaled[block], y.T, out=None if kept is None else kept[block])

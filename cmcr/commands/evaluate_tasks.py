@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -59,7 +59,9 @@ def zero_shot(
     show(list(tasks.zero_shot(recipe, store or recipe.store, flags, connection)), as_json)
 
 
-def _about_scenes(task: str, does: str) -> Callable[..., None]:
+def _about_scenes(
+    task: Literal["localization", "counterfactual"], does: str
+) -> Callable[..., None]:
     def command(
         connection: Connection = None,
         query: Query = None,
