@@ -172,9 +172,8 @@ def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(st
     rows = [json.loads(line) for line in (made.path / "training.jsonl").read_text().splitlines()]
     scores = [row["validation_mrr"] for row in rows]
     assert len(rows) < 60
-    # Two epochs were clearly worse; the one before them is not far from the best.
+    # The last two were clearly worse than the best, the one before them was not.
     assert made.record.validation["mrr"] == pytest.approx(scores[-3])
-    assert scores[-3] > max(scores[-2:])
 
 
 def test_what_is_held_out_is_told_by_the_seed_and_never_fitted() -> None:
