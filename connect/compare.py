@@ -57,14 +57,15 @@ def choose(
     for candidate in candidates(config, problem):
         place = folder / "methods" / candidate.model_name
         made[candidate.model_name] = make(candidate, problem, place, device)
-    each = {
-        name: score(connection.sides, problem.spaces, problem.held).each
+    validated = {
+        name: score(connection.sides, problem.spaces, problem.held)
         for name, connection in made.items()
     }
+    each = {name: one.each for name, one in validated.items()}
     chosen = preferred(each)
     best = max(each.values(), key=_mean)
     scores = {
-        name: made[name].record.validation | {"behind": behind(each[name], best)} for name in each
+        name: one.scores | {"behind": behind(one.each, best)} for name, one in validated.items()
     }
     if rank() == 0:
         write_json(folder / METHODS, {"chosen": chosen, "methods": scores})

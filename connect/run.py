@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -56,15 +55,6 @@ class Connected:
             f"{state}: {first.name} and {second.name} by {self.record.model} "
             f"from {pairs}, {memory}: {self.path}"
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "path": str(self.path),
-            "fresh": self.fresh,
-            "connection": self.record.model_dump(mode="json"),
-            "methods": self.methods,
-        }
 
 
 def connect(

@@ -56,7 +56,11 @@ class Matches:
 
     @typed
     def counts(self) -> Int[np.ndarray, " queries"]:
-        """How many gallery items match each query."""
+        """How many gallery items match each query; counted once."""
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
         rows = max(1, _BLOCK_PAIRS // max(1, self.gallery))
         blocks = [
             np.diff(self.block(start, start + rows).indptr)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmcr.connect import Connection, load_connection
+from cmcr.connect.checkpoint import LOG
 from cmcr.embeddings import Key, open_dataset
 from cmcr.evaluate.breakdown import per_class, worst
 from cmcr.evaluate.joint_space import LEAST_POINTS, Cloud, draw_joint_space
@@ -37,7 +38,6 @@ PRECISION = "precision.png"
 JOINT_SPACE = "joint-space.png"
 TRAINING = "training.png"
 
-_LOG = "training.jsonl"
 _MOST_DRAWN = 20_000
 
 
@@ -103,8 +103,8 @@ def _draw(
         query, gallery = (_cloud(connection, items.spread(_MOST_DRAWN)) for items in both)
         draw_joint_space((query, gallery), folder / JOINT_SPACE)
         drawn.append(JOINT_SPACE)
-    if (path / _LOG).exists():
-        draw_training(read_training(path / _LOG), folder / TRAINING)
+    if (path / LOG).exists():
+        draw_training(read_training(path / LOG), folder / TRAINING)
         drawn.append(TRAINING)
     for name in {JOINT_SPACE, TRAINING}.difference(drawn):
         (folder / name).unlink(missing_ok=True)
@@ -122,5 +122,5 @@ def _direction(both: tuple[Items, Items], row: Row) -> str:
 
 
 def _log(path: Path) -> str | None:
-    log = path / _LOG
+    log = path / LOG
     return sha256_file(log) if log.exists() else None

@@ -5,7 +5,7 @@ import os
 os.environ["CMCR_CHECK_SHAPES"] = "1"  # before anything of cmcr is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,15 @@ class Bytes:
 
     def encode(self, modality: Modality, batch: Tensor) -> Tensor:
         return torch.nn.functional.normalize(batch @ self.weight, dim=-1)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Batches of a few rows lose more by waiting for a second thread than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,11 @@ from cmcr.connect.validation import Held, clearly_worse, split, validate
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, UsageError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MakeDataset = Callable[..., Dataset]
 PAIRS, LATENT, DIM = 600, 6, 20
 OTHER = {"see": "image", "hear": "audio"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Batches this small lose more by waiting for a second thread than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

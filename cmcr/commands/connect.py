@@ -17,7 +17,7 @@ def connect(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity, or auto: the best."),
+        typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity; auto tries all."),
     ] = None,
     train: Names = None,
     memory: Names = None,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmcr.connect import Connection, load_connection
+from cmcr.connect.checkpoint import LOG
 from cmcr.embeddings import Key, Manifest, list_datasets
 from cmcr.embeddings.writer import FAILURES, read_manifest
 from cmcr.errors import CmcrError, UsageError
@@ -22,7 +23,6 @@ from cmcr.evaluate.pictures import read_training
 from cmcr.evaluate.results import Row, read_results
 
 TASKS = ("retrieval", "index", "zero-shot", "localization", "counterfactual", "gap")
-_LOG = "training.jsonl"
 _EXAMPLES = 3
 
 
@@ -141,8 +141,8 @@ def _connection(store: Path, name: str) -> ConnectionFacts:
     connection, training, problem = None, [], ""
     try:
         connection = load_connection(folder)
-        if (folder / _LOG).exists():
-            training = read_training(folder / _LOG)
+        if (folder / LOG).exists():
+            training = read_training(folder / LOG)
     except CmcrError as error:
         problem = error.what
     found = [
