@@ -39,7 +39,7 @@ from cmcr.progress import progress
 RESULTS = "index.json"
 INDEX = "index.faiss"
 ABOUT = "index.about.json"
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 RECALL = f"found@{NEIGHBOURS}"
 _ENOUGH, _HARDLY = 0.95, 0.005  # recall
@@ -76,8 +76,7 @@ def evaluate_index(
     `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`,
     queries a second when all are asked at once; `query_ms` of one alone, the median; `build_s`,
     seconds; `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build
-    or a budget that nothing fits, and what
-    `evaluate_retrieval` does.
+    or a budget that nothing fits, and what `evaluate_retrieval` does.
     """
     connection = load_connection(path)
     folder = out or results_folder(store, path, query, gallery)
