@@ -31,6 +31,7 @@ from cmcr.connect.losses import TERMS, Pair, objective, perturb
 from cmcr.connect.parallel import share, total_of_gradients, world_size
 from cmcr.connect.validation import Validated
 from cmcr.connect.vectors import reduced
+from cmcr.devices import threads_for
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 
@@ -135,7 +136,9 @@ def train(
     trainer = Trainer(config, sides, modalities)
     banks = Banks(data, device)
     batches = math.ceil(len(banks) / config.batch_size)
+    rows = math.ceil(len(banks) / batches)
     with (
+        threads_for(rows**2 * max(data.bridge1.shape[1], data.bridge2.shape[1])),
         freed_memory_kept(),
         Curves(folder, config.epochs, state.log, tensorboard) as curves,
         _signals() as stopped,
