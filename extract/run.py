@@ -132,7 +132,7 @@ def extract(
     and whichever finds all parts there writes the manifest.
 
     Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
-    what it needs for it, MismatchError when the dataset holds rows that were made otherwise,
+    what it needs for it, MismatchError when the dataset was built with different settings,
     SourceError when more than `max_failures` (a share of the inputs) could not be embedded; what
     is finished is kept.
     """
