@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from cmcr.errors import EncoderError, SourceError, UsageError
 
@@ -88,11 +88,11 @@ class Description(BaseModel):
 
     @field_validator("encoder", mode="before")
     @classmethod
-    def _encoder_as_json(cls, value: Mapping[str, Any]) -> Any:
+    def _encoder_as_json(cls, value: Mapping[str, Any], others: ValidationInfo) -> Any:
         try:
             return as_json(value)
         except (TypeError, ValueError) as error:
-            name = value.get("encoder", "the encoder")
+            name = value.get("encoder", others.data["space"])
             raise EncoderError(
                 f"the fingerprint of {name} cannot be written as JSON: {error}",
                 where=f"{name}.fingerprint()",
