@@ -1,6 +1,6 @@
-"""Five tiny inputs a modality, the same wherever they are made: what `contract` tries encoders on.
+"""Three tiny inputs a modality, the same wherever they are made: what `contract` tries encoders on.
 
-write_inputs(folder, "audio")   # folder/audio/0.wav ... 4.wav
+write_inputs(folder, "audio")   # folder/audio/0.wav, 1.wav, 2.wav
 """
 
 import wave
@@ -12,18 +12,16 @@ from cmcr.embeddings import Modality
 
 TEXTS = [
     "a dog",
-    "two grey chairs beside a window",
-    "seven",
     "Zürich, ☃ &amp; 日本語",
     "rain on a tin roof " * 8,
 ]
-SECONDS, RATES = (0.4, 0.7, 1.3, 2.0, 0.9), (8_000, 16_000, 22_050, 44_100, 48_000)
-SIZES = ((40, 30), (64, 64), (33, 80), (120, 50), (28, 28))  # pixels
-POINTS = (600, 900, 1200, 1500, 1024)
+SECONDS, RATES = (0.4, 1.3, 0.9), (8_000, 44_100, 48_000)
+SIZES = ((40, 30), (64, 120), (28, 28))  # pixels
+POINTS = (600, 1500, 1024)
 
 
 def write_inputs(folder: Path, modality: Modality) -> Path:
-    """Write five inputs of `modality`; gives the folder or file that is their source."""
+    """Write three inputs of `modality`; gives the folder or file that is their source."""
     place = folder / modality
     if modality == "text":
         place = place.with_suffix(".txt")
@@ -31,7 +29,7 @@ def write_inputs(folder: Path, modality: Modality) -> Path:
         return place
     place.mkdir()
     write = {"audio": _write_sound, "image": _write_picture, "pointcloud": _write_cloud}[modality]
-    for number in range(5):
+    for number in range(3):
         write(place / str(number), number)
     return place
 
@@ -53,7 +51,7 @@ def _write_picture(path: Path, number: int) -> None:
 
     coarse = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     picture = Image.fromarray(coarse).resize(SIZES[number])
-    (picture.convert("L") if number == 4 else picture).save(path.with_suffix(".png"))
+    (picture.convert("L") if number == 2 else picture).save(path.with_suffix(".png"))
 
 
 def _write_cloud(path: Path, number: int) -> None:
