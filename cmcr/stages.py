@@ -6,7 +6,7 @@ Nothing heavy is imported before a stage needs it.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from cmcr.pipelines import (
 if TYPE_CHECKING:
     from cmcr.connect import Chained, Connected
     from cmcr.embeddings import Key
+    from cmcr.embeddings.health import Health
     from cmcr.evaluate import Evaluated, IndexChoice
     from cmcr.extract import Summary
 
@@ -168,17 +169,27 @@ def connect_spaces(
     out: Path | None,
     device: str,
     tensorboard: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> "Connected | Chained":
-    """Train or solve the connection `name`, or the chain where there are more than two spaces."""
+    """Train or solve the connection `name`, or the chain where there are more than two spaces.
+
+    `say` is told how well the embeddings of each dataset tell its rows apart.
+    """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
+
+    def opened(health: "Mapping[Key, Health]") -> None:
+        for key, found in health.items():
+            say(f"{key}  {found}{found.warning}")
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
         return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
-                             tensorboard=tensorboard)  # fmt: skip
+                             tensorboard=tensorboard, opened=opened)  # fmt: skip
     config = read_config(fields)
-    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard)
+    return connect(
+        store, config, name=name, out=out, device=place, tensorboard=tensorboard, opened=opened
+    )
 
 
 # evaluate

@@ -12,7 +12,7 @@ NAME/config.json       the links in their order; written last
 NAME/link-1/, link-2/  connections
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from cmcr.connect.project import project_store
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
 from cmcr.connect.run import alone, connect
 from cmcr.embeddings import Key, Modality, list_datasets, open_dataset
+from cmcr.embeddings.health import Health
 from cmcr.errors import StoreError, UsageError
 from cmcr.files import write_json
 
@@ -151,6 +152,7 @@ def connect_chain(
     out: Path | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    opened: Callable[[Mapping[Key, Health]], None] | None = None,
 ) -> Chained:
     """Connect `spaces`, in this order, into one joint space.
 
@@ -195,7 +197,7 @@ def connect_chain(
                 }
             )
             made = connect(store, config, name=f"link-{number}", out=folder / f"link-{number}",
-                           device=device, tensorboard=tensorboard)  # fmt: skip
+                           device=device, tensorboard=tensorboard, opened=opened)  # fmt: skip
             fresh |= made.fresh
             methods |= {f"link-{number}: {model}": one for model, one in made.methods.items()}
             bridges.append(f"{spaces[number]} via {bridge.via} of {bridge.member}")

@@ -5,7 +5,7 @@ done.path, done.fresh, done.record.pairs
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,8 @@ from cmcr.connect.parallel import process_group, rank, wait_for_all
 from cmcr.connect.pseudo import pseudo_partners
 from cmcr.connect.record import Record, made_from
 from cmcr.connect.train import train
-from cmcr.embeddings.schema import Modality, canonical_json
+from cmcr.embeddings.health import Health, measure
+from cmcr.embeddings.schema import Key, Modality, canonical_json
 from cmcr.errors import StoreError, UsageError
 from cmcr.files import locked
 
@@ -36,6 +37,7 @@ class Connected:
     path: Path
     record: Record
     fresh: bool  # False: it was there already, made from the same config and datasets
+    health: Mapping[Key, Health]  # of each dataset with two rows or more
 
     @property
     def methods(self) -> dict[str, dict[str, float]]:
@@ -65,20 +67,30 @@ def connect(
     out: Path | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    opened: Callable[[Mapping[Key, Health]], None] | None = None,
 ) -> Connected:
     """Make the connection `name` in STORE/connections, or in the folder `out`.
 
     One that is up to date is left as it is, one that another process is making is waited for,
     and one that was interrupted goes on. With `tensorboard` the curves also go to
-    FOLDER/tensorboard. Raises UsageError for a dataset that is not in the store, StoreError for a
-    damaged one, MismatchError for spaces that have nothing in common, CmcrError for a loss that is
-    not finite.
+    FOLDER/tensorboard. `opened` is told how well each dataset's embeddings tell its rows apart,
+    before anything is trained. Raises UsageError for a dataset that is not in the store, StoreError
+    for a damaged one, MismatchError for spaces that have nothing in common, CmcrError for a loss
+    that is not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
     folder = out or store / "connections" / name
     spaces = open_spaces(store, config)
+    health = {
+        dataset.key: found
+        for space in spaces
+        for dataset in space.datasets
+        if (found := measure(dataset)) is not None
+    }
     with process_group(torch.device(device)), alone(folder):
+        if opened is not None and rank() == 0:
+            opened(health)
         record = _up_to_date(folder, config, spaces)
         fresh = record is None
         wait_for_all()
@@ -97,7 +109,7 @@ def connect(
         if rank() == 0:
             (folder / CHECKPOINT).unlink(missing_ok=True)
         wait_for_all()
-    return Connected(folder, record, fresh)
+    return Connected(folder, record, fresh, health)
 
 
 @contextmanager

@@ -129,7 +129,9 @@ def check_part(folder: Path, part: Part, manifest: Manifest) -> None:
         raise StoreError("a part is not the one that was written", where=path, cure=REMAKE)
     metadata = part_metadata(path)
     if metadata is None or metadata["description"] != manifest.identity:
-        raise StoreError("a part was made otherwise than its dataset", where=path, cure=REMAKE)
+        raise StoreError(
+            "a part was built with other settings than its dataset", where=path, cure=REMAKE
+        )
     view = part_view(folder, part, manifest)
     if not all_finite(view):
         raise StoreError("an embedding holds NaN or infinity", where=path, cure=REMAKE)

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from cmcr.errors import UsageError
+from cmcr.errors import EncoderError, SourceError, UsageError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cmcr"
@@ -67,7 +67,11 @@ class Key:
 
 
 class Description(BaseModel):
-    """What makes a dataset, known before its first row: rows of two descriptions never mix."""
+    """What makes a dataset, known before its first row: rows of two descriptions never mix.
+
+    `encoder` and `source` are held as JSON gives them back, whatever Python values they came as, so
+    that a description in memory equals the one that was read from a file.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -81,6 +85,30 @@ class Description(BaseModel):
     columns: tuple[str, ...] = ()
     encoder: dict[str, Any]
     source: dict[str, Any]
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _encoder_as_json(cls, value: Mapping[str, Any], others: ValidationInfo) -> Any:
+        try:
+            return as_json(value)
+        except (TypeError, ValueError) as error:
+            name = value.get("encoder", others.data["space"])
+            raise EncoderError(
+                f"the fingerprint of {name} cannot be written as JSON: {error}",
+                where=f"{name}.fingerprint()",
+                cure="let it hold strings, finite numbers, true, false, null, and lists and "
+                "dictionaries of them",
+            ) from error
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _source_as_json(cls, value: Mapping[str, Any]) -> Any:
+        try:
+            return as_json(value)
+        except (TypeError, ValueError) as error:
+            raise SourceError(
+                f"the description of a source cannot be written as JSON: {error}"
+            ) from error
 
     @property
     def key(self) -> Key:
@@ -120,6 +148,14 @@ def identity(description: Mapping[str, Any]) -> str:
     """Hex digest of what decides the numbers: `description` without what is `INCIDENTAL`."""
     decisive = {name: value for name, value in description.items() if name not in INCIDENTAL}
     return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
+
+
+def as_json(value: Mapping[str, Any]) -> Any:
+    """`value` as JSON gives it back: a tuple is a list, a key is a string.
+
+    Raises TypeError or ValueError for what JSON has no word for, NaN among it.
+    """
+    return json.loads(json.dumps(value, allow_nan=False))
 
 
 def canonical_json(value: object) -> str:

@@ -19,7 +19,7 @@ from cmcr.embeddings.parts import (
     part_name,
     write_failures,
 )
-from cmcr.embeddings.schema import INCIDENTAL, Description, Manifest
+from cmcr.embeddings.schema import INCIDENTAL, Description, Manifest, canonical_json
 from cmcr.errors import MismatchError, StoreError
 from cmcr.files import locked, write_text
 
@@ -59,7 +59,10 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
         if getattr(begun, name) != getattr(wanted, name)
     ]
     for name in ("encoder", "source"):
-        old, new = getattr(begun, name), getattr(wanted, name)
+        old, new = (
+            {field: canonical_json(value) for field, value in getattr(one, name).items()}
+            for one in (begun, wanted)
+        )
         changed += [
             f"{name}.{field}"
             for field in sorted(old.keys() | new.keys())
@@ -67,7 +70,7 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
         ]
     if changed:
         raise MismatchError(
-            f"the dataset {wanted.key} was made otherwise: {', '.join(changed)} changed",
+            f"the dataset {wanted.key} was built with different settings: {', '.join(changed)}",
             where=folder,
             cure="give the new rows another --dataset or --store, or delete that folder",
         )
@@ -114,7 +117,7 @@ def is_complete(folder: Path) -> bool:
 def finish(folder: Path, description: Description, parts: int) -> Manifest | None:
     """Write `failures.parquet` and the manifest; None while parts of others are missing.
 
-    Raises StoreError when a part is damaged or was made otherwise.
+    Raises StoreError when a part is damaged or of another description.
     """
     paths = [folder / part_name(index) for index in range(parts)]
     if not all(path.exists() for path in paths):
@@ -125,7 +128,9 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
         if metadata is None:
             raise StoreError("a part is damaged", where=path, cure=REMAKE)
         if metadata["description"] != description.identity:
-            raise StoreError("a part was made otherwise than its dataset", where=path, cure=REMAKE)
+            raise StoreError(
+                "a part was built with other settings than its dataset", where=path, cure=REMAKE
+            )
         failures += metadata["failures"]
     lines = [describe_part(path, description) for path in paths]
     manifest = Manifest(

@@ -22,6 +22,8 @@ from cmcr.extract.loading import Loaded
 Amp = Literal["auto", "off", "bf16", "fp16"]
 Autocast = Literal["bfloat16", "float16"]
 
+NORM_TOLERANCE = 1e-2  # of a unit vector; half precision stays well inside
+
 # Inputs decoded, sent and encoded at once where --batch-size does not say.
 BATCH_SIZES: dict[Modality, int] = {"audio": 64, "image": 128, "pointcloud": 64, "text": 512}
 
@@ -40,9 +42,32 @@ def encode_batches(
 ) -> Iterator[tuple[Loaded, np.ndarray]]:
     """Each batch with its vectors, (items, D) float32, in order.
 
-    A batch that does not fit into the device's memory is halved, and so are those after it.
-    Raises EncoderError when not even one input fits.
+    A batch that does not fit into the device's memory is halved, and so are those after it. A row
+    of NaN or infinity is handed on: it is the failure of one input.
+
+    Raises EncoderError when not even one input fits, and for what an encoder may not give: what
+    `check_shape` and `check_norms` refuse, and first inputs, two or more, without one finite row.
     """
+    begun = False
+    for loaded, output in _launched(encoder, modality, batches, autocast):
+        vectors: np.ndarray = output.float().cpu().numpy()  # (items, D)
+        check_norms(encoder, modality, vectors)
+        if not begun and len(vectors):
+            begun = bool(np.isfinite(vectors).all(axis=1).any())
+            if not begun and len(vectors) > 1:
+                raise _broken(
+                    encoder,
+                    f"gave only NaN or infinity for the first {len(vectors)} {modality} inputs",
+                    "try --amp off and another --checkpoint; should these inputs be at fault, "
+                    "leave them out of the source",
+                )
+        yield loaded, vectors
+
+
+def _launched(
+    encoder: Encoder, modality: Modality, batches: Iterable[Loaded], autocast: Autocast | None
+) -> Iterator[tuple[Loaded, Tensor]]:
+    """Each batch with its vectors, (items, D) on the device, once the next one is on its way."""
     limit = 1 << 30
     waiting: tuple[Loaded, Tensor] | None = None
     for loaded in batches:
@@ -51,10 +76,10 @@ def encode_batches(
         else:
             output, limit = _encode(encoder, modality, loaded.inputs, autocast, limit)
         if waiting is not None:
-            yield waiting[0], _fetched(waiting[1])
+            yield waiting
         waiting = loaded, output
     if waiting is not None:
-        yield waiting[0], _fetched(waiting[1])
+        yield waiting
 
 
 def _encode(
@@ -65,8 +90,11 @@ def _encode(
     while True:
         try:
             with context:
-                starts = range(0, len(inputs), limit)
-                pieces = [encoder.encode(modality, inputs[at : at + limit]) for at in starts]
+                pieces = []
+                for start in range(0, len(inputs), limit):
+                    given = inputs[start : start + limit]
+                    pieces.append(encoder.encode(modality, given))
+                    check_shape(encoder, modality, len(given), pieces[-1])
         except torch.OutOfMemoryError as error:
             limit = min(limit, len(inputs)) // 2
             if not limit:
@@ -79,6 +107,32 @@ def _encode(
             return torch.cat(pieces), limit
 
 
-def _fetched(output: Tensor) -> np.ndarray:
-    vectors: np.ndarray = output.float().cpu().numpy()  # (items, D)
-    return vectors
+def check_shape(encoder: Encoder, modality: Modality, count: int, output: object) -> None:
+    """Raise EncoderError unless `output` is a (count, D) tensor of floats."""
+    if not isinstance(output, Tensor):
+        wrong = f"a {type(output).__name__} where a tensor belongs"
+    elif output.shape != (count, encoder.dim):
+        wrong = f"{tuple(output.shape)} where ({count}, {encoder.dim}) belongs"
+    elif not output.is_floating_point():
+        wrong = f"{str(output.dtype).removeprefix('torch.')} where floats belong"
+    else:
+        return
+    raise _broken(encoder, f"gave {wrong}, for {count} {modality} inputs")
+
+
+def check_norms(encoder: Encoder, modality: Modality, vectors: np.ndarray) -> None:
+    """Raise EncoderError where a finite row of (items, D) is not a unit vector."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)  # (items,)
+    finite = norms[np.isfinite(norms)]
+    if len(finite) and np.abs(finite - 1).max() > NORM_TOLERANCE:
+        furthest = finite[np.abs(finite - 1).argmax()]
+        raise _broken(encoder, f"gave a vector of norm {furthest:.4g} for {modality}, not 1")
+
+
+def _broken(encoder: Encoder, what: str, cure: str | None = None) -> EncoderError:
+    kind = type(encoder)
+    return EncoderError(
+        f"the encoder {encoder.name} {what}",
+        where=f"{kind.__module__}.{kind.__qualname__}.encode",
+        cure=cure or f"mend it; `cmcr encoders --check {encoder.name}` tries what is promised",
+    )

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cmcr.embeddings import Description, Key, build_index, index_is_current, open_dataset
+from cmcr.embeddings.health import Health, measure
 from cmcr.embeddings.parts import Failure, part_counts, part_name, write_part
 from cmcr.embeddings.schema import Precision
 from cmcr.embeddings.writer import begin, claim, finish, finished_part, is_complete
@@ -42,7 +43,8 @@ class Summary:
     """What one extraction did.
 
     Rows and failures in the dataset; rows made now, and texts among them that were too long for
-    the encoder; seconds spent in each stage.
+    the encoder; how well the embeddings of a finished dataset tell its rows apart; seconds spent in
+    each stage.
     """
 
     key: Key
@@ -51,6 +53,7 @@ class Summary:
     made: int = 0
     truncated: int = 0
     finished: bool = True
+    health: Health | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
@@ -63,11 +66,16 @@ class Summary:
         return asdict(self) | {"key": str(self.key)}
 
     def __str__(self) -> str:
+        return self._line() + (self.health.warning if self.health else "")
+
+    def _line(self) -> str:
         text = f"{self.key}  {self.rows:,} rows"
         if self.failures:
             text += f", {self.failures:,} failures"
         if self.truncated:
             text += f", {self.truncated:,} texts cut"
+        if self.health:
+            text += f", {self.health}"
         if not self.made:
             return f"{text}  up to date" if self.finished else f"{text}  waiting for other shards"
         total = sum(self.seconds.values())
@@ -132,7 +140,7 @@ def extract(
     and whichever finds all parts there writes the manifest.
 
     Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
-    what it needs for it, MismatchError when the dataset holds rows that were made otherwise,
+    what it needs for it, MismatchError when the dataset was built with different settings,
     SourceError when more than `max_failures` (a share of the inputs) could not be embedded; what
     is finished is kept.
     """
@@ -171,6 +179,7 @@ def extract(
     if summary.finished:
         data = open_dataset(store, description.key)
         summary.rows, summary.failures = data.rows, data.manifest.failures
+        summary.health = measure(data)
         if index is not None and not index_is_current(data, index):
             build_index(data, index)
     _refuse_too_many(summary, max_failures, folder)

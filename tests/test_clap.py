@@ -5,21 +5,18 @@
 benchmarks/parity_clap.py compares with all of laion_clap, its loaders included, and on more clips.
 """
 
-import json
 import pickle
 import subprocess
 import sys
-import warnings
-import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from seeded import cache_tokenizer, clap_checkpoint, published, publisher, random_state
+from torch import Tensor
 from torch.nn import functional as F
 
 from cmcr.embeddings.schema import canonical_json
@@ -47,61 +44,6 @@ def clip(seconds: float, rate: int, channels: int) -> Waveform:
 # laion_clap's model, and checkpoints of it
 
 
-@cache
-def shared_roberta() -> nn.Module:
-    model: nn.Module = clap.roberta()
-    return model
-
-
-@cache
-def publisher(variant: str) -> Any:
-    """laion_clap's own class CLAP with random weights, its text model built without network."""
-    from transformers import RobertaModel
-
-    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-        warnings.simplefilter("ignore")  # timm's and torch's, about how laion_clap uses them
-        patch.setattr(RobertaModel, "from_pretrained", lambda name: shared_roberta())
-        module = clap_audio.clap_module("model")
-        fusion = clap.FUSION[variant]
-        model = module.CLAP(
-            embed_dim=768,
-            audio_cfg={"model_type": "HTSAT", "model_name": "tiny", "hop_size": 480},
-            text_cfg={**dict.fromkeys(("vocab_size", "width", "heads", "layers"), 1)}
-            | {"model_type": "roberta", "context_length": 77},
-            enable_fusion=fusion,
-            fusion_type="aff_2d" if fusion else "None",
-        )
-    model.load_state_dict(random_state(model))
-    return model.eval()
-
-
-def random_state(model: nn.Module) -> dict[str, Tensor]:
-    """Random weights that fill a small file: matrices whose rows are one row, shifted."""
-    state = model.state_dict()
-    for name, value in state.items():
-        kept = "extractor" in name or "attn_mask" in name
-        if value.is_floating_point() and value.ndim > 1 and not kept:
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            row = torch.randn(sum(value.shape), generator=generator)
-            row *= (2 / value[0].numel()) ** 0.5
-            state[name] = row.as_strided(value.shape, (1,) * value.ndim)
-    state["audio_branch.bn0.running_mean"] = torch.full((64,), -40.0)  # where decibels lie
-    state["audio_branch.bn0.running_var"] = torch.full((64,), 400.0)
-    return state
-
-
-def published(variant: str) -> dict[str, Any]:
-    """What a published file holds: training state beside the weights."""
-    state = random_state(publisher(variant))
-    state["text_branch.embeddings.position_ids"] = torch.arange(514)[None]
-    return {
-        "epoch": 45,
-        "name": "2022-11-10",
-        "metrics": {"best": np.float64(0.5), "step": np.int64(3)},
-        "state_dict": {f"module.{name}": value for name, value in state.items()},
-    }
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("clap")
@@ -113,8 +55,8 @@ def load(folder: Path) -> Callable[[str], clap.ClapEncoder]:
 
     @cache
     def loaded(variant: str) -> clap.ClapEncoder:
-        torch.save(published(variant), folder / f"{variant}.pt")
-        return clap.open_encoder(variant=variant, checkpoint=folder / f"{variant}.pt", device="cpu")
+        file = clap_checkpoint(folder, variant)
+        return clap.open_encoder(variant=variant, checkpoint=file, device="cpu")
 
     return loaded
 
@@ -258,27 +200,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     clap.tokenizer.cache_clear()
     return tmp_path
-
-
-def cache_tokenizer(hub: Path, entries: int) -> None:
-    """A tokenizer of single letters and fillers, as the hub's client caches roberta-base."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    fillers = [f"filler{number}" for number in range(entries - len(special) - len(letters) - 1)]
-    vocabulary = {word: i for i, word in enumerate([*special, *letters, *fillers, "<mask>"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", END), ("<s>", 0))
-    contents = json.dumps(vocabulary), "#version: 0.2\n", tokenizer.to_str()
-    repository = hub / f"models--{clap.TOKENIZER}"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(snapshot.name)
-    for name, content in zip(TOKENIZER_FILES, contents, strict=True):
-        (snapshot / name).write_text(content)
 
 
 def test_text_is_cut_and_padded(hub: Path) -> None:

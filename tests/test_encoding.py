@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,68 @@ def test_an_input_that_never_fits_ends_with_an_error(
     small_device(encoder, fits=0)
     with pytest.raises(EncoderError, match="too little memory to encode one text"):
         extract(tmp_path / "store", encoder, open_source("text", str(lines)), "t", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda vectors: vectors * 2.5, r"a vector of norm 2\.5 for text, not 1"),
+        (lambda vectors: vectors * torch.tensor([[1.0]] + [[0.0]] * 9), "a vector of norm 0 "),
+        (lambda vectors: vectors * 1e30, r"a vector of norm 1e\+30 for text"),
+        (lambda vectors: vectors[:, :7], r"\(10, 7\) where \(10, 8\) belongs"),
+        (lambda vectors: vectors[:9], r"\(9, 8\) where \(10, 8\) belongs"),
+        (lambda vectors: vectors.numpy(), "a ndarray where a tensor belongs"),
+        (lambda vectors: (vectors * 100).long(), "int64 where floats belong"),
+        (lambda vectors: vectors * float("nan"), "only NaN or infinity for the first 10 text"),
+    ],
+    ids=[
+        "norm 2.5",
+        "norm 0",
+        "huge",
+        "wrong D",
+        "too few rows",
+        "an array",
+        "integers",
+        "only NaN",
+    ],
+)
+def test_what_an_encoder_may_not_give_is_refused_by_its_name(
+    tmp_path: Path, encoder: Encoder, lines: Path, broken: Callable[[Any], Any], message: str
+) -> None:
+    whole = encoder.encode
+    encoder.encode = lambda modality, batch: broken(whole(modality, batch))  # type: ignore[method-assign]
+    source = open_source("text", str(lines))
+    with pytest.raises(EncoderError, match=f"^the encoder bytes gave .*{message}") as caught:
+        extract(tmp_path / "store", encoder, source, "t", workers=0, batch_size=10)
+    assert "conftest.Bytes.encode" in str(caught.value)
+    assert not list((tmp_path / "store").glob("*/*/*/part-*"))
+
+
+def test_inputs_without_a_finite_vector_are_failures_once_others_have_one(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    whole, asked = encoder.encode, []
+
+    def later(modality: Any, batch: torch.Tensor) -> torch.Tensor:
+        asked.append(len(batch))
+        return whole(modality, batch) * (float("nan") if len(asked) == 3 else 1.0)
+
+    encoder.encode = later  # type: ignore[method-assign]
+    source = open_source("text", str(lines))
+    summary = extract(
+        tmp_path / "store", encoder, source, "t", workers=0, batch_size=10, max_failures=0.5
+    )
+    assert (summary.rows, summary.failures) == (40, 10)
+
+
+def test_a_fingerprint_with_a_tuple_is_itself_again(
+    tmp_path: Path, encoder: Encoder, lines: Path
+) -> None:
+    said = dict(encoder.fingerprint()) | {"preprocessing": {"size": (224, 224), 1: "one"}}
+    encoder.fingerprint = lambda: said  # type: ignore[method-assign]
+    source = open_source("text", str(lines))
+    made = [extract(tmp_path / "store", encoder, source, "t", workers=0).made for _ in range(2)]
+    assert made == [50, 0]
 
 
 def test_texts_go_by_length_and_come_back_in_order(

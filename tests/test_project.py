@@ -227,7 +227,7 @@ def test_an_unfinished_or_changed_source_is_refused(
     manifest = Key("hear", "audio", "sounds").folder(store) / "manifest.json"
     text = manifest.read_text()
     manifest.write_text(text.replace('"array_sha256": "', '"array_sha256": "0'))
-    with pytest.raises(CmcrError, match="made otherwise"):
+    with pytest.raises(CmcrError, match="built with other settings"):
         project(store, connection)
     manifest.unlink()
     with pytest.raises(StoreError, match="unfinished"):

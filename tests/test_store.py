@@ -26,7 +26,7 @@ from cmcr.embeddings import (
 from cmcr.embeddings.parts import write_part
 from cmcr.embeddings.schema import all_finite
 from cmcr.embeddings.writer import begin, claim, finish
-from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
+from cmcr.errors import CmcrError, EncoderError, MismatchError, SourceError, StoreError, UsageError
 
 KEY = Key("clip", "image", "photos")
 
@@ -199,11 +199,46 @@ def test_a_foreign_part_and_a_damaged_manifest_are_refused(tmp_path: Path) -> No
     (ours.folder / "part-00000.parquet").write_bytes(foreign)
     (ours.folder / "manifest.json").unlink()
     begin(tmp_path / "a", describe())
-    with pytest.raises(StoreError, match="made otherwise"):
+    with pytest.raises(StoreError, match="built with other settings"):
         finish(ours.folder, describe(), 3)
     truncate(theirs.folder / "manifest.json")
     with pytest.raises(StoreError, match="manifest cannot be read"):
         open_dataset(tmp_path / "b", KEY)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"encoder": "clip", "size": (224, 224), "parts": {1: None}}, None),
+        ({"encoder": "clip", "size": [224, 224.0], "parts": {"1": None}}, "encoder.size"),
+        ({"encoder": "clip", "size": [224, 224], "parts": {"1": None}, "n": None}, "encoder.n"),
+    ],
+    ids=["the same in JSON", "a float", "a null more"],
+)
+def test_descriptions_are_compared_as_json(
+    tmp_path: Path, changed: dict[str, object], named: str | None
+) -> None:
+    first = describe(encoder={"encoder": "clip", "size": (224, 224), "parts": {1: None}})
+    begin(tmp_path, first)
+    again = describe(encoder=changed)
+    if named is None:
+        begin(tmp_path, again)
+        write(tmp_path, unit(7), first)
+        begin(tmp_path, again)
+        assert open_dataset(tmp_path, KEY).manifest.encoder == again.encoder
+    else:
+        with pytest.raises(MismatchError, match=rf"built with different settings: {named}\n"):
+            begin(tmp_path, again)
+        assert first.identity != again.identity
+
+
+@pytest.mark.parametrize("value", [Path("x"), float("nan"), {"a set"}], ids=["path", "nan", "set"])
+def test_a_fingerprint_that_is_no_json_is_named(value: object) -> None:
+    with pytest.raises(EncoderError, match="fingerprint of my-clip cannot be written") as caught:
+        describe(encoder={"encoder": "my-clip", "preprocessing": value})
+    assert "strings, finite numbers" in str(caught.value)
+    with pytest.raises(SourceError, match="description of a source"):
+        describe(source={"kind": value})
 
 
 def test_nan_is_never_written_and_never_read(tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """The ulip encoder: its towers, its point sampling, its checkpoint file, and what it refuses."""
 
-import argparse
 import pickle
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seeded import prefixed, seeded, ulip_checkpoint, ulip_weights
 from torch import Tensor
 
 from cmcr.embeddings import Key, open_dataset
@@ -45,57 +44,14 @@ def cloud(n: int) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def seeded(state: Mapping[str, Tensor], scale: float = 0.05) -> dict[str, Tensor]:
-    """Random weights of the shapes in `state`, name by name from one stream; scales around 1."""
-    random = np.random.RandomState(0)
-    made = dict(state)
-    for name in sorted(name for name, tensor in state.items() if tensor.is_floating_point()):
-        values = np.asarray(scale * random.standard_normal(tuple(state[name].shape)))
-        if values.ndim == 1 and name.endswith(("weight", "running_var")):
-            values += 1
-        made[name] = torch.from_numpy(values.astype(np.float32))
-    return made
-
-
-def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
-
-
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """A state dict with the published names, one layer a tower."""
-    from open_clip.transformer import TextTransformer
-    from timm import create_model
-
-    vit: Any = create_model(
-        "vit_base_patch16_224", num_classes=0, embed_dim=64, depth=1, num_heads=1
-    )
-    return seeded(
-        prefixed("point_encoder", PointBERT(64, 1, 32).state_dict())
-        | prefixed("visual", vit.state_dict())
-        | TextTransformer(width=64, heads=1, layers=1).state_dict()
-        | {"pc_projection": torch.zeros(128, 512), "image_projection": torch.zeros(64, 512)}
-        | {"logit_scale": torch.zeros(())}
-    )
+    return ulip_weights()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights in the publisher's layout, its flags and all."""
-    path = tmp_path_factory.mktemp("ulip") / "pointbert_ULIP-2.pt"
-    flags = argparse.Namespace(model="ULIP_PointBERT", npoints=8192, betas=(0.9, 0.98), gpu=None)
-    optimizer = {"state": {}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
-    torch.save(
-        {
-            "epoch": "last",
-            "state_dict": prefixed("module", weights),
-            "optimizer": optimizer,
-            "best_acc1": 75.6,
-            "args": flags,
-        },
-        path,
-    )
-    return path
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ulip_checkpoint(tmp_path_factory.mktemp("ulip"))
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,35 @@
 """What is installed: `cmcr encoders`, `doctor`, `pipelines`."""
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from cmcr.commands.options import Json
 from cmcr.commands.output import answer, print_table
-from cmcr.errors import CmcrError
+from cmcr.errors import CmcrError, UsageError
 
 
-def encoders(as_json: Json = False) -> None:
-    """List the encoders that are installed, cmcr's own and other packages'."""
+def encoders(
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Try on this encoder what extraction promises, a line a check."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights for --check, in the publisher's own layout.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the encoders that are installed, cmcr's own and other packages', or check one."""
     from cmcr.extract import encoder_spec, registered
 
+    if check is not None:
+        _check(check, checkpoint, as_json)
+        return
+    if checkpoint is not None:
+        raise UsageError("--checkpoint goes with --check", cure="name an encoder: --check NAME")
     lines: list[dict[str, Any]] = []
     for name, entry in registered().items():
         package = entry.dist.name if entry.dist else "?"
@@ -30,6 +49,23 @@ def encoders(as_json: Json = False) -> None:
             }
         )
     answer({"encoders": lines}) if as_json else print_table(lines)
+
+
+def _check(name: str, checkpoint: Path | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from cmcr.extract.contract import check_encoder
+
+    checks = []
+    for done in check_encoder(name, checkpoint=checkpoint):
+        checks.append(done)
+        if not as_json:
+            state = "ok    " if done.problem is None else "FAILED"
+            print(f"{state}  {done.name}: {done.problem or done.seen}", flush=True)
+    if as_json:
+        answer({"encoder": name, "checks": [asdict(done) for done in checks]})
+    if any(done.problem for done in checks):
+        raise typer.Exit(1)
 
 
 def doctor(as_json: Json = False) -> None:

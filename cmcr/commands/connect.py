@@ -56,7 +56,7 @@ def connect(
         load_pipelines(), flags, settings or [], name, pipeline
     )
     connected = connect_spaces(
-        fields, title, store or default_store, out, device, tensorboard=tensorboard
+        fields, title, store or default_store, out, device, tensorboard=tensorboard, say=say
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun starts several, and one speaks
         return

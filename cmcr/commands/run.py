@@ -26,7 +26,15 @@ def run(
         for summary in extract_datasets(section, place, device):
             say(f"extract   {summary}")
     for connection in recipe.connect:
-        say(f"connect   {connect_spaces(connection.config, connection.name, place, None, device)}")
+        connected = connect_spaces(
+            connection.config,
+            connection.name,
+            place,
+            None,
+            device,
+            say=lambda line: say(f"connect   {line}"),
+        )
+        say(f"connect   {connected}")
     searches = choose_searches(recipe, place, None, None, None)
     done = [
         *evaluate_each(evaluate_retrieval, searches, place),
