@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,7 +201,7 @@ def test_regions_are_of_pictures(tmp_path: Path) -> None:
 
 
 @given(
-    st.tuples(*[st.floats(-0.5, 1, width=32)] * 4),
+    st.tuples(*[st.floats(-0.5, 1.5, width=32)] * 4),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
 )
 def test_a_crop_is_the_rounded_box(
@@ -223,6 +224,48 @@ def test_a_crop_is_the_rounded_box(
     first = int(np.asarray(cut)[0, 0])
     assert abs(first % size[0] - x0 * size[0]) <= 1
     assert abs(first // size[0] - y0 * size[1]) <= 1
+
+
+SIDE = st.integers(1, 5000)
+
+
+@given(SIDE, SIDE, st.floats(0.2, 5), st.data())
+def test_a_box_at_the_corner_of_a_picture_is_cut_there(
+    width: int, height: int, zoom: float, data: st.DataObject
+) -> None:
+    """Float32 boxes of a picture that was resized, scaled back as detectors do, then to fractions."""
+    size = (width, height)
+    shown = [max(1, round(side * zoom)) for side in size]
+    first = [data.draw(st.integers(0, side - 1)) for side in size]
+    box = np.array([*(at * s / side for at, s, side in zip(first, shown, size, strict=True)), *shown])
+    scale = np.tile([side / s for side, s in zip(size, shown, strict=True)], 2).astype(np.float32)
+    sides = np.tile(size, 2).astype(np.float32)
+    fractions = (box.astype(np.float32) * scale / sides).astype(float)
+    (region,) = crops(Item("a", "a", content=b""), [((*fractions,), None)])
+    with pytest.MonkeyPatch.context() as patch:
+        picture = SimpleNamespace(size=size, crop=lambda box: box)
+        patch.setattr("cmcr.extract.crops.decode", lambda *_: picture)
+        patch.setattr("cmcr.extract.crops.refuse_line", lambda *_: None)
+        known, cut = crop(region)
+    assert cut == (*first, width, height)
+    assert places([known.extra])[0][2:] == pytest.approx([1, 1], abs=1e-6)
+    assert max(places([known.extra])[0]) <= 1
+
+
+def test_boxes_that_leave_the_picture_are_clipped_and_pixels_are_pixels() -> None:
+    just_over = float(np.nextafter(np.float32(1), np.float32(2)))  # 1.00000012
+    cases = {
+        (0, 0, 1, just_over): (0, 0, 40, 20),
+        (0.5, 0.5, 1.03, 1.02): (20, 10, 40, 20),  # a detector that does not clip
+        (0, 0, 2, 2): (0, 0, 2, 2),  # pixels
+        (1, 0, 2, 1): (1, 0, 2, 1),
+    }
+    for box, expected in cases.items():
+        (region,) = crops(Item("a", "a", content=b""), [(box, None)])
+        with pytest.MonkeyPatch.context() as patch:
+            picture = SimpleNamespace(size=(40, 20), crop=lambda box: box)
+            patch.setattr("cmcr.extract.crops.decode", lambda *_, picture=picture: picture)
+            assert crop(region)[1] == expected
 
 
 # A detector
@@ -255,6 +298,15 @@ def test_what_a_detector_finds_becomes_a_file(photos: Path, tmp_path: Path) -> N
     assert propose(pictures, tmp_path / "boxes", {"threshold": 1}, lambda: halves(seen)) == file
     assert seen == [0, 10, 20]
     assert propose(pictures, tmp_path / "boxes", {"threshold": 2}, lambda: halves(seen)) != file
+
+
+def test_what_a_detector_finds_lies_in_the_picture(photos: Path, tmp_path: Path) -> None:
+    """torchvision scales its boxes back to the picture in float32."""
+    over = [float(np.nextafter(np.float32(side), np.float32(100))) for side in (40, 20)]
+    file = propose(
+        open_source("image", str(photos)), tmp_path / "boxes", {}, lambda: lambda _: [[-1, 0, *over]]
+    )
+    assert json.loads(file.read_text().splitlines()[0]) == row("cat/a.png", 0.0, 0.0, 1.0, 1.0)
 
 
 def test_detection_goes_on_where_it_stopped(
