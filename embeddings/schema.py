@@ -10,14 +10,14 @@ its rows are unit vectors with an id, and its manifest says what made them.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cmcr.errors import UsageError
 
@@ -67,7 +67,10 @@ class Key:
 
 
 class Description(BaseModel):
-    """What makes a dataset, known before its first row: rows of two descriptions never mix."""
+    """What makes a dataset, known before its first row: rows of two descriptions never mix.
+
+    `columns` are the source's own, text but for those in `numbers`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -79,6 +82,7 @@ class Description(BaseModel):
     precision: Precision = "float16"
     part_rows: int
     columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     encoder: dict[str, Any]
     source: dict[str, Any]
 
@@ -127,8 +131,13 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def arrow_schema(dim: int, precision: Precision, columns: Sequence[str] = ()) -> pa.Schema:
-    """The columns of a part: id, embedding, uri, text, label, group, then the source's own."""
+def arrow_schema(
+    dim: int, precision: Precision, columns: Sequence[str] = (), numbers: Collection[str] = ()
+) -> pa.Schema:
+    """The columns of a part: id, embedding, uri, text, label, group, then the source's own.
+
+    Those are strings, and float64 where they are among `numbers`.
+    """
     value = pa.field("element", pa.type_for_alias(precision), nullable=False)
     return pa.schema(
         [
@@ -138,7 +147,10 @@ def arrow_schema(dim: int, precision: Precision, columns: Sequence[str] = ()) ->
             pa.field("text", pa.string()),
             pa.field("label", pa.list_(pa.string())),
             pa.field("group", pa.string()),
-            *(pa.field(column, pa.string()) for column in columns),
+            *(
+                pa.field(column, pa.float64() if column in numbers else pa.string())
+                for column in columns
+            ),
         ]
     )
 

@@ -225,9 +225,9 @@ def new_row(
     )
 
 
-def _has_one(value: str | list[str] | None, wanted: Sequence[str]) -> bool:
+def _has_one(value: str | float | list[str] | None, wanted: Sequence[str]) -> bool:
     values = value if isinstance(value, list) else [value]
-    return any(one in wanted for one in values)
+    return any(one is not None and str(one) in wanted for one in values)
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:

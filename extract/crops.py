@@ -81,7 +81,7 @@ def crop(item: Crop) -> tuple[Item, "Image"]:
     left, top = min(round(x0 * width), width - 1), min(round(y0 * height), height - 1)
     right, bottom = max(round(x1 * width), left + 1), max(round(y1 * height), top + 1)
     refuse_line(right - left, bottom - top)
-    extra = {**item.extra, **dict(zip(PLACES, map(repr, places), strict=True))}
+    extra = {**item.extra, **dict(zip(PLACES, places, strict=True))}
     known = Item(item.id, item.uri, label=item.label, group=item.group, extra=extra)
     return known, picture.crop((left, top, right, bottom))
 

@@ -24,7 +24,7 @@ class Item:
     content: str | bytes | None = None
     label: tuple[str, ...] = ()
     group: str | None = None
-    extra: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

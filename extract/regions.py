@@ -90,6 +90,7 @@ def regions(
         items=items,
         total=total,
         columns=tuple(dict.fromkeys([*pictures.columns, *COLUMNS])),
+        numbers=tuple(dict.fromkeys([*pictures.numbers, *PLACES])),
     )
 
 

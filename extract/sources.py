@@ -94,4 +94,5 @@ def _builtin(modality: Modality, where: str) -> Source:
         items=builtin.read,
         total=sum(1 for _ in builtin.read()),
         columns=builtin.columns,
+        numbers=builtin.numbers,
     )

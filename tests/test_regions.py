@@ -16,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
+from cmcr.evaluate.retrieval import select
+from cmcr.evaluate.scenes import find_scenes
+from cmcr.evaluate.truth import Pair
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
 from cmcr.extract.crops import crop, crops
 from cmcr.extract.items import Item
@@ -103,6 +106,28 @@ def test_a_region_is_what_lies_in_its_box(photos: Path, encoder: Encoder, tmp_pa
         pixels = encoder.preprocess("image", Image.new("L", (20, 20), shade))
         expected = encoder.encode("image", pixels[None])[0].numpy()
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_places_are_numbers_in_the_store_and_text_is_still_read(
+    photos: Path, encoder: Encoder, tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    boxes = [row("dog/c.png", 0, 0, 1 / 3, 1), row("dog/c.png", 0.5, 0, 1, 1)]
+    extracted(photos, encoder, write_boxes(tmp_path / "b.jsonl", boxes))
+    regions = open_dataset(tmp_path / "store", Key("bytes", "image", "t"))
+    table = regions.table(("image", *BOX))
+    assert table.schema.types == [pa.string(), *[pa.float64()] * 4]
+    assert places(table.to_pylist()) == [[0, 0, 1 / 3, 1], [0.5, 0, 1, 1]]
+    assert len(select(regions, {"x0": ["0.5"]}).rows) == 1
+    sounds = make_dataset("bytes/audio:s", np.eye(8, dtype=np.float32)[:1], id=["s"])
+    text = make_dataset(
+        "bytes/image:text", np.eye(8, dtype=np.float32)[:2],
+        id=["0", "1"], image=["dog/c.png"] * 2,
+        **{name: list(map(str, table[name].to_pylist())) for name in BOX},
+    )  # fmt: skip
+    assert text.table(BOX).schema.types == [pa.string()] * 4
+    pair = Pair("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
+    for dataset in (regions, text):
+        assert find_scenes(sounds, dataset, [pair]).ciou[0].tolist() == [0, 1]
 
 
 def test_the_grid_covers_the_picture_at_four_scales(photos: Path, encoder: Encoder) -> None:
@@ -237,7 +262,9 @@ def test_a_box_at_the_corner_of_a_picture_is_cut_there(
     size = (width, height)
     shown = [max(1, round(side * zoom)) for side in size]
     first = [data.draw(st.integers(0, side - 1)) for side in size]
-    box = np.array([*(at * s / side for at, s, side in zip(first, shown, size, strict=True)), *shown])
+    box = np.array(
+        [*(at * s / side for at, s, side in zip(first, shown, size, strict=True)), *shown]
+    )
     scale = np.tile([side / s for side, s in zip(size, shown, strict=True)], 2).astype(np.float32)
     sides = np.tile(size, 2).astype(np.float32)
     fractions = (box.astype(np.float32) * scale / sides).astype(float)
@@ -304,7 +331,10 @@ def test_what_a_detector_finds_lies_in_the_picture(photos: Path, tmp_path: Path)
     """torchvision scales its boxes back to the picture in float32."""
     over = [float(np.nextafter(np.float32(side), np.float32(100))) for side in (40, 20)]
     file = propose(
-        open_source("image", str(photos)), tmp_path / "boxes", {}, lambda: lambda _: [[-1, 0, *over]]
+        open_source("image", str(photos)),
+        tmp_path / "boxes",
+        {},
+        lambda: lambda _: [[-1, 0, *over]],
     )
     assert json.loads(file.read_text().splitlines()[0]) == row("cat/a.png", 0.0, 0.0, 1.0, 1.0)
 
