@@ -258,7 +258,7 @@ SIDE = st.integers(1, 5000)
 def test_a_box_at_the_corner_of_a_picture_is_cut_there(
     width: int, height: int, zoom: float, data: st.DataObject
 ) -> None:
-    """Float32 boxes of a picture that was resized, scaled back as detectors do, then to fractions."""
+    """Float32 boxes of a resized picture, scaled back as detectors do, then made fractions."""
     size = (width, height)
     shown = [max(1, round(side * zoom)) for side in size]
     first = [data.draw(st.integers(0, side - 1)) for side in size]
