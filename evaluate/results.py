@@ -31,6 +31,7 @@ _FORMATS = {
     "index_mb": "{:,.1f}",
 }
 _WITH_INTERVAL = "mAP"
+_NOT_IN_TABLE = frozenset({"mAP@10"})  # which would be wider than a terminal
 # Counts go below a table, where there is something to count.
 COUNTS = {
     "gallery_size": "items in the gallery",
@@ -111,7 +112,9 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
     metrics = [row["metrics"] for row in rows]
-    names = [name for name in metric_names(metrics) if name not in COUNTS]
+    names = [
+        name for name in metric_names(metrics) if name not in COUNTS and name not in _NOT_IN_TABLE
+    ]
     best = best_values(metrics)
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
