@@ -46,6 +46,15 @@ COUNTS = {
 }
 
 
+class Unmatched(TypedDict):
+    """Queries that nothing in the gallery matches, and the labels that they have, the first few."""
+
+    queries: int
+    of: int
+    first: str
+    labels: list[str]
+
+
 class Row(TypedDict):
     """One result."""
 
@@ -55,6 +64,7 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
+    unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/bootstrap.py
     per_class: NotRequired[list[dict[str, Any]]]  # evaluate/breakdown.py
     worst: NotRequired[list[dict[str, Any]]]
@@ -105,6 +115,8 @@ def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
     yield _table(rows)
     if counts := counts_line(first["metrics"]):
         yield Text(counts, style="dim")
+    if "unmatched" in first:
+        yield Text(unmatched_line(first["unmatched"]), style="bold yellow")
     yield ""
 
 
@@ -179,4 +191,14 @@ def counts_line(metrics: Mapping[str, float]) -> str:
     """The counts that stand below a table."""
     return "; ".join(
         f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items() if metrics.get(name)
+    )
+
+
+def unmatched_line(unmatched: Unmatched) -> str:
+    """The warning that stands below a table."""
+    labels = ", ".join(unmatched["labels"])
+    return (
+        f"{unmatched['queries']:,} of {unmatched['of']:,} queries match nothing in the gallery and "
+        f"count nowhere, the first is {unmatched['first']!r}"
+        + (f"; their labels are such as {labels}" if labels else "")
     )

@@ -156,6 +156,17 @@ def test_groups_come_before_labels_and_empty_names_are_none():
     ]
 
 
+def test_classes_are_found_by_either_spelling():
+    """ModelNet40's folders are `night_stand`, its prompts are of "night stand"."""
+    folders = items(["night_stand", "flower_pot", "sofa"], ["g_1", None, None])
+    prompts = items(["night stand", "sofa", "night stand"], [None, None, "g 1"])
+    assert find_matches(folders, prompts).block(0, 3).toarray().tolist() == [
+        [True, False, False],
+        [False, False, False],
+        [False, True, False],
+    ]
+
+
 def test_ranks_of_several_matches():
     scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4]])
     matches = find_matches(items(["a", "b"]), items(["a", "a", "b", "a"]))
