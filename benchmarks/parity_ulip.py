@@ -1,6 +1,6 @@
 """The ulip encoder beside the publisher's own code, at its full size, on seeded random weights.
 
-    git clone https://github.com/salesforce/ULIP
+    git clone https://github.com/salesforce/ULIP && git -C ULIP checkout 2fed30f
     python benchmarks/parity_ulip.py ULIP --clouds FOLDER [--images FOLDER] [--checkpoint FILE.pt]
 
 Prints, for each kind of input, the smallest cosine and the largest absolute difference between
@@ -9,8 +9,10 @@ inputs, without which the first says little. FOLDER of clouds holds (n, 3) .npy 
 8192 points, for with more the publisher starts sampling at a random one. With --checkpoint the
 weights are those of FILE; without, random ones go through a file in the publisher's layout.
 
-The publisher's code runs as it is. Its compiled sampling extension is replaced by a loop that
-follows that kernel's rule; packages that the model does not use are left out.
+The publisher's code runs as it is, but for the point at which the sampling of groups starts: it
+draws one, here it is the first. Packages that the model does not use are left out. The commit is
+the last before June 2024, when the sampling became that of pointnet2_ops, which passes over what
+is near the origin: the published weights, and C-MCR's, were trained with what was there before.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ from cmcr.extract.decode import decode
 from cmcr.extract.encoders.ulip import UlipEncoder, open_encoder
 from cmcr.extract.items import Item
 
-UNUSED = ("h5py", "knn_cuda", "open3d", "termcolor", "torch._six")
+UNUSED = ("h5py", "knn_cuda", "open3d", "pointnet2_ops", "termcolor", "torch._six")
 TEXTS = (
     "an airplane",
     "a point cloud model of a toilet.",
@@ -96,13 +98,8 @@ class Publisher:
     """ULIP_PointBERT of salesforce/ULIP, and the preprocessing around it."""
 
     def __init__(self, repository: Path) -> None:
-        sampling = ModuleType("pointnet2_ops.pointnet2_utils")
-        vars(sampling).update(furthest_point_sample=sample, gather_operation=gather)
-        package = ModuleType("pointnet2_ops")
-        vars(package).update(pointnet2_utils=sampling)
         attributes = ModuleType("easydict")
         vars(attributes).update(EasyDict=EasyDict)
-        sys.modules |= {"pointnet2_ops": package, sampling.__name__: sampling}
         sys.modules |= {"easydict": attributes} | {name: MagicMock() for name in UNUSED}
         sys.path.insert(0, str(repository))
         os.chdir(repository)  # it opens its configuration by a relative path
@@ -137,7 +134,8 @@ class Publisher:
     def points(self, files: list[Path]) -> Tensor:
         """Embeddings of .npy files, one by one."""
         clouds = [self.normalise(np.load(file)[:, :3].astype(np.float32)) for file in files]
-        return torch.cat([self.model.encode_pc(torch.from_numpy(c)[None]) for c in clouds])
+        with patch("torch.randint", lambda low, high, size, **how: torch.zeros(size, **how)):
+            return torch.cat([self.model.encode_pc(torch.from_numpy(c)[None]) for c in clouds])
 
     def text(self, texts: tuple[str, ...]) -> Tensor:
         """Embeddings of texts."""
@@ -158,24 +156,6 @@ class EasyDict(dict):
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
-
-
-def sample(points: Tensor, count: int) -> Tensor:
-    """Indices by the rule of pointnet2_ops' kernel: from point 0, passing over the origin's."""
-    chosen = torch.zeros(len(points), count, dtype=torch.long)
-    for cloud, indices in zip(points, chosen, strict=True):
-        nearest = torch.full((len(cloud),), 1e10)
-        nearest[(cloud**2).sum(1) <= 1e-3] = -1
-        for step in range(1, count):
-            distance = ((cloud - cloud[indices[step - 1]]) ** 2).sum(1)  # (n,)
-            nearest = torch.where(nearest < 0, nearest, nearest.minimum(distance))
-            indices[step] = nearest.argmax()
-    return chosen
-
-
-def gather(columns: Tensor, indices: Tensor) -> Tensor:
-    """Columns (batch, 3, n) at `indices` (batch, count)."""
-    return columns.gather(2, indices[:, None].expand(-1, 3, -1))
 
 
 if __name__ == "__main__":

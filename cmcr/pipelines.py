@@ -11,7 +11,7 @@ evaluated; a flag on the command line beats it.
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -29,7 +29,8 @@ class _Section(BaseModel):
 class SourceSection(_Section):
     """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
 
-    With `regions` (as --regions takes it) its rows are regions of the pictures.
+    With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
+    of point clouds that points upwards.
     """
 
     modality: Modality
@@ -37,6 +38,7 @@ class SourceSection(_Section):
     dataset: str
     pattern: str | None = None
     regions: str | None = None
+    up: Literal["y", "z"] = "y"
 
 
 class ExtractSection(_Section):

@@ -40,6 +40,7 @@ def choose_sources(
     dataset: str | None,
     pattern: str | None,
     regions: str | None,
+    up: str | None,
     checkpoint: Path | None,
     pipeline: str | None,
 ) -> tuple[ExtractSection, Path]:
@@ -53,16 +54,16 @@ def choose_sources(
     recipe = pipelines.using(encoder=encoder, name=pipeline)
     store = recipe.store if recipe else STORE
     if sources:
-        wanted = [_source(source, dataset, pattern, regions) for source in sources]
+        wanted = [_source(source, dataset, pattern, regions, up) for source in sources]
         if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
             raise UsageError(
                 "two sources of one modality would become one dataset",
                 cure="extract them one by one, each with its own --dataset",
             )
         return ExtractSection(encoder=encoder, checkpoint=checkpoint, sources=wanted), store
-    if dataset or pattern or regions:
+    if dataset or pattern or regions or up:
         raise UsageError(
-            "--dataset, --pattern and --regions go with --source", cure="name a --source too"
+            "--dataset, --pattern, --regions and --up go with --source", cure="name a --source too"
         )
     for section in recipe.extract if recipe else []:
         if section.encoder == encoder:
@@ -76,7 +77,7 @@ def choose_sources(
 
 
 def _source(
-    text: str, dataset: str | None, pattern: str | None, regions: str | None
+    text: str, dataset: str | None, pattern: str | None, regions: str | None, up: str | None
 ) -> SourceSection:
     modality, equals, where = text.partition("=")
     if not equals or not where:
@@ -90,6 +91,7 @@ def _source(
         "dataset": dataset or (f"{stem}-regions" if regions else stem),
         "pattern": pattern,
         "regions": regions,
+        "up": up or "y",
     }
     return checked(SourceSection, section, text)
 
@@ -106,7 +108,7 @@ def extract_datasets(
     space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
     sources = []
     for wanted in section.sources:
-        source = open_source(wanted.modality, wanted.where, wanted.pattern)
+        source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)

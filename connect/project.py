@@ -111,6 +111,7 @@ def project_store(
             precision=source.manifest.precision,
             part_rows=source.manifest.part_rows,
             columns=source.manifest.columns,
+            numbers=source.manifest.numbers,
             encoder=encoder,
             source={
                 "kind": "projection",

@@ -61,7 +61,9 @@ def write_part(
     block = np.ascontiguousarray(embeddings, dtype=description.precision)  # (rows, D)
     if not all_finite(block):
         raise StoreError("an embedding holds NaN or infinity", where=path)
-    schema = arrow_schema(description.dim, description.precision, description.columns)
+    schema = arrow_schema(
+        description.dim, description.precision, description.columns, description.numbers
+    )
     arrays = [
         pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), type=field.type)
         if field.name == "embedding"

@@ -10,14 +10,14 @@ its rows are unit vectors with an id, and its manifest says what made them.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from cmcr.errors import EncoderError, SourceError, UsageError
 
@@ -69,7 +69,7 @@ class Key:
 class Description(BaseModel):
     """What makes a dataset, known before its first row: rows of two descriptions never mix.
 
-    `encoder` and `source` are held as JSON gives them back, whatever Python values they came as, so
+    `columns` are the source's own, text but for those in `numbers`. `encoder` and `source` are held as JSON gives them back, whatever Python values they came as, so
     that a description in memory equals the one that was read from a file.
     """
 
@@ -83,6 +83,7 @@ class Description(BaseModel):
     precision: Precision = "float16"
     part_rows: int
     columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     encoder: dict[str, Any]
     source: dict[str, Any]
 
@@ -163,8 +164,13 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def arrow_schema(dim: int, precision: Precision, columns: Sequence[str] = ()) -> pa.Schema:
-    """The columns of a part: id, embedding, uri, text, label, group, then the source's own."""
+def arrow_schema(
+    dim: int, precision: Precision, columns: Sequence[str] = (), numbers: Collection[str] = ()
+) -> pa.Schema:
+    """The columns of a part: id, embedding, uri, text, label, group, then the source's own.
+
+    Those are strings, and float64 where they are among `numbers`.
+    """
     value = pa.field("element", pa.type_for_alias(precision), nullable=False)
     return pa.schema(
         [
@@ -174,7 +180,10 @@ def arrow_schema(dim: int, precision: Precision, columns: Sequence[str] = ()) ->
             pa.field("text", pa.string()),
             pa.field("label", pa.list_(pa.string())),
             pa.field("group", pa.string()),
-            *(pa.field(column, pa.string()) for column in columns),
+            *(
+                pa.field(column, pa.float64() if column in numbers else pa.string())
+                for column in columns
+            ),
         ]
     )
 

@@ -3,8 +3,8 @@
     prompts = choose_prompts(texts, "modelnet40", "ulip64")     # of an opened dataset
     items = choose_items(shapes, prompts.classes)
 
-Both datasets say it by `label`. Names are compared with "_" as a space: ModelNet40's folder
-`night_stand` is ULIP's class "night stand".
+Both datasets say it by `label`. Names are compared as retrieval does (`plain_name`): ModelNet40's
+folder `night_stand` is ULIP's class "night stand".
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import numpy as np
 
 from cmcr.embeddings import Dataset
 from cmcr.errors import CmcrError, UsageError
+from cmcr.evaluate.relevance import plain_name
 from cmcr.prompts import read_classes, read_templates
 
 
@@ -71,7 +72,7 @@ def choose_prompts(
             )
     rows = np.flatnonzero(kept)
     there = dict.fromkeys(name for row in rows for name in labels[row])
-    names = tuple(map(_plain, read_classes(classes))) if classes else tuple(there)
+    names = tuple(map(plain_name, read_classes(classes))) if classes else tuple(there)
     if missing := [name for name in names if name not in there]:
         raise UsageError(
             f"{len(missing)} of {len(names)} classes have no prompt in {texts.key}: {missing[0]!r}",
@@ -106,8 +107,4 @@ def choose_items(dataset: Dataset, classes: Sequence[str]) -> Items:
 
 def _labels(dataset: Dataset) -> list[list[str]]:
     labels = dataset.table(["label"])["label"].to_pylist()
-    return [[_plain(name) for name in names or () if name] for names in labels]
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ")
+    return [[plain_name(name) for name in names or () if name] for names in labels]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from cmcr.connect import load_connection
 from cmcr.embeddings import Key
@@ -38,31 +38,58 @@ from cmcr.typed import typed
 RESULTS = "counterfactual.json"
 ANSWERS = "counterfactual.parquet"
 CURVE = "precision-recall.png"
-VERSION = 1
+VERSION = 2
 
 LOCALISED = 0.5  # the least cIoU of an answer in the right place
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Precision and recall at every confidence that occurs, the highest first."""
+    """Precision and recall at every confidence that occurs, the highest first; `answered` are the
+    pairs that are at least so confident.
+    """
 
     precision: Float[np.ndarray, " thresholds"]
     recall: Float[np.ndarray, " thresholds"]
+    answered: Int[np.ndarray, " thresholds"]
 
     def metrics(self) -> Metrics:
-        """`ap`, the area under the interpolated precision, and `max_f1`.
+        """`ap`, the area under the interpolated precision, and `max_f1`; and both as SLAVC's code
+        (`EvaluatorFull` in utils.py) takes them from the same TP, FP and FN.
 
-        AP = Σᵢ (rᵢ − rᵢ₋₁) · max over j ≥ i of pⱼ, with r₀ = 0. SLAVC's code has the same TP, FP
-        and FN, but looks at some 200 of the confidences for AP and some ten for F1, and leaves out
-        the first step of recall: its AP comes near to this one as pairs become many.
+        AP = Σᵢ (rᵢ − rᵢ₋₁) · max over j ≥ i of pⱼ, with r₀ = 0. Of n pairs by falling confidence,
+        SLAVC looks for AP at the second and at every max(1, ⌊n/200⌋)-th after it, and has the
+        height of the former threshold over a step (Σᵢ (rᵢ₊₁ − rᵢ) · max over j ≥ i of pⱼ); for F1
+        it looks at the last and at every max(1, ⌊n/10⌋)-th before it.
         """
-        best = np.maximum.accumulate(self.precision[::-1])[::-1]  # (thresholds,)
-        steps = np.diff(self.recall, prepend=0)  # (thresholds,)
+        pairs = int(self.answered[-1])
+        some = self._of_pairs(np.arange(1, pairs, max(1, pairs // 200)))
+        few = self._of_pairs(np.arange(pairs - 1, -1, -max(1, pairs // 10)))
+        f1 = self._f1()
+        return {
+            "ap": float(np.diff(self.recall, prepend=0) @ _interpolated(self.precision)),
+            "ap_slavc": float(
+                np.diff(self.recall[some]) @ _interpolated(self.precision[some])[:-1]
+            ),
+            "max_f1": float(f1.max()),
+            "max_f1_slavc": float(f1[few].max()),
+        }
+
+    def _of_pairs(self, places: np.ndarray) -> np.ndarray:
+        """The threshold of each of the pairs at `places`, counted from the most confident."""
+        return np.searchsorted(self.answered, places, side="right")
+
+    def _f1(self) -> np.ndarray:
         total = self.precision + self.recall
         product = 2 * self.precision * self.recall
-        f1 = np.divide(product, total, out=np.zeros(len(total)), where=total > 0)
-        return {"ap": float(steps @ best), "max_f1": float(f1.max())}
+        f1: np.ndarray = np.divide(product, total, out=np.zeros(len(total)), where=total > 0)
+        return f1
+
+
+def _interpolated(precision: np.ndarray) -> np.ndarray:
+    """The highest precision at a threshold or any lower one."""
+    highest: np.ndarray = np.maximum.accumulate(precision[::-1])[::-1]
+    return highest
 
 
 @typed
@@ -87,7 +114,7 @@ def precision_recall(
     right, answered, missed = right[last], answered[last], missed[last]  # (thresholds,) each
     found = right + missed
     recall = np.divide(right, found, out=np.zeros(len(right)), where=found > 0)
-    return Curve(right / answered, recall)
+    return Curve(right / answered, recall, answered)
 
 
 def evaluate_counterfactual(

@@ -21,11 +21,13 @@ from cmcr.evaluate.ranks import blocks_of_ranks
 from cmcr.evaluate.relevance import Matches
 from cmcr.typed import typed
 
-METRICS_VERSION = 2
+METRICS_VERSION = 3
 CUTOFFS = (1, 5, 10)
+MAP_CUTOFF = 10
 MEANS = (
     *(f"hit_rate@{k}" for k in CUTOFFS),
     *(f"recall@{k}" for k in CUTOFFS),
+    f"mAP@{MAP_CUTOFF}",
     "mAP",
 )
 RECALL_LEVELS = (np.arange(100) + 0.5) / 100
@@ -74,6 +76,10 @@ def retrieval_metrics(
     - `recall@k`: share of the matches among the first k.
     - `mAP`: precision at the rank of each match, mean over the matches, then over the queries
       (Manning, Raghavan, Schütze: Introduction to Information Retrieval, section 8.4).
+    - `mAP@10`: the same from the matches among the first 10, their precisions summed and divided by
+      min(R, 10) for R matches, so that it can reach 1. Tables of language-based audio retrieval
+      report it: DCASE 2022's task 6b (one match a query), LAION's CLAP (five captions a sound,
+      evaluate_clotho_audiocaps in training/train.py).
     - `median_rank`: median over the queries of the rank of the first match, from 1.
 
     Queries with no match in the gallery are left out and counted as `queries_without_match`.
@@ -115,6 +121,7 @@ def chance_metrics(counts: Int[np.ndarray, " queries"], gallery: int) -> Metrics
     - `hit_rate@k` = 1 - C(N - R, k) / C(N, k), `recall@k` = k / N;
     - `mAP` = (H_N + (R - 1) / (N - 1) · (N - H_N)) / N, where H_N = 1 + 1/2 + … + 1/N: rank i is
       a match with probability R / N and has then 1 + (i - 1)(R - 1) / (N - 1) matches up to it;
+      `mAP@10` likewise, from the first 10 ranks and by min(R, 10) instead of R;
     - `median_rank`: the least rank by which half of all queries are expected to have met a match.
 
     Raises CmcrError when no query has a match.
@@ -127,11 +134,14 @@ def chance_metrics(counts: Int[np.ndarray, " queries"], gallery: int) -> Metrics
         share * _met_by_rank(matches, gallery) for matches, share in zip(some, weight, strict=True)
     )  # (gallery,)
     ranks = np.arange(1, gallery + 1)
-    harmonic = (1 / ranks).sum()
+    first = min(MAP_CUTOFF, gallery)
+    harmonic, of_first = (1 / ranks).sum(), (1 / ranks[:first]).sum()
     others = (some - 1) / max(gallery - 1, 1)  # (kinds,)
+    at_first = some / np.minimum(some, MAP_CUTOFF) * (of_first + others * (first - of_first))
     return {
         **_at_cutoffs("hit_rate", [met[min(k, gallery) - 1] for k in CUTOFFS]),
         **_at_cutoffs("recall", [min(k, gallery) / gallery for k in CUTOFFS]),
+        f"mAP@{MAP_CUTOFF}": float(weight @ at_first / gallery),
         "mAP": float(weight @ (harmonic + others * (gallery - harmonic)) / gallery),
         "median_rank": float(ranks[np.argmax(met >= 0.5 - 1e-12)]),
         "gallery_size": gallery,
@@ -156,9 +166,11 @@ def _scores(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     nth = np.arange(1, ranks.shape[1] + 1)
     precision = np.where(ranks > 0, nth / np.maximum(ranks, 1), 0)  # (queries, most)
     average = precision.sum(axis=1) / counts  # (queries,)
+    among_first = np.where(ranks <= MAP_CUTOFF, precision, 0).sum(axis=1)
+    average_of_first = among_first / np.minimum(counts, MAP_CUTOFF)  # (queries,)
     at_level = np.ceil(RECALL_LEVELS * counts[:, None]).astype(int) - 1  # (queries, levels)
     return (
-        np.column_stack([found > 0, found / counts[:, None], average]),
+        np.column_stack([found > 0, found / counts[:, None], average_of_first, average]),
         np.take_along_axis(precision, at_level, axis=1).sum(axis=0),
     )
 

@@ -7,7 +7,7 @@
     matches.reverse()                                    # gallery → query
 
 Two items match when they share `group`; where one of them has no group, when they share a label.
-An empty label or group counts as none.
+Labels are compared as `plain_name` has them. An empty label or group counts as none.
 """
 
 from collections import defaultdict
@@ -95,9 +95,14 @@ def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     return Matches(_incidence(query_keys, len(number)), _incidence(gallery_keys, len(number)))
 
 
+def plain_name(label: str) -> str:
+    """A class's name with "_" as a space: ModelNet40's folder `night_stand` is "night stand"."""
+    return label.replace("_", " ")
+
+
 def _items(table: pa.Table) -> Iterator[Item]:
     for group, labels in zip(table["group"].to_pylist(), table["label"].to_pylist(), strict=True):
-        yield group or None, [label for label in labels or () if label]
+        yield group or None, [plain_name(label) for label in labels or () if label]
 
 
 # Labels count only where one of the two has no group. A label key is shared by a query without

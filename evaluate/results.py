@@ -31,6 +31,7 @@ _FORMATS = {
     "index_mb": "{:,.1f}",
 }
 _WITH_INTERVAL = "mAP"
+_NOT_IN_TABLE = frozenset({"mAP@10"})  # which would be wider than a terminal
 # Counts go below a table, where there is something to count.
 COUNTS = {
     "gallery_size": "items in the gallery",
@@ -45,6 +46,15 @@ COUNTS = {
 }
 
 
+class Unmatched(TypedDict):
+    """Queries that nothing in the gallery matches, and the labels that they have, the first few."""
+
+    queries: int
+    of: int
+    first: str
+    labels: list[str]
+
+
 class Row(TypedDict):
     """One result."""
 
@@ -54,6 +64,7 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
+    unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/bootstrap.py
     per_class: NotRequired[list[dict[str, Any]]]  # evaluate/breakdown.py
     worst: NotRequired[list[dict[str, Any]]]
@@ -104,6 +115,8 @@ def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
     yield _table(rows)
     if counts := counts_line(first["metrics"]):
         yield Text(counts, style="dim")
+    if "unmatched" in first:
+        yield Text(unmatched_line(first["unmatched"]), style="bold yellow")
     yield ""
 
 
@@ -111,7 +124,9 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
 
     metrics = [row["metrics"] for row in rows]
-    names = [name for name in metric_names(metrics) if name not in COUNTS]
+    names = [
+        name for name in metric_names(metrics) if name not in COUNTS and name not in _NOT_IN_TABLE
+    ]
     best = best_values(metrics)
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
@@ -176,4 +191,14 @@ def counts_line(metrics: Mapping[str, float]) -> str:
     """The counts that stand below a table."""
     return "; ".join(
         f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items() if metrics.get(name)
+    )
+
+
+def unmatched_line(unmatched: Unmatched) -> str:
+    """The warning that stands below a table."""
+    labels = ", ".join(unmatched["labels"])
+    return (
+        f"{unmatched['queries']:,} of {unmatched['of']:,} queries match nothing in the gallery and "
+        f"count nowhere, the first is {unmatched['first']!r}"
+        + (f"; their labels are such as {labels}" if labels else "")
     )

@@ -37,6 +37,8 @@ from cmcr.progress import progress
 
 Where = Mapping[str, Sequence[str]]
 
+_SHOWN = 5  # labels of queries that match nothing
+
 _COLUMNS = ("id", "uri", "text", "label", "group")
 
 
@@ -181,13 +183,14 @@ def rank_both_ways(models: Mapping[str, Connection], query: Items, gallery: Item
     for asked, found, relevant in ways:
         chance = chance_metrics(relevant.counts(), relevant.gallery)
         precision = np.full(len(RECALL_LEVELS), chance["mAP"])
-        rankings.append([Ranking(asked, new_row(asked, found, "chance", chance), precision, None)])
+        row = _row(asked, found, relevant, "chance", chance)
+        rankings.append([Ranking(asked, row, precision, None)])
     with progress("evaluate", total=2 * len(models), unit="rankings") as advance:
         for name, model in models.items():
             joint = {id(items): items.projected(model) for items in (query, gallery)}
             for way, (asked, found, relevant) in zip(rankings, ways, strict=True):
                 measured = retrieval_metrics(joint[id(asked)], joint[id(found)], relevant)
-                row = new_row(asked, found, name, measured.metrics)
+                row = _row(asked, found, relevant, name, measured.metrics)
                 row["intervals"] = intervals(measured.per_query)
                 way.append(Ranking(asked, row, measured.precision, measured.per_query))
                 advance(1)
@@ -225,9 +228,25 @@ def new_row(
     )
 
 
-def _has_one(value: str | list[str] | None, wanted: Sequence[str]) -> bool:
+def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
+    """A row of retrieval, which tells of the queries that nothing matches."""
+    row = new_row(query, gallery, model, metrics)
+    rows = np.flatnonzero(matches.counts() == 0)
+    if len(rows):
+        table = query.table.take(rows)
+        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
+        row["unmatched"] = {
+            "queries": len(rows),
+            "of": matches.queries,
+            "first": table["id"][0].as_py(),
+            "labels": list(labels)[:_SHOWN],
+        }
+    return row
+
+
+def _has_one(value: str | float | list[str] | None, wanted: Sequence[str]) -> bool:
     values = value if isinstance(value, list) else [value]
-    return any(one in wanted for one in values)
+    return any(one is not None and str(one) in wanted for one in values)
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:

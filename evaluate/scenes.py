@@ -5,7 +5,8 @@
     answers.confidence, answers.ciou, answers.rows
 
 Regions are rows of a dataset of images with the columns `image` (which picture), `x0`, `y0`, `x1`
-and `y1` (fractions of its width and height), as `cmcr extract --regions` writes them.
+and `y1` (fractions of its width and height, numbers or text), as `cmcr extract --regions` writes
+them.
 """
 
 import hashlib

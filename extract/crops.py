@@ -24,6 +24,10 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 PLACES = ("x0", "y0", "x1", "y1")
 COLUMNS = ("image", *PLACES)  # of a region's row
 
+# A box with a coordinate of so much is in pixels. In fractions, detectors leave the picture by a
+# rounding error or by some percent; in pixels, what ends before 2 is a corner of not even two.
+PIXELS = 2.0
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
@@ -34,8 +38,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop(Item):
-    """Region `number` of `picture`: `box` in fractions of its width and height, or, where one of
-    them exceeds 1, in pixels.
+    """Region `number` of `picture`: `box` in fractions of its width and height, or in pixels (see
+    `PIXELS`).
     """
 
     picture: Picture
@@ -77,7 +81,7 @@ def crop(item: Crop) -> tuple[Item, "Image"]:
     left, top = min(round(x0 * width), width - 1), min(round(y0 * height), height - 1)
     right, bottom = max(round(x1 * width), left + 1), max(round(y1 * height), top + 1)
     refuse_line(right - left, bottom - top)
-    extra = {**item.extra, **dict(zip(PLACES, map(repr, places), strict=True))}
+    extra = {**item.extra, **dict(zip(PLACES, places, strict=True))}
     known = Item(item.id, item.uri, label=item.label, group=item.group, extra=extra)
     return known, picture.crop((left, top, right, bottom))
 
@@ -87,7 +91,7 @@ def _fractions(box: Box, width: int, height: int) -> Box:
     if not all(map(math.isfinite, box)):
         raise SourceError(f"a coordinate of the region is no number: {shown}")
     x0, y0, x1, y1 = box
-    if max(box) > 1:
+    if max(box) >= PIXELS:
         if x1 - x0 < 1 or y1 - y0 < 1:
             raise SourceError(f"the region is not one pixel wide and high: {shown}")
         x0, y0, x1, y1 = x0 / width, y0 / height, x1 / width, y1 / height

@@ -20,7 +20,7 @@ from cmcr.errors import SourceError
 from cmcr.extract.audio import read_audio
 from cmcr.extract.images import read_image
 from cmcr.extract.items import Decoded, Item
-from cmcr.extract.pointclouds import read_points
+from cmcr.extract.pointclouds import read_points, z_to_y_up
 
 LONGEST_TEXT = 1 << 20  # bytes
 LARGEST_MEMBER = 1 << 30  # bytes of one file in a tar, which is held in memory
@@ -53,7 +53,8 @@ def decode(modality: Modality, item: Item) -> Decoded:
             return read_image(file)
         if modality == "audio":
             return read_audio(file)
-        return read_points(file, Path(item.uri).suffix.lower())
+        points = read_points(file, Path(item.uri).suffix.lower())
+    return z_to_y_up(points) if item.up == "z" else points
 
 
 def file_uri(path: str | Path) -> str:

@@ -50,6 +50,12 @@ def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
     return xyz
 
 
+def z_to_y_up(points: np.ndarray) -> np.ndarray:
+    """Points (n, 3) with z up, turned about x so that y is up."""
+    turned: np.ndarray = points[:, [0, 2, 1]] * np.array([1, 1, -1], points.dtype)
+    return turned
+
+
 def _array(file: BinaryIO, suffix: str) -> np.ndarray:
     _refuse_large(_size(file), LARGEST_ARRAY)
     try:

@@ -81,9 +81,10 @@ def _found(item: Item, detector: Detector) -> list[list[float]]:
         return [list(WHOLE)]
     scale = picture.size * 2
     found = detector(np.array(picture))
-    return [[at / side for at, side in zip(box, scale, strict=True)] for box in found] or [
-        list(WHOLE)
-    ]
+    return [
+        [min(max(at / side, 0.0), 1.0) for at, side in zip(box, scale, strict=True)]
+        for box in found
+    ] or [list(WHOLE)]
 
 
 def faster_rcnn(weights: Path | None, device: str) -> tuple[dict[str, Any], Callable[[], Detector]]:

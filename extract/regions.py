@@ -6,8 +6,9 @@
 
 A file (.jsonl, .csv, .tsv, .parquet) has a row for each box: `image`, the id of the picture in
 its source (in a folder: its path there), `x0`, `y0`, `x1`, `y1` in fractions of its width and
-height, or in pixels where one of the four exceeds 1, and `label` if the region has its own. The
-order within the file does not matter: the items follow the pictures.
+height, or in pixels where one of the four is 2 or more, and `label` if the region has its own. A
+box is clipped to its picture. The order within the file does not matter: the items follow the
+pictures.
 
 The grid is `GRID`: the whole picture, and windows of a half, a third and a quarter of its width
 and height, each moved by half a window.
@@ -89,6 +90,7 @@ def regions(
         items=items,
         total=total,
         columns=tuple(dict.fromkeys([*pictures.columns, *COLUMNS])),
+        numbers=tuple(dict.fromkeys([*pictures.numbers, *PLACES])),
     )
 
 

@@ -31,7 +31,10 @@ RESERVED = ("embedding", "uri", "space", "modality", "dataset")  # the store's o
 
 @dataclass(frozen=True)
 class Source:
-    """A re-readable sequence of items. `columns` are the names in every item's `extra`."""
+    """A re-readable sequence of items.
+
+    `columns` are the names in every item's `extra`: text, or numbers where they are in `numbers`.
+    """
 
     modality: Modality
     name: str
@@ -39,6 +42,7 @@ class Source:
     items: Callable[[], Iterator[Item]]
     total: int
     columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
 
 def valid(text: str) -> str:

@@ -163,6 +163,7 @@ def extract(
         precision=precision,
         part_rows=part_rows,
         columns=source.columns,
+        numbers=source.numbers,
         encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
         source=dict(source.description),
     )

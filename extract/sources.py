@@ -4,6 +4,7 @@
     source = open_source("text", "captions.txt")        # one text a line
     source = open_source("image", "items.csv")          # columns path, and id, label, group, ...
     source = open_source("audio", "clips.tar")          # webdataset; also a folder of such tars
+    source = open_source("pointcloud", "modelnet40/", up="z")   # Princeton's meshes
     source = open_source("text", "builtin:digits/phrases")
     source = open_source("text", "prompts:classes.txt:templates.txt")   # extract/prompts.py
     for item in source.items(): ...                     # always in the same order
@@ -13,12 +14,15 @@ description changes when what it would yield changes.
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 from cmcr.extract.folders import folder
+from cmcr.extract.items import Item, UpAxis
 from cmcr.extract.manifests import READERS, manifest
 from cmcr.extract.prompts import PREFIXES, prompts
 from cmcr.extract.rows import Source
@@ -27,15 +31,20 @@ from cmcr.extract.webdataset import ENDINGS, is_tar, webdataset
 __all__ = ["Source", "open_source"]
 
 
-def open_source(modality: Modality, where: str, pattern: str | None = None) -> Source:
+def open_source(
+    modality: Modality, where: str, pattern: str | None = None, up: UpAxis = "y"
+) -> Source:
     """The source that `where` names.
 
     `pattern` is a regular expression for file names in a folder; its named groups `label` and
-    `group` are those of the item, every other one becomes a column.
+    `group` are those of the item, every other one becomes a column. `up` is the axis of its point
+    clouds that points upwards.
 
-    Raises UsageError for a place that is not there or not of a known kind, SourceError for one
-    that is damaged or holds nothing to embed.
+    Raises UsageError for a place that is not there or not of a known kind, or an axis of what has
+    none, SourceError for a place that is damaged or holds nothing to embed.
     """
+    if up != "y":
+        return _turned(open_source(modality, where, pattern), up)
     if where.startswith(PREFIXES):
         return prompts(modality, where)
     if where.startswith("builtin:"):
@@ -61,6 +70,19 @@ def open_source(modality: Modality, where: str, pattern: str | None = None) -> S
         where=where,
         cure=f"a folder, builtin:NAME, or a file of {', '.join([*READERS, *ENDINGS])}",
     )
+
+
+def _turned(source: Source, up: UpAxis) -> Source:
+    if source.modality != "pointcloud":
+        raise UsageError(
+            f"no axis of {source.modality} points upwards", cure="give --up with point clouds only"
+        )
+
+    def items() -> Iterator[Item]:
+        for item in source.items():
+            yield replace(item, up=up)
+
+    return replace(source, description={**source.description, "up": up}, items=items)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -94,4 +116,5 @@ def _builtin(modality: Modality, where: str) -> Source:
         items=builtin.read,
         total=sum(1 for _ in builtin.read()),
         columns=builtin.columns,
+        numbers=builtin.numbers,
     )

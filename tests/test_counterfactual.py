@@ -18,11 +18,16 @@ from cmcr.evaluate import evaluate_counterfactual, precision_recall
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
 
 
-def metrics(confidence, localised, visible):
+def measured(confidence, localised, visible):
     curve = precision_recall(
         np.array(confidence, float), np.array(localised, float), np.array(visible, bool)
     )
-    return tuple(curve.metrics().values())
+    return curve.metrics()
+
+
+def metrics(*pairs):
+    found = measured(*pairs)
+    return found["ap"], found["max_f1"]
 
 
 def test_by_hand():
@@ -78,6 +83,47 @@ def test_agrees_with_the_definition(cases):
     f1 = max(2 * p * r / (p + r) if p + r else 0 for p, r in points)
     confidence, visible, localised = zip(*cases, strict=True)
     assert metrics(confidence, localised, visible) == pytest.approx((ap, f1))
+
+
+def by_slavc(confidence, localised, visible):
+    """AP and the highest F1 restated from SLAVC's EvaluatorFull, loop by loop."""
+
+    def at(threshold):
+        tp = fp = fn = 0
+        for sure, right, seen in zip(confidence, localised, visible, strict=True):
+            answered = sure >= threshold
+            tp += answered and seen and right
+            fp += answered and not (seen and right)
+            fn += seen and not answered
+        return tp / (tp + fp) if tp + fp else 1, tp / (tp + fn) if tp + fn else 1
+
+    rising = sorted(confidence)
+    points = [at(sure) for sure in rising[:-1][:: -max(1, len(rising) // 200)]]
+    ap = sum(
+        max(p for p, _ in points[i:]) * (points[i + 1][1] - points[i][1])
+        for i in range(len(points) - 1)
+    )
+    few = [at(sure) for sure in rising[:: max(1, len(rising) // 10)]]
+    return ap, max(2 * p * r / (p + r) if p + r else 0 for p, r in few)
+
+
+@given(CASES)
+def test_agrees_with_slavcs_own_sampling(cases):
+    found = measured(*(columns := tuple(zip(*cases, strict=True))))
+    assert (found["ap_slavc"], found["max_f1_slavc"]) == pytest.approx(by_slavc(*columns))
+
+
+@pytest.mark.parametrize("pairs", [199, 400, 1037])
+def test_agrees_with_slavcs_own_sampling_of_many(pairs):
+    rng = np.random.default_rng(pairs)
+    visible = rng.random(pairs) < 0.5
+    localised = rng.random(pairs) < 0.6
+    confidence = (rng.normal(size=pairs) + visible + localised).round(2)
+    found = measured(confidence, localised, visible)
+    columns = confidence.tolist(), localised.tolist(), visible.tolist()
+    assert (found["ap_slavc"], found["max_f1_slavc"]) == pytest.approx(by_slavc(*columns))
+    assert found["ap_slavc"] == pytest.approx(found["ap"], abs=0.02)
+    assert 0 <= found["max_f1"] - found["max_f1_slavc"] < 0.1
 
 
 def test_sounds_that_are_not_in_the_picture(tmp_path, make_dataset):

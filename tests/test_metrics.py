@@ -41,7 +41,7 @@ def orders(scores, relevant):
 
 def restated(orders, relevant):
     """The metrics by their definitions, from the order that each query gives the gallery."""
-    hits, recalls, precisions, firsts = [], [], [], []
+    hits, recalls, precisions, of_ten, firsts = [], [], [], [], []
     for order, matching in zip(orders, relevant, strict=True):
         total = sum(matching)
         if not total:
@@ -53,10 +53,19 @@ def restated(orders, relevant):
             sum(sum(found[: rank + 1]) / (rank + 1) for rank, match in enumerate(found) if match)
             / total
         )
+        of_ten.append(
+            sum(
+                sum(found[: rank + 1]) / (rank + 1)
+                for rank in range(min(10, len(found)))
+                if found[rank]
+            )
+            / min(total, 10)
+        )
         firsts.append(found.index(True) + 1)
     return {
         **{f"hit_rate@{k}": x for k, x in zip(CUTOFFS, np.mean(hits, axis=0), strict=True)},
         **{f"recall@{k}": x for k, x in zip(CUTOFFS, np.mean(recalls, axis=0), strict=True)},
+        "mAP@10": np.mean(of_ten),
         "mAP": np.mean(precisions),
         "median_rank": np.median(firsts),
         "gallery_size": len(relevant[0]),
@@ -147,6 +156,17 @@ def test_groups_come_before_labels_and_empty_names_are_none():
     ]
 
 
+def test_classes_are_found_by_either_spelling():
+    """ModelNet40's folders are `night_stand`, its prompts are of "night stand"."""
+    folders = items(["night_stand", "flower_pot", "sofa"], ["g_1", None, None])
+    prompts = items(["night stand", "sofa", "night stand"], [None, None, "g 1"])
+    assert find_matches(folders, prompts).block(0, 3).toarray().tolist() == [
+        [True, False, False],
+        [False, False, False],
+        [False, True, False],
+    ]
+
+
 def test_ranks_of_several_matches():
     scores = torch.tensor([[0.9, 0.5, 0.5, 0.1], [0.1, 0.2, 0.3, 0.4]])
     matches = find_matches(items(["a", "b"]), items(["a", "a", "b", "a"]))
@@ -170,7 +190,8 @@ def test_chance_is_the_mean_over_every_order(counts):
     every = list(permutations(range(gallery)))
     expected = [restated([order] * len(counts), relevant) | {"order": order} for order in every]
     chance = chance_metrics(np.array(counts), gallery)
-    for name in [f"{kind}@{k}" for kind in ("hit_rate", "recall") for k in CUTOFFS] + ["mAP"]:
+    cut = [f"{kind}@{k}" for kind in ("hit_rate", "recall") for k in CUTOFFS]
+    for name in [*cut, "mAP@10", "mAP"]:
         assert chance[name] == pytest.approx(np.mean([row[name] for row in expected])), name
     firsts = [
         min(order.index(item) for item in range(count)) + 1
@@ -192,6 +213,15 @@ def test_chance_is_the_mean_of_random_rankings():
     scores = torch.from_numpy(rng.random((200, 3000), np.float32))
     measured = retrieval_metrics(queries, scores, matches).metrics
     assert measured == pytest.approx(chance, rel=0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("matches", [1, 3, 12])
+def test_chance_of_map_at_ten_is_its_definition(matches):
+    """E[AP@10] over all orders: rank i and rank j < i are both matches with R(R-1) / N(N-1)."""
+    gallery = 15
+    alone, both = matches / gallery, matches * (matches - 1) / (gallery * (gallery - 1))
+    expected = sum((alone + (i - 1) * both) / i for i in range(1, 11)) / min(matches, 10)
+    assert chance_metrics(np.array([matches]), gallery)["mAP@10"] == pytest.approx(expected)
 
 
 def test_chance_without_matches_is_refused():

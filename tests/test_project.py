@@ -108,7 +108,9 @@ def test_all_columns_are_carried_over(store: Path, connection: Connection) -> No
     assert texts[-1] == {"id": "caption-9", "text": "a caption, 9"}
 
 
-def test_inputs_that_could_not_be_embedded_stay_known(store: Path, connection: Connection) -> None:
+def test_inputs_that_could_not_be_embedded_stay_known_and_numbers_stay_numbers(
+    store: Path, connection: Connection
+) -> None:
     bad = {"id": "x", "uri": "x.wav", "error": "SourceError", "message": "empty"}
     see = open_dataset(store, Key("see", "image", "pictures")).manifest
     description = Description(
@@ -117,15 +119,18 @@ def test_inputs_that_could_not_be_embedded_stay_known(store: Path, connection: C
         dataset="more",
         dim=8,
         part_rows=PART,
+        columns=("x0",),
+        numbers=("x0",),
         encoder=see.encoder,
         source={"kind": "test"},
     )
     folder = begin(store, description)
-    write_part(folder, description, 0, {"id": ["a"]}, np.eye(8)[:1], [bad])
+    write_part(folder, description, 0, {"id": ["a"], "x0": [0.5]}, np.eye(8)[:1], [bad])
     write_part(folder, description, 1, {"id": []}, np.empty((0, 8)), [bad | {"id": "y"}])
     finish(folder, description, 2)
     done = project(store, connection, datasets=[description.key])["see/image:more"]
     assert (done.rows, done.manifest.failures) == (1, 2)
+    assert done.table(["x0"])["x0"].to_pylist() == [0.5]
 
 
 def test_the_space_is_one_whatever_it_goes_back_to(

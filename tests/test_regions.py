@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
+from cmcr.evaluate.retrieval import select
+from cmcr.evaluate.scenes import find_scenes
+from cmcr.evaluate.truth import Pair
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
 from cmcr.extract.crops import crop, crops
 from cmcr.extract.items import Item
@@ -102,6 +106,28 @@ def test_a_region_is_what_lies_in_its_box(photos: Path, encoder: Encoder, tmp_pa
         pixels = encoder.preprocess("image", Image.new("L", (20, 20), shade))
         expected = encoder.encode("image", pixels[None])[0].numpy()
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_places_are_numbers_in_the_store_and_text_is_still_read(
+    photos: Path, encoder: Encoder, tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    boxes = [row("dog/c.png", 0, 0, 1 / 3, 1), row("dog/c.png", 0.5, 0, 1, 1)]
+    extracted(photos, encoder, write_boxes(tmp_path / "b.jsonl", boxes))
+    regions = open_dataset(tmp_path / "store", Key("bytes", "image", "t"))
+    table = regions.table(("image", *BOX))
+    assert table.schema.types == [pa.string(), *[pa.float64()] * 4]
+    assert places(table.to_pylist()) == [[0, 0, 1 / 3, 1], [0.5, 0, 1, 1]]
+    assert len(select(regions, {"x0": ["0.5"]}).rows) == 1
+    sounds = make_dataset("bytes/audio:s", np.eye(8, dtype=np.float32)[:1], id=["s"])
+    text = make_dataset(
+        "bytes/image:text", np.eye(8, dtype=np.float32)[:2],
+        id=["0", "1"], image=["dog/c.png"] * 2,
+        **{name: list(map(str, table[name].to_pylist())) for name in BOX},
+    )  # fmt: skip
+    assert text.table(BOX).schema.types == [pa.string()] * 4
+    pair = Pair("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
+    for dataset in (regions, text):
+        assert find_scenes(sounds, dataset, [pair]).ciou[0].tolist() == [0, 1]
 
 
 def test_the_grid_covers_the_picture_at_four_scales(photos: Path, encoder: Encoder) -> None:
@@ -200,7 +226,7 @@ def test_regions_are_of_pictures(tmp_path: Path) -> None:
 
 
 @given(
-    st.tuples(*[st.floats(-0.5, 1, width=32)] * 4),
+    st.tuples(*[st.floats(-0.5, 1.5, width=32)] * 4),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
 )
 def test_a_crop_is_the_rounded_box(
@@ -223,6 +249,50 @@ def test_a_crop_is_the_rounded_box(
     first = int(np.asarray(cut)[0, 0])
     assert abs(first % size[0] - x0 * size[0]) <= 1
     assert abs(first // size[0] - y0 * size[1]) <= 1
+
+
+SIDE = st.integers(1, 5000)
+
+
+@given(SIDE, SIDE, st.floats(0.2, 5), st.data())
+def test_a_box_at_the_corner_of_a_picture_is_cut_there(
+    width: int, height: int, zoom: float, data: st.DataObject
+) -> None:
+    """Float32 boxes of a resized picture, scaled back as detectors do, then made fractions."""
+    size = (width, height)
+    shown = [max(1, round(side * zoom)) for side in size]
+    first = [data.draw(st.integers(0, side - 1)) for side in size]
+    box = np.array(
+        [*(at * s / side for at, s, side in zip(first, shown, size, strict=True)), *shown]
+    )
+    scale = np.tile([side / s for side, s in zip(size, shown, strict=True)], 2).astype(np.float32)
+    sides = np.tile(size, 2).astype(np.float32)
+    fractions = (box.astype(np.float32) * scale / sides).astype(float)
+    (region,) = crops(Item("a", "a", content=b""), [((*fractions,), None)])
+    with pytest.MonkeyPatch.context() as patch:
+        picture = SimpleNamespace(size=size, crop=lambda box: box)
+        patch.setattr("cmcr.extract.crops.decode", lambda *_: picture)
+        patch.setattr("cmcr.extract.crops.refuse_line", lambda *_: None)
+        known, cut = crop(region)
+    assert cut == (*first, width, height)
+    assert places([known.extra])[0][2:] == pytest.approx([1, 1], abs=1e-6)
+    assert max(places([known.extra])[0]) <= 1
+
+
+def test_boxes_that_leave_the_picture_are_clipped_and_pixels_are_pixels() -> None:
+    just_over = float(np.nextafter(np.float32(1), np.float32(2)))  # 1.00000012
+    cases = {
+        (0, 0, 1, just_over): (0, 0, 40, 20),
+        (0.5, 0.5, 1.03, 1.02): (20, 10, 40, 20),  # a detector that does not clip
+        (0, 0, 2, 2): (0, 0, 2, 2),  # pixels
+        (1, 0, 2, 1): (1, 0, 2, 1),
+    }
+    for box, expected in cases.items():
+        (region,) = crops(Item("a", "a", content=b""), [(box, None)])
+        with pytest.MonkeyPatch.context() as patch:
+            picture = SimpleNamespace(size=(40, 20), crop=lambda box: box)
+            patch.setattr("cmcr.extract.crops.decode", lambda *_, picture=picture: picture)
+            assert crop(region)[1] == expected
 
 
 # A detector
@@ -255,6 +325,18 @@ def test_what_a_detector_finds_becomes_a_file(photos: Path, tmp_path: Path) -> N
     assert propose(pictures, tmp_path / "boxes", {"threshold": 1}, lambda: halves(seen)) == file
     assert seen == [0, 10, 20]
     assert propose(pictures, tmp_path / "boxes", {"threshold": 2}, lambda: halves(seen)) != file
+
+
+def test_what_a_detector_finds_lies_in_the_picture(photos: Path, tmp_path: Path) -> None:
+    """torchvision scales its boxes back to the picture in float32."""
+    over = [float(np.nextafter(np.float32(side), np.float32(100))) for side in (40, 20)]
+    file = propose(
+        open_source("image", str(photos)),
+        tmp_path / "boxes",
+        {},
+        lambda: lambda _: [[-1, 0, *over]],
+    )
+    assert json.loads(file.read_text().splitlines()[0]) == row("cat/a.png", 0.0, 0.0, 1.0, 1.0)
 
 
 def test_detection_goes_on_where_it_stopped(

@@ -106,11 +106,23 @@ def test_a_row_for_each_model_and_direction(done):
     assert there["metrics"]["gallery_size"] == 40
     assert there["metrics"]["queries_without_match"] == 8  # there is no photo of a cat
     assert back["metrics"]["queries_without_match"] == 0
+    assert there["unmatched"] == {"queries": 8, "of": 40, "first": "sounds-0", "labels": ["cat"]}
+    assert "unmatched" not in back
 
 
 def test_the_closed_forms_beat_chance(done):
     mean = {row["model"]: row["metrics"]["mAP"] for row in done.rows}
     assert mean["ridge-centred"] > mean["chance"] + 0.2
+
+
+def test_queries_that_nothing_matches_are_told_loudly(done):
+    console = Console(width=200, force_terminal=True)
+    with console.capture() as capture:
+        console.print(results_table(done.rows))
+    (line,) = (line for line in capture.get().splitlines() if "match nothing" in line)
+    assert "8 of 40 queries match nothing in the gallery" in line
+    assert "'sounds-0'; their labels are such as cat" in line
+    assert "\x1b[1;33m" in line  # bold, yellow
 
 
 def test_results_are_saved_and_used_again(world, done):

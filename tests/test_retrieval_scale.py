@@ -117,7 +117,7 @@ def test_metrics_agree_with_torchmetrics():
 
 def per_query(count, seed=0):
     rng = np.random.default_rng(seed)
-    return PerQuery(np.arange(count), rng.integers(1, 9, count), rng.random((count, 7)))
+    return PerQuery(np.arange(count), rng.integers(1, 9, count), rng.random((count, 8)))
 
 
 def test_intervals_are_those_of_the_mean_and_the_same_every_time():

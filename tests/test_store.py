@@ -106,6 +106,25 @@ def test_parts_stream_in_order_and_carry_their_columns(tmp_path: Path) -> None:
     assert dataset.manifest.failures == 3
 
 
+def test_columns_of_numbers_are_numbers_and_change_no_other_dataset(tmp_path: Path) -> None:
+    # The identity and the description as they were before a column could be of numbers.
+    assert describe().identity == (
+        "590dfa6534dc8698fdb1a37034cf65678628c5c2661fcc9570171598559b18ab"
+    )
+    assert "numbers" not in describe().model_dump_json()
+    placed = describe(columns=("camera", "x0"), numbers=("x0",), part_rows=3)
+    assert placed.identity != describe(columns=("camera", "x0"), part_rows=3).identity
+    folder = begin(tmp_path, placed)
+    columns = {"id": ["a", "b", "c"], "camera": ["x", None, "y"], "x0": [1 / 3, None, 0]}
+    write_part(folder, placed, 0, columns, unit(3))
+    finish(folder, placed, 1)
+    dataset = open_dataset(tmp_path, KEY)
+    assert dataset.manifest.numbers == ("x0",)
+    table = dataset.table(["camera", "x0"])
+    assert table.schema.types == [pa.string(), pa.float64()]
+    assert table["x0"].to_pylist() == [1 / 3, None, 0]
+
+
 def test_other_tools_read_the_store(tmp_path: Path) -> None:
     write(tmp_path, unit(12))
     files = sorted(map(str, tmp_path.glob("space=*/modality=*/dataset=*/part-*.parquet")))

@@ -12,8 +12,8 @@ from PIL import Image
 from seeded import prefixed, seeded, ulip_checkpoint, ulip_weights
 from torch import Tensor
 
-from cmcr.embeddings import Key, open_dataset
-from cmcr.errors import EncoderError, SourceError, UsageError
+from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
 from cmcr.extract import extract, open_source
 from cmcr.extract.encoders.pointbert import PointBERT, farthest_points, nearest_points
 from cmcr.extract.encoders.ulip import (
@@ -28,9 +28,8 @@ from cmcr.extract.encoders.ulip import (
 from cmcr.extract.encoders.ulip_towers import PointTower
 
 # By n, the first six values of the unit embedding of `cloud(n)` under the weights
-# `seeded(…, 0.1)`, as salesforce/ULIP's own ULIP_PointBERT gives them (commit f194ddb,
-# pc_normalize and encode_pc; its sampling extension replaced by the loop in
-# benchmarks/parity_ulip.py).
+# `seeded(…, 0.1)`, as salesforce/ULIP's own ULIP_PointBERT gives them (commit 2fed30f,
+# pc_normalize and encode_pc; its sampling starts at the first point instead of a random one).
 PUBLISHED = {
     8192: [0.047344, 0.058312, 0.018569, 0.009345, 0.072062, -0.017635],
     100: [0.055991, 0.053969, 0.020722, -0.000019, 0.059941, -0.022797],
@@ -67,7 +66,7 @@ def test_point_embeddings_are_the_publishers() -> None:
     state = seeded(state | {"pc_projection": torch.zeros(768, 512)}, 0.1)
     tower = PointTower(state).eval()
     tower.load_state_dict(state)
-    clouds = np.stack([prepare_points(cloud(n), 8192, "y") for n in PUBLISHED])
+    clouds = np.stack([prepare_points(cloud(n), 8192, "mean") for n in PUBLISHED])
     with torch.inference_mode():
         embeddings = torch.nn.functional.normalize(tower(torch.from_numpy(clouds)), dim=-1)
     torch.testing.assert_close(
@@ -137,20 +136,39 @@ def test_an_embedding_does_not_depend_on_its_batch(ulip: UlipEncoder, modality: 
 # Points
 
 
+def farthest(points: np.ndarray, count: int) -> list[int]:
+    """Point 0, then each time the one that is farthest from all so far, in float64."""
+    chosen, distance = [0], np.full(len(points), np.inf)
+    while len(chosen) < count:
+        offset = points.astype(np.float64) - points[chosen[-1]]
+        distance = np.minimum(distance, np.square(offset).sum(1))
+        chosen.append(int(distance.argmax()))
+    return chosen
+
+
 def test_farthest_points_are_those_of_a_float64_search() -> None:
     points = np.stack([cloud(3001)[:3000], cloud(3000)])
-    points[1, 7] = 0  # at the origin: no candidate
-    batch = torch.from_numpy(points)
-    candidates = batch.square().sum(2) > 1e-3
-    chosen = farthest_points(batch, 200, candidates)
-    for one, allowed, indices in zip(points, candidates.numpy(), chosen, strict=True):
-        expected = [0]
-        distance = np.full(len(one), np.inf)
-        for _ in range(199):
-            offset = one.astype(np.float64) - one[expected[-1]]
-            distance = np.minimum(distance, np.square(offset).sum(1))
-            expected.append(int(np.where(allowed, distance, -1).argmax()))
-        assert indices.tolist() == expected
+    candidates = torch.ones(2, 3000, dtype=torch.bool)
+    candidates[1, 2500:] = False
+    chosen = farthest_points(torch.from_numpy(points), 200, candidates)
+    assert chosen.tolist() == [farthest(points[0], 200), farthest(points[1, :2500], 200)]
+
+
+def test_points_near_the_origin_are_the_centres_of_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rod through the origin: what is left out around its middle moves the other centres too."""
+    rod = np.random.RandomState(0).uniform(-1, 1, (4000, 3)) * [1, 0.02, 0.02]
+    points = rod.astype(np.float32)
+    expected = points[farthest(points, 512)]
+    assert (np.square(expected).sum(1) <= 1e-3).any()
+    tower = PointBERT(64, 1, 32).eval()
+    seen: list[Tensor] = []
+    encode_groups = tower.encode_groups
+    monkeypatch.setattr(
+        tower, "encode_groups", lambda clouds, at: seen.append(at) or encode_groups(clouds, at)
+    )
+    with torch.inference_mode():
+        tower(torch.from_numpy(points)[None])
+    assert np.array_equal(seen[0][0].numpy(), expected)
 
 
 @pytest.mark.parametrize("points", [cloud(20_000), np.tile(cloud(300), (30, 1))])
@@ -169,25 +187,59 @@ def test_nearest_points_are_those_of_a_float64_search() -> None:
 
 
 def test_points_are_centred_scaled_and_padded() -> None:
-    points = prepare_points(cloud(500) * 40 + 1000, 512, "y")
+    points = prepare_points(cloud(500) * 40 + 1000, 512, "mean")
     assert np.isnan(points[500:]).all()
     np.testing.assert_allclose(points[:500].mean(0), 0, atol=1e-6)
     assert np.linalg.norm(points[:500], axis=1).max() == pytest.approx(1)
     coloured = np.concatenate([cloud(500), np.ones((500, 3), np.float32)], axis=1)
     np.testing.assert_array_equal(
-        prepare_points(coloured, 512, "y"), prepare_points(cloud(500), 512, "y")
+        prepare_points(coloured, 512, "mean"), prepare_points(cloud(500), 512, "mean")
     )
-    sampled = prepare_points(cloud(5000), 512, "y")
+    sampled = prepare_points(cloud(5000), 512, "mean")
     assert np.isfinite(sampled).all()
     assert len(np.unique(sampled, axis=0)) == 512
 
 
-def test_z_up_is_turned_to_y_up() -> None:
+def test_centre_box_is_as_the_box_and_leaves_what_is_so() -> None:
+    points = prepare_points(cloud(500) * 40 + 1000, 500, "box")
+    np.testing.assert_allclose(points.max(0), -points.min(0), atol=1e-6)
+    assert np.linalg.norm(points, axis=1).max() == pytest.approx(1)
+    assert np.abs(points.mean(0)).max() > 0.02
+    np.testing.assert_allclose(prepare_points(points, 500, "box"), points, atol=1e-6)
+
+
+def test_which_axis_is_up_is_the_sources(ulip: UlipEncoder, tmp_path: Path) -> None:
+    """Meshes that lie and clouds that stand get the same vectors, in one space."""
+    standing = cloud(900)
     # (x, y, z) with y up is (x, -z, y) with z up.
-    lying = cloud(500)[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
-    np.testing.assert_allclose(
-        prepare_points(lying, 500, "z"), prepare_points(cloud(500), 500, "y"), atol=1e-7
+    lying = standing[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
+    store = tmp_path / "store"
+    for name, points in {"standing": standing, "lying": lying}.items():
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", points)
+
+    def embedded(name: str, up: Any) -> Dataset:
+        source = open_source("pointcloud", str(tmp_path / name), up=up)
+        dataset = f"{name}-{up}"
+        extract(store, ulip, source, dataset, workers=0, index=None, precision="float32")
+        return open_dataset(store, Key("ulip", "pointcloud", dataset))
+
+    plain, turned, fallen = (
+        embedded(*which) for which in (("standing", "y"), ("lying", "z"), ("lying", "y"))
     )
+    np.testing.assert_allclose(turned.embeddings(), plain.embeddings(), atol=1e-5)
+    assert np.abs(fallen.embeddings() - plain.embeddings()).max() > 1e-3
+    assert turned.encoder_identity == plain.encoder_identity
+    assert turned.manifest.source["up"] == "z"
+    assert "up" not in plain.manifest.source
+    source = open_source("pointcloud", str(tmp_path / "lying"))
+    with pytest.raises(MismatchError, match=r"source\.up"):
+        extract(store, ulip, source, "lying-z", workers=0, index=None, precision="float32")
+
+
+def test_only_point_clouds_have_an_axis_that_is_up() -> None:
+    with pytest.raises(UsageError, match="no axis of text points upwards"):
+        open_source("text", "builtin:digits/phrases", up="z")
 
 
 @pytest.mark.parametrize(
@@ -247,15 +299,26 @@ def test_a_missing_checkpoint_is_named() -> None:
 
 
 def test_variants_set_the_points_and_the_fingerprint(ulip: UlipEncoder, checkpoint: Path) -> None:
-    assert parse_variant(None) == Preprocess(8192, "y")
-    assert parse_variant("up=z,points=2048") == Preprocess(2048, "z")
+    assert parse_variant(None) == Preprocess(8192, "mean")
+    assert parse_variant("centre=box,points=2048") == Preprocess(2048, "box")
     fingerprint = ulip.fingerprint()
     assert fingerprint["encoder"] == "ulip:points=1024"
     assert fingerprint["preprocessing"]["pointcloud"]["points"] == 1024
-    turned = open_encoder(variant="up=z", checkpoint=checkpoint, device="cpu").fingerprint()
-    assert turned["checkpoint_sha256"] == fingerprint["checkpoint_sha256"]
-    assert turned["preprocessing"]["pointcloud"]["up"] == "z"
-    for variant in ("up=x", "points=many", "points=31", "points=²", "colour=yes", "1024", ","):
+    boxed = open_encoder(variant="centre=box", checkpoint=checkpoint, device="cpu").fingerprint()
+    assert boxed["encoder"] == "ulip:centre=box"
+    assert boxed["checkpoint_sha256"] == fingerprint["checkpoint_sha256"]
+    assert boxed["preprocessing"]["pointcloud"]["centre"] == "box"
+    with pytest.raises(UsageError, match="--up z"):
+        parse_variant("points=2048,up=z")
+    for variant in (
+        "centre=top",
+        "points=many",
+        "points=31",
+        "points=²",
+        "colour=yes",
+        "1024",
+        ",",
+    ):
         with pytest.raises(UsageError, match="no variant"):
             parse_variant(variant)
 

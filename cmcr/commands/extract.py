@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Amp, Device, Index, Json, Precision, Recipe, Store
+from cmcr.commands.options import Amp, Device, Index, Json, Precision, Recipe, Store, Up
 from cmcr.commands.output import answer, say
 
 
@@ -36,6 +36,10 @@ def extract(
             help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
             "(image, x0, y0, x1, y1), windows of several sizes, or a detector's.",
         ),
+    ] = None,
+    up: Annotated[
+        Up | None,
+        typer.Option(help="Axis of point clouds that points upwards.", show_default="y"),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, in the publisher's own layout.")
@@ -68,7 +72,15 @@ def extract(
     from cmcr.stages import choose_sources, extract_datasets
 
     section, default_store = choose_sources(
-        load_pipelines(), encoder, source or [], dataset, pattern, regions, checkpoint, pipeline
+        load_pipelines(),
+        encoder,
+        source or [],
+        dataset,
+        pattern,
+        regions,
+        up and up.value,
+        checkpoint,
+        pipeline,
     )
     place = store or default_store
     done = []

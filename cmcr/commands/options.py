@@ -32,6 +32,13 @@ class Precision(StrEnum):
     float32 = "float32"
 
 
+class Up(StrEnum):
+    """An axis."""
+
+    y = "y"
+    z = "z"
+
+
 class Amp(StrEnum):
     """How numbers are kept while a GPU encodes."""
 

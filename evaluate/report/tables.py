@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cmcr.evaluate.relevance import plain_name
 from cmcr.evaluate.results import (
     COUNTS,
     Row,
@@ -126,7 +127,7 @@ def confusion_table(folder: Path) -> Table:
     number = {name: at for at, name in enumerate(classes)}
     truth, predicted = [], []
     for item in pq.read_table(folder / PREDICTIONS, partitioning=None).to_pylist():
-        own = [name.replace("_", " ") for name in item["label"]]
+        own = list(map(plain_name, item["label"]))
         right = item["predicted"] if item["rank"] == 1 else next(n for n in own if n in number)
         truth.append(number[right])
         predicted.append(number[item["predicted"]])

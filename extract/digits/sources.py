@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from cmcr.embeddings.schema import Modality
-from cmcr.extract.crops import COLUMNS, Crop, crops
+from cmcr.extract.crops import COLUMNS, PLACES, Crop, crops
 from cmcr.extract.digits import Split, handwriting, scenes, shapes, speech
 from cmcr.extract.digits.phrases import phrases
 from cmcr.extract.items import Item
@@ -29,11 +29,14 @@ from cmcr.extract.items import Item
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """A source that needs no file of the user's. `columns` are its own in the store."""
+    """A source that needs no file of the user's. `columns` are its own in the store, text but for
+    those in `numbers`.
+    """
 
     modality: Modality
     read: Callable[[], Iterator[Item]]
     columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Hex digest of everything that it yields: reads it once, which takes well under 1 s."""
@@ -117,6 +120,6 @@ BUILTIN: Mapping[str, Builtin] = {
     "digits/shapes-train": Builtin("pointcloud", partial(read_shapes, "train")),
     "digits/shapes-test": Builtin("pointcloud", partial(read_shapes, "test")),
     "digits/scenes": Builtin("image", read_scenes),
-    "digits/scene-regions": Builtin("image", read_scene_regions, COLUMNS),
+    "digits/scene-regions": Builtin("image", read_scene_regions, COLUMNS, PLACES),
     "digits/scene-sounds": Builtin("audio", read_scene_sounds, ("voice", "image", "boxes")),
 }

@@ -17,7 +17,6 @@ from cmcr.typed import typed
 
 GROUPS, GROUP_SIZE = 512, 32
 HEAD = 64  # channels of an attention head
-CENTRE = 1e-3  # squared radius around the origin in which no group is centred
 CLOUDS = 8  # whose groups are encoded at a time: 268 MB for the widest layer
 
 
@@ -28,7 +27,10 @@ def farthest_points(
     """Indices of `count` points: point 0, then each time the candidate farthest from all so far.
 
     Points may be infinite where they are no candidates, but not NaN. Between equally far
-    candidates the first is taken, and when all are taken, the first again.
+    candidates the first is taken, and when all are taken, the first again. As in the code that
+    ULIP-2's file was trained with (salesforce/ULIP until June 2024) and C-MCR's copy of it, no
+    point is left out; pointnet2_ops, which ULIP has used since, passes over those within 0.03 of
+    the origin.
     """
     columns = points.transpose(1, 2).contiguous()  # (batch, 3, n)
     chosen = torch.zeros(len(points), count, dtype=torch.long, device=points.device)
@@ -115,15 +117,10 @@ class PointBERT(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, points: Float[Tensor, "batch n 3"]) -> Tensor:
-        """At least 32 points each, in the unit sphere, to (batch, 2·width): class token, maximum.
-
-        As with the original's sampling kernel (pointnet2_ops), no point within 0.03 of the
-        origin is the centre of a group, unless it is the first point.
-        """
+        """32 points or more each, in the unit sphere, to (batch, 2·width): class token, maximum."""
         there = ~points.isnan().any(2)  # (batch, n)
         points = torch.where(there[..., None], points, torch.inf)
-        candidates = there & (points.square().sum(2) > CENTRE)
-        centres = take(points, farthest_points(points, GROUPS, candidates))  # (batch, 512, 3)
+        centres = take(points, farthest_points(points, GROUPS, there))  # (batch, 512, 3)
         some = zip(torch.split(points, CLOUDS), torch.split(centres, CLOUDS), strict=True)
         tokens = torch.cat([self.encode_groups(*clouds) for clouds in some])
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)

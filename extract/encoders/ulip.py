@@ -1,10 +1,12 @@
 """ulip: ULIP-2's PointBERT with its image and text towers, 512-d.
 
     cmcr extract --encoder ulip --source pointcloud=FOLDER
-    cmcr extract --encoder ulip:points=2048,up=z --source pointcloud=FOLDER --checkpoint FILE.pt
+    cmcr extract --encoder ulip --source pointcloud=FOLDER --up z --checkpoint FILE.pt
+    cmcr extract --encoder ulip:points=10000,centre=box --source pointcloud=FOLDER     # as C-MCR
 
-`points` is how many points at most are kept of a cloud (8192), `up` its upward axis, y or z (y,
-as in ULIP's data). Compare with the publisher's code: benchmarks/parity_ulip.py.
+`points` is how many points at most are kept of a cloud (8192), `centre` what is moved to the
+origin: the centroid (`mean`) or the middle of the bounding `box`. Clouds come with y up, as in
+ULIP's data. Compare with the publisher's code: benchmarks/parity_ulip.py.
 
 https://arxiv.org/abs/2305.08275, https://github.com/salesforce/ULIP. C-MCR used the file that was
 then called pointbert_ULIP-2.pt; its owners moved their models to the hub in 2025, under new names.
@@ -13,7 +15,9 @@ FILE is, by its name, the one of this architecture: 8k xyz points, SLIP's ViT-B.
 Read in the publishers' code:
 - Points (ULIP, data/dataset_3d.py): farthest-point sampling where there are more than `points`,
   from a random point, here the first; then the centroid is subtracted and the largest norm
-  divided by. Fewer points are used as they are.
+  divided by. Fewer points are used as they are. C-MCR (cmcr/trunks.py) gives the tower Objaverse's
+  10,000 points as they lie in its files: the middle of their bounding box at the origin, none
+  sampled.
 - Images: ULIP only has a random crop, for training. What SLIP, whose tower it is, does at
   evaluation (main.py): shorter side to 224, bilinear, centre crop 224, ImageNet's mean and std.
 - Text (ULIP, utils/tokenizer.py): CLIP's byte pairs, 77 tokens. The original cuts a longer text's
@@ -48,6 +52,7 @@ from cmcr.typed import typed
 REPO = "datasets/SFXX/ulip"
 FILE = "ULIP-2/pretrained_models/ULIP-2-PointBERT-8k-xyz-pc-slip_vit_b-objaverse-pretrained.pt"
 MODALITIES: tuple[Modality, ...] = ("pointcloud", "image", "text")
+CENTRES = ("mean", "box")
 END = 49_407  # the end token, the highest there is
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIBRARIES = ("numpy", "open_clip_torch", "pillow", "scipy", "timm", "torch", "torchvision")
@@ -58,7 +63,7 @@ class Preprocess:
     """`UlipEncoder.preprocess`, and the options of a variant."""
 
     points: int = 8192
-    up: str = "y"
+    centre: str = "mean"
 
     def __call__(self, modality: Modality, item: Decoded) -> Tensor:
         """A cloud to (points, 3), an image to (3, 224, 224), a text to (78,) tokens.
@@ -68,7 +73,7 @@ class Preprocess:
         """
         _refuse(modality)
         if modality == "pointcloud":
-            return torch.from_numpy(prepare_points(np.asarray(item), self.points, self.up))
+            return torch.from_numpy(prepare_points(np.asarray(item), self.points, self.centre))
         if modality == "image":
             image: Tensor = _image_transform()(item.convert("RGB"))  # type: ignore[union-attr]
             return image
@@ -105,9 +110,10 @@ def _tokenizer() -> Any:
 
 
 def prepare_points(
-    cloud: Float[np.ndarray, "n columns"], count: int, up: str
+    cloud: Float[np.ndarray, "n columns"], count: int, centre: str
 ) -> Float32[np.ndarray, "{count} 3"]:
-    """At most `count` points of a cloud, y up, in the unit sphere around their centroid.
+    """At most `count` points of a cloud, in the unit sphere around `centre`: their `mean`, or the
+    middle of their bounding `box`.
 
     What lies beyond the first three columns is not looked at, and missing rows are NaN.
 
@@ -124,9 +130,12 @@ def prepare_points(
         distinct = len(np.unique(points, axis=0))
         if distinct < GROUP_SIZE:
             raise SourceError(f"the cloud has {distinct} distinct points, fewer than {GROUP_SIZE}")
-    if up == "z":
-        points = points[:, [0, 2, 1]] * np.array([1, 1, -1], np.float32)
-    centred = points - points.mean(0, dtype=np.float64)  # (n, 3)
+    middle = (
+        (points.min(0).astype(np.float64) + points.max(0)) / 2
+        if centre == "box"
+        else points.mean(0, dtype=np.float64)
+    )  # (3,)
+    centred = points - middle  # (n, 3)
     scale = np.sqrt(np.square(centred).sum(1).max())
     prepared = np.full((count, 3), np.nan, np.float32)
     prepared[: len(points)] = centred / scale
@@ -180,7 +189,7 @@ class UlipEncoder:
             "encoder": self.name + _spelled(self.preprocess),
             "checkpoint_sha256": self.checkpoint_sha256,
             "preprocessing": {
-                "version": 1,
+                "version": 2,
                 "pointcloud": {
                     **asdict(self.preprocess),
                     "sampling": "farthest points from the first",
@@ -216,16 +225,22 @@ def cut(tokens: Tensor) -> Tensor:
 
 
 def parse_variant(variant: str | None) -> Preprocess:
-    """The options in `points=N,up=AXIS`, each of which may be left out. Raises UsageError."""
+    """The options in `points=N,centre=WHERE`, each of which may be left out. Raises UsageError."""
     options = dict(part.partition("=")[::2] for part in variant.split(",")) if variant else {}
-    points, up = options.pop("points", "8192"), options.pop("up", "y")
-    if options or up not in ("y", "z") or not points.isdecimal() or int(points) < GROUP_SIZE:
+    if "up" in options:
+        raise UsageError(
+            f"ulip has no variant {variant!r}: which axis is up is the source's to say",
+            cure="--up z with --source, or `up: z` at the source in a recipe",
+        )
+    points, centre = options.pop("points", "8192"), options.pop("centre", "mean")
+    known = not options and centre in CENTRES
+    if not known or not points.isdecimal() or int(points) < GROUP_SIZE:
         raise UsageError(
             f"ulip has no variant {variant!r}",
-            cure=f"ulip:points=N,up=AXIS with N ≥ {GROUP_SIZE} and AXIS y or z; "
-            "without, points=8192,up=y",
+            cure=f"ulip:points=N,centre=WHERE with N ≥ {GROUP_SIZE} and WHERE "
+            f"{' or '.join(CENTRES)}; without, points=8192,centre=mean",
         )
-    return Preprocess(int(points), up)
+    return Preprocess(int(points), centre)
 
 
 def _spelled(options: Preprocess) -> str:
