@@ -1,5 +1,6 @@
 """What is installed: `cmcr encoders`, `doctor`, `pipelines`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from cmcr.commands.options import Json
@@ -25,11 +26,17 @@ def encoders(as_json: Json = False) -> None:
                 "modalities": ", ".join(spec.modalities),
                 "dim": spec.dim,
                 "licence": spec.licence,
-                "weights": "present" if spec.weights_present() else "not here",
+                "weights": _weights(spec.weights_present),
                 "package": package,
             }
         )
     answer({"encoders": lines}) if as_json else print_table(lines)
+
+
+def _weights(present: Callable[[], bool] | None) -> str:
+    if present is None:
+        return "named after the colon"
+    return "present" if present() else "not here"
 
 
 def doctor(as_json: Json = False) -> None:
