@@ -73,8 +73,8 @@ def _snapshot(repository: str, revision: str | None) -> Path:
         raise EncoderError(
             f"the model {named} is not on this machine and could not be fetched "
             f"({type(error).__name__})",
-            where=f"https://huggingface.co/{repository}; it is not in {HF_HUB_CACHE}, and no folder of "
-            "that name is here",
+            where=f"https://huggingface.co/{repository}; it is not in {HF_HUB_CACHE}, and there "
+            "is no folder of that name",
             cure=f"`{download}` where there is network and without HF_HUB_OFFLINE, or give a copy "
             "of it as --encoder hf:./FOLDER",
         ) from error

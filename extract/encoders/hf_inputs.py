@@ -151,6 +151,12 @@ def processor_of(folder: str) -> Any:
             return AutoProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+    except ImportError as error:
+        raise EncoderError(
+            f"the model's processor needs a package that is not installed: {first_line(error)}",
+            where=folder,
+            cure="for a tokenizer such as SigLIP's: pip install sentencepiece protobuf",
+        ) from error
     except Exception as error:  # whatever transformers stumbles over
         raise EncoderError(
             f"the model's processor (tokenizer, image processor or feature extractor) cannot be "
