@@ -84,6 +84,8 @@ def _weights() -> Iterator[Finding]:
         except CmcrError as problem:
             yield Finding(f"encoder {name}", problem.what, problem.cure)
             continue
+        if spec.weights_present is None:
+            continue
         if spec.weights_present():
             yield Finding(f"encoder {name}", "weights on this machine")
         else:

@@ -69,8 +69,9 @@ class Key:
 class Description(BaseModel):
     """What makes a dataset, known before its first row: rows of two descriptions never mix.
 
-    `columns` are the source's own, text but for those in `numbers`. `encoder` and `source` are held as JSON gives them back, whatever Python values they came as, so
-    that a description in memory equals the one that was read from a file.
+    `columns` are the source's own, text but for those in `numbers`. `encoder` and `source` are held
+    as JSON gives them back, whatever Python values they came as, so that a description in memory
+    equals the one that was read from a file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -64,9 +64,9 @@ class EncoderSpec:
 
     load: Loader
     modalities: tuple[Modality, ...]
-    dim: int
+    dim: int | None  # None where it depends on the variant
     licence: str  # of the weights
-    weights_present: Callable[[], bool]
+    weights_present: Callable[[], bool] | None  # None where the name alone is no model
     lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the cure
 
 

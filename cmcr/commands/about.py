@@ -1,5 +1,6 @@
 """What is installed: `cmcr encoders`, `doctor`, `pipelines`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,7 +45,7 @@ def encoders(
                 "modalities": ", ".join(spec.modalities),
                 "dim": spec.dim,
                 "licence": spec.licence,
-                "weights": "present" if spec.weights_present() else "not here",
+                "weights": _weights(spec.weights_present),
                 "package": package,
             }
         )
@@ -66,6 +67,12 @@ def _check(name: str, checkpoint: Path | None, as_json: bool) -> None:
         answer({"encoder": name, "checks": [asdict(done) for done in checks]})
     if any(done.problem for done in checks):
         raise typer.Exit(1)
+
+
+def _weights(present: Callable[[], bool] | None) -> str:
+    if present is None:
+        return "named after the colon"
+    return "present" if present() else "not here"
 
 
 def doctor(as_json: Json = False) -> None:

@@ -101,17 +101,22 @@ def crop_record(waveform: Waveform) -> Int16[Tensor, "window"]:
 
 def quantised(waveform: Waveform) -> np.ndarray:
     """48 kHz mono as int16: (frames,). Raises SourceError for a clip without samples."""
+    scaled: np.ndarray = resampled(waveform, SAMPLE_RATE).clip(-1, 1) * np.float32(FULL_SCALE)
+    return scaled.astype(np.int16)
+
+
+def resampled(waveform: Waveform, rate: int) -> np.ndarray:
+    """librosa's mono mix at `rate` Hz: (frames,) float32. Raises SourceError as `quantised`."""
     import soxr
 
     if not waveform.samples.size:
         raise SourceError("the audio has no samples")
-    mono = waveform.samples.mean(axis=0)
-    if waveform.sample_rate != SAMPLE_RATE:
-        length = int(np.ceil(len(mono) * (SAMPLE_RATE / waveform.sample_rate)))
-        mono = soxr.resample(mono, waveform.sample_rate, SAMPLE_RATE, quality="HQ")[:length]
+    mono: np.ndarray = waveform.samples.mean(axis=0)
+    if waveform.sample_rate != rate:
+        length = int(np.ceil(len(mono) * (rate / waveform.sample_rate)))
+        mono = soxr.resample(mono, waveform.sample_rate, rate, quality="HQ")[:length]
         mono = np.pad(mono, (0, length - len(mono)))
-    scaled: np.ndarray = mono.clip(-1, 1) * np.float32(FULL_SCALE)
-    return scaled.astype(np.int16)
+    return mono
 
 
 def generator(waveform: Waveform) -> np.random.RandomState:
