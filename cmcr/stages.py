@@ -168,17 +168,22 @@ def connect_spaces(
     out: Path | None,
     device: str,
     tensorboard: bool = False,
+    replace: bool = False,
 ) -> "Connected | Chained":
-    """Train or solve the connection `name`, or the chain where there are more than two spaces."""
+    """Train or solve the connection `name`, or the chain where there are more than two spaces.
+
+    Another connection of that name is refused, unless `replace` it is.
+    """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
         return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
-                             tensorboard=tensorboard)  # fmt: skip
+                             tensorboard=tensorboard, replace=replace)  # fmt: skip
     config = read_config(fields)
-    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard)
+    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
+                   replace=replace)  # fmt: skip
 
 
 # evaluate

@@ -18,6 +18,7 @@ from cmcr.connect.memory import aggregate
 from cmcr.connect.project import Projected, project_store
 from cmcr.connect.published import import_connection, without_data
 from cmcr.connect.record import Record
+from cmcr.connect.replace import can_be_made_again
 from cmcr.connect.run import Connected, connect
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Record",
     "aggregate",
     "baselines",
+    "can_be_made_again",
     "connect",
     "connect_chain",
     "import_connection",

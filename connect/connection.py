@@ -28,9 +28,10 @@ from cmcr.connect.card import model_card
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.heads import Side, make_head
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
+from cmcr.connect.swap import current
 from cmcr.connect.vectors import float32
 from cmcr.embeddings import Modality
-from cmcr.errors import MismatchError, StoreError, UsageError
+from cmcr.errors import MismatchError, StoreError, UsageError, VersionError
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
 
@@ -176,7 +177,7 @@ def load_connection(path: Path | str) -> Connection:
     """
     if isinstance(path, str) and not Path(path).exists() and path.count("/") == 1:
         path = _fetched(path)
-    path = Path(path)
+    path = current(Path(path))
     if "links" in read_content(path):
         from cmcr.connect.chain import load_chain  # it is made of connections
 
@@ -199,9 +200,9 @@ def read_record(path: Path) -> Record:
 
     Raises StoreError when it is not there, unfinished, damaged, or of another format.
     """
-    read_content(path)
+    content = read_content(path)
     try:
-        return Record.model_validate_json((path / CONFIG).read_bytes())
+        return Record.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -213,6 +214,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
     Raises StoreError when it is not there, damaged, or of another format.
     """
+    path = current(path)
     try:
         content = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
@@ -221,14 +223,13 @@ def read_content(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise _unreadable(path, str(error)) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise StoreError(
-            f"the connection has format {found}, this cmcr reads {FORMAT}",
-            where=path / CONFIG,
-            cure="use the cmcr that wrote it, or connect again",
-        )
-    return content
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int):
+        raise _unreadable(path, "it does not say its format")
+    if found != FORMAT:
+        raise VersionError(found, FORMAT, where=path / CONFIG)
+    fields: dict[str, Any] = content
+    return fields
 
 
 def _unreadable(path: Path, reason: str) -> StoreError:

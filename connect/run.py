@@ -22,7 +22,9 @@ from cmcr.connect.data import SpaceData, open_spaces
 from cmcr.connect.fit import Problem, describe, finished, fit, pose, score, start
 from cmcr.connect.parallel import process_group, rank, wait_for_all
 from cmcr.connect.pseudo import pseudo_partners
-from cmcr.connect.record import Record, made_from
+from cmcr.connect.record import Record
+from cmcr.connect.replace import differences, refuse
+from cmcr.connect.swap import NEW, settle, take_place
 from cmcr.connect.train import train
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import StoreError, UsageError
@@ -36,6 +38,7 @@ class Connected:
     path: Path
     record: Record
     fresh: bool  # False: it was there already, made from the same config and datasets
+    instead: tuple[str, ...] = ()  # how the one differed that it took the place of
 
     @property
     def methods(self) -> dict[str, dict[str, float]]:
@@ -51,6 +54,8 @@ class Connected:
             f"{space.memory or 'no'} memory of {space.name}" for space in (first, second)
         )
         state = "connected" if self.fresh else "up to date"
+        if self.instead:
+            state += f" anew ({'; '.join(self.instead)})"
         return (
             f"{state}: {first.name} and {second.name} by {self.record.model} "
             f"from {pairs}, {memory}: {self.path}"
@@ -65,62 +70,71 @@ def connect(
     out: Path | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    replace: bool = False,
 ) -> Connected:
     """Make the connection `name` in STORE/connections, or in the folder `out`.
 
     One that is up to date is left as it is, one that another process is making is waited for,
-    and one that was interrupted goes on. With `tensorboard` the curves also go to
-    FOLDER/tensorboard. Raises UsageError for a dataset that is not in the store, StoreError for a
-    damaged one, MismatchError for spaces that have nothing in common, CmcrError for a loss that is
-    not finite.
+    and one that was interrupted goes on. Another one of that name is refused, unless `replace` it
+    is: it is kept until the new one is finished. With `tensorboard` the curves also go to
+    FOLDER/tensorboard. Raises UsageError for a dataset that is not in the store or a name that
+    another connection has, StoreError for a damaged dataset, MismatchError for spaces that have
+    nothing in common, CmcrError for a loss that is not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
     folder = out or store / "connections" / name
     spaces = open_spaces(store, config)
     with process_group(torch.device(device)), alone(folder):
-        record = _up_to_date(folder, config, spaces)
+        others = differences(folder, config, spaces)
+        if not replace:
+            refuse(folder, others)
+        place = folder / NEW if others else folder
+        record = None if others else _sound(folder)
         fresh = record is None
         wait_for_all()
         if record is None:
             if rank() == 0:
-                _clear(folder)
+                _clear(place)
             problem = pose(config, store, spaces, device)
             if config.method == "auto":
                 with_curves = partial(make, tensorboard=tensorboard)
-                connection = choose(config, problem, folder, device, with_curves)
+                connection = choose(config, problem, place, device, with_curves)
             else:
-                connection = make(config, problem, folder, device, tensorboard)
+                connection = make(config, problem, place, device, tensorboard)
             if rank() == 0:
-                connection.save(folder)
+                connection.save(place)
             record = connection.record
         if rank() == 0:
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            (place / CHECKPOINT).unlink(missing_ok=True)
+            if others:
+                take_place(folder)
         wait_for_all()
-    return Connected(folder, record, fresh)
+    return Connected(folder, record, fresh, tuple(others))
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; of processes that train together the first holds it for all."""
+    """Hold the folder's lock; of processes that train together the first holds it for all.
+
+    What a killed process began to replace is finished first.
+    """
     if rank() > 0:
         wait_for_all()
         yield
         return
     with locked(folder / ".lock", wait=True):
+        settle(folder)
         wait_for_all()
         yield
 
 
-def _up_to_date(
-    folder: Path, config: ConnectConfig, spaces: tuple[SpaceData, SpaceData]
-) -> Record | None:
-    """The record of the connection in `folder`, if making it again would change nothing."""
+def _sound(folder: Path) -> Record | None:
+    """The record of the connection in `folder`; None where it is unfinished or damaged."""
     try:
-        record = load_connection(folder).record
+        return load_connection(folder).record
     except StoreError:
         return None
-    return record if record.requested == config and made_from(record, spaces) else None
 
 
 def _clear(folder: Path) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from cmcr.connect import (
     ConnectConfig,
     Connection,
     baselines,
+    can_be_made_again,
     connect,
     load_connection,
     read_config,
@@ -148,13 +152,101 @@ def test_what_is_up_to_date_is_left_alone(store: Path, make_dataset: MakeDataset
     assert (again.fresh, again.record) == (False, made.record)
     assert str(again).startswith("up to date: see and hear by c-mcr from 1,000 text pairs")
     assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
-    assert connect(store, config(epochs=2), name="a").fresh
-    make_dataset("see/image:more", np.eye(24))
-    assert connect(store, config(memory=["pictures", "more", "sounds"]), name="a").fresh
 
 
 class KilledError(BaseException):
     """Stands for a signal: nothing catches it."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder, but locks."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_another_connection_of_that_name_is_refused_until_it_is_to_be_replaced(
+    store: Path, make_dataset: MakeDataset
+) -> None:
+    folder = connect(store, config(), name="a").path
+    before = files(folder)
+    other = config(method="ridge", seed=1, memory=["sounds"], epochs=9, batch_size=99)
+    with pytest.raises(UsageError, match="holds a connection already") as caught:
+        connect(store, other, name="a")
+    told = str(caught.value)
+    for said in ("memory: pictures,sounds → sounds", "method: c-mcr → ridge", "seed: 0 → 1",
+                 "and 1 more", "--replace", "--name"):  # fmt: skip
+        assert said in told
+    assert files(folder) == before
+    made = connect(store, other, name="a", replace=True)
+    assert made.fresh
+    assert "method: c-mcr → ridge" in str(made)
+    expected = files(connect(store, other, name="b").path)
+    assert files(folder) == expected  # nothing of the trained one is left
+    assert not connect(store, other, name="a", replace=True).fresh
+
+
+def test_a_connection_whose_data_changed_is_refused_too(
+    store: Path, make_dataset: MakeDataset
+) -> None:
+    connect(store, config(method="ridge"), name="a")
+    shutil.rmtree(Key("see", "image", "pictures").folder(store))
+    make_dataset("see/image:pictures", np.eye(24))
+    with pytest.raises(UsageError, match="the content of see/image:pictures changed"):
+        connect(store, config(method="ridge"), name="a")
+    assert connect(store, config(method="ridge"), name="a", replace=True).fresh
+
+
+def test_one_of_a_newer_format_is_refused(store: Path) -> None:
+    folder = connect(store, config(method="ridge"), name="a").path
+    record = folder / "config.json"
+    record.write_text(record.read_text().replace('"format": 2', '"format": 3, "new": 1'))
+    with pytest.raises(UsageError, match=r"a newer cmcr \(format 3, this one reads 2\)") as caught:
+        connect(store, config(method="ridge"), name="a")
+    assert "upgrade cmcr" in str(caught.value)
+    assert not can_be_made_again(folder)
+    assert connect(store, config(method="ridge"), name="a", replace=True).fresh
+
+
+def test_killed_while_it_is_replaced_one_of_both_is_whole(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = config(method="ridge")
+    expected = files(connect(store, config(), name="whole").path)
+    before = files(connect(store, old, name="a").path)
+    folder = store / "connections" / "a"
+    models = {before["model.safetensors"], expected["model.safetensors"]}
+    replace = os.replace
+    seen = []
+    for survived in range(100):
+        left = survived
+
+        def sometimes(source: Path, target: Path) -> None:
+            nonlocal left
+            if left == 0:
+                raise KilledError
+            left -= 1
+            replace(source, target)
+
+        monkeypatch.setattr("os.replace", sometimes)
+        with suppress(KilledError):
+            connect(store, config(), name="a", replace=True)
+        monkeypatch.setattr("os.replace", replace)
+        found = load_connection(folder)
+        seen.append(found.model_name)
+        (digest,) = [one for one in models if sha256(one).hexdigest() == found.record.model_sha256]
+        models_kept = digest == expected["model.safetensors"]
+        assert (found.model_name == "c-mcr") == models_kept
+        connect(store, config(), name="a", replace=True)
+        assert files(folder) == expected
+        if left:
+            break
+        connect(store, old, name="a", replace=True)
+        assert files(folder) == before
+    assert seen == sorted(seen, reverse=True)  # the old ones first
+    assert set(seen) == {"ridge", "c-mcr"}
 
 
 def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
@@ -382,7 +474,7 @@ def test_damage_is_found(store: Path) -> None:
         load_connection(store / "connections" / "b")
     record = (folder / "config.json").read_text()
     (folder / "config.json").write_text(record.replace('"format": 2', '"format": 3'))
-    with pytest.raises(StoreError, match="format 3, this cmcr reads 2"):
+    with pytest.raises(StoreError, match="format 3, this one reads 2"):
         load_connection(folder)
     (folder / "config.json").write_text(record.replace('"joint_dim": 16', '"joint_dim": 17'))
     with pytest.raises(StoreError, match="do not fit the record"):

@@ -278,6 +278,10 @@ def test_a_connection_is_not_overwritten(write: Callable, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="holds a connection already"):
         import_connection(write(ulip_clip()), ("clip", "ulip"), tmp_path / "c")
     assert (tmp_path / "c/model.safetensors").read_bytes() == before
+    again = import_connection(write(clap_clip()), ("clap", "clip"), tmp_path / "c")
+    assert again.record == load_connection(tmp_path / "c").record
+    other = import_connection(write(ulip_clip()), ("clip", "ulip"), tmp_path / "c", replace=True)
+    assert load_connection(tmp_path / "c").record == other.record
 
 
 # It evaluates like one of ours

@@ -14,7 +14,12 @@ def run(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Extract, connect and evaluate a whole recipe, skipping what is up to date."""
+    """Extract, connect and evaluate a whole recipe, skipping what is up to date.
+
+    What the recipe connects follows it: where it or its data changed, its connections are made
+    anew, the old ones kept until then. An imported connection of that name stays.
+    """
+    from cmcr.connect import can_be_made_again
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval
     from cmcr.pipelines import load_pipelines
     from cmcr.stages import choose_searches, connect_spaces, evaluate_each, extract_datasets
@@ -26,7 +31,11 @@ def run(
         for summary in extract_datasets(section, place, device):
             say(f"extract   {summary}")
     for connection in recipe.connect:
-        say(f"connect   {connect_spaces(connection.config, connection.name, place, None, device)}")
+        replace = can_be_made_again(place / "connections" / connection.name)
+        connected = connect_spaces(
+            connection.config, connection.name, place, None, device, replace=replace
+        )
+        say(f"connect   {connected}")
     searches = choose_searches(recipe, place, None, None, None)
     done = [
         *evaluate_each(evaluate_retrieval, searches, place),
