@@ -54,6 +54,7 @@ class VersionError(StoreError):
     """A dataset or a connection in a format that this cmcr does not read."""
 
     def __init__(self, found: int, reads: int, *, where: object) -> None:
+        self.found = found
         self.newer = found > reads
         super().__init__(
             f"written by {'a newer' if self.newer else 'an older'} cmcr "

@@ -20,12 +20,14 @@ from cmcr.connect.published import import_connection, without_data
 from cmcr.connect.record import Record
 from cmcr.connect.replace import can_be_made_again
 from cmcr.connect.run import Connected, connect
+from cmcr.connect.upgrade import Found, upgrade_store
 
 __all__ = [
     "Chained",
     "ConnectConfig",
     "Connected",
     "Connection",
+    "Found",
     "Projected",
     "Record",
     "aggregate",
@@ -39,6 +41,7 @@ __all__ = [
     "parse_settings",
     "project_store",
     "read_config",
+    "upgrade_store",
     "with_overrides",
     "without_data",
 ]
