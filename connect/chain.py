@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,21 +124,18 @@ class Chain(Connection):
         """Raise UsageError or MismatchError for a modality that cannot be projected."""
         self._first(space).check_modality(space, modality)
 
-    def project(
-        self, space: str, embeddings: np.ndarray | Tensor, modality: Modality | None = None
-    ) -> Tensor:
+    def joined(self, space: str, block: Tensor, modality: Modality | None) -> Tensor:
         """Embeddings of `space`, (n, D), in the joint space of all, (n, joint), unit norm.
 
         A joint space on its way through a later link is treated as its bridge modality is where
         that link does not know `modality`: the links before have closed the gap between them.
-        Raises what `Connection.project` does.
         """
         first = self.links.index(self._first(space))
-        joined = self.links[first].project(space, embeddings, modality)  # (n, joint)
+        joined = self.links[first].joined(space, block, modality)  # (n, joint)
         for link, joint in zip(self.links[first + 1 :], self.joints[first:], strict=False):
             bridge = next(side.bridge for side in link.record.spaces if side.name == joint)
             known = modality is not None and link.knows(joint, modality)
-            joined = link.project(joint, joined, modality if known else bridge)
+            joined = link.joined(joint, joined, modality if known else bridge)
         return joined
 
     def save(self, path: Path) -> None:

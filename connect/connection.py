@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
@@ -29,8 +28,8 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.heads import Side, make_head
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
 from cmcr.connect.swap import current
-from cmcr.connect.vectors import float32
-from cmcr.embeddings import Modality
+from cmcr.connect.vectors import Vectors, float32, refuse_what_has_no_direction, rows
+from cmcr.embeddings import MODALITIES, Modality
 from cmcr.errors import MismatchError, StoreError, UsageError, VersionError
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
@@ -102,6 +101,10 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
     def check_modality(self, space: str, modality: Modality | None) -> None:
         """Raise unless `modality` of `space` can be projected, as `project` does."""
         record = self.record.spaces[self._side(space)]
+        if modality is not None and modality not in MODALITIES:
+            raise UsageError(
+                f"there is no modality {modality!r}", cure=f"one of: {', '.join(MODALITIES)}"
+            )
         if modality is None and (special := record.centred or record.turned):
             raise UsageError(
                 f"{self.model_name} treats the modalities of {space} each in its own way, "
@@ -115,31 +118,32 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
             )
 
     @torch.no_grad()
-    @typed
     def project(
-        self, space: str, embeddings: np.ndarray | Tensor, modality: Modality | None = None
+        self, space: str, embeddings: Vectors, modality: Modality | None = None
     ) -> Float[Tensor, "n joint"]:
         """Embeddings of `space`, (n, D) of any float precision, in the joint space.
 
-        They are L2-normalised before and after; the result is float32 on this connection's
-        device. A centred connection and Ex-MCR need `modality`. Raises MismatchError for a space,
-        a dim or a modality that it was not made for, UsageError for a modality left out.
+        An array, a tensor, or a list of lists. They are L2-normalised before and after; the
+        result is float32 on this connection's device. A centred connection and Ex-MCR need
+        `modality`. Raises MismatchError for a space, a dim or a modality that it was not made for,
+        UsageError for a modality left out or unknown, SourceError for rows that are not finite or
+        zero.
         """
-        side = self._side(space)
-        dim = self.record.spaces[side].dim
-        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-            raise MismatchError(
-                f"embeddings of {space} are (n, {dim}), these are {tuple(embeddings.shape)}",
-                cure="project each space's embeddings under its own name",
-            )
+        given = rows(embeddings, self.record.spaces[self._side(space)].dim, space)
         self.check_modality(space, modality)
-        blocks = [
-            self.sides[side].project(
-                float32(embeddings[start : start + BLOCK_ROWS], self.device), modality
-            )
-            for start in range(0, max(len(embeddings), 1), BLOCK_ROWS)
-        ]
+        blocks = []
+        for start in range(0, max(len(given), 1), BLOCK_ROWS):
+            block = float32(given[start : start + BLOCK_ROWS], self.device)  # (rows, D)
+            refuse_what_has_no_direction(block, space, start)
+            blocks.append(self.joined(space, block, modality))
         return torch.cat(blocks)  # (n, joint)
+
+    @typed
+    def joined(
+        self, space: str, block: Float[Tensor, "n d"], modality: Modality | None
+    ) -> Float[Tensor, "n joint"]:
+        """`project` without looking at what it is given."""
+        return self.sides[self._side(space)].project(block, modality)
 
     def save(self, path: Path) -> None:
         """Write the connection into the folder `path`, the record last."""
