@@ -14,7 +14,7 @@ NAME/link-1/, link-2/  connections
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Chained:
     """Where a chain lies, what it is, and whether a link of it was made by this call."""
 
     path: Path
-    record: Record
+    record: Record = field(repr=False)
     fresh: bool
     bridges: tuple[str, ...]  # what each link was made from
     methods: dict[str, dict[str, float]]  # "LINK: MODEL" → validation, where `auto` compared

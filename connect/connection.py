@@ -55,6 +55,12 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
             side.turn.requires_grad_(False).eval()
         self.device = torch.device("cpu")
 
+    def __repr__(self) -> str:
+        record = self.record
+        spaces = " + ".join(f"{space.name} ({space.dim})" for space in record.spaces)
+        via = f", via {record.via}" if record.via else ""
+        return f"<{type(self).__name__} {spaces} → {record.joint_dim}, {record.model}{via}>"
+
     @property
     def config(self) -> ConnectConfig | None:
         """How it was made; None for one that was trained elsewhere."""

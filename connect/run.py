@@ -7,7 +7,7 @@ done.path, done.fresh, done.record.pairs
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Connected:
     """Where a connection lies, what it is, and whether this call made it."""
 
     path: Path
-    record: Record
+    record: Record = field(repr=False)
     fresh: bool  # False: it was there already, made from the same config and datasets
     instead: tuple[str, ...] = ()  # how the one differed that it took the place of
 

@@ -37,6 +37,10 @@ class Dataset:
     manifest: Manifest
     fingerprint: str
 
+    def __repr__(self) -> str:
+        made_by = self.manifest.encoder.get("encoder")
+        return f"<Dataset {self.key}, {self.rows:,} rows of {self.dim} by {made_by}: {self.folder}>"
+
     @property
     def key(self) -> Key:
         """Which dataset this is."""
