@@ -5,22 +5,38 @@
     connection = cmcr.load_connection("stores/digits/connections/digits")   # or OWNER/NAME
     joint = connection.project("digits-clap", embeddings)                   # (n, joint), unit norm
 
-Importing it loads nothing; `load_connection` is fetched from `cmcr.connect` when it is asked for.
+Importing it loads nothing; what is named below is fetched when it is asked for.
 """
 
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "connect",
+    "embeddings",
+    "errors",
+    "evaluate",
+    "extract",
+    "load_connection",
+    "quiet",
+]
+
 if TYPE_CHECKING:
+    from cmcr import connect, embeddings, errors, evaluate, extract
     from cmcr.connect import load_connection
+    from cmcr.progress import quiet
 else:
 
     def __getattr__(name: str) -> object:
-        if name != "load_connection":
+        from importlib import import_module
+
+        if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from cmcr.connect import load_connection
+        homes = {"load_connection": "cmcr.connect", "quiet": "cmcr.progress"}
+        if name in homes:
+            return getattr(import_module(homes[name]), name)
+        return import_module(f"cmcr.{name}")
 
-        return load_connection
-
-
-__version__ = "0.1.0"
-__all__ = ["__version__", "load_connection"]
+    def __dir__() -> list[str]:
+        return sorted(__all__)

@@ -24,6 +24,7 @@ from cmcr.commands.output import say
 from cmcr.commands.report import report
 from cmcr.commands.run import run
 from cmcr.commands.stores import import_, info, verify
+from cmcr.commands.upgrade import upgrade
 from cmcr.errors import CmcrError
 
 app = typer.Typer(
@@ -49,7 +50,7 @@ app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
 app.command("import-connection")(import_connection)
-for command in (report, project, info, verify, encoders, doctor, pipelines):
+for command in (report, project, info, verify, upgrade, encoders, doctor, pipelines):
     app.command()(command)
 
 

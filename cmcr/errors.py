@@ -5,6 +5,7 @@
     ├── SourceError      media, a manifest or an array that cannot be read as a source
     ├── EncoderError     an encoder or its weights that cannot be loaded
     ├── StoreError       a store that is damaged, unfinished or not there
+    │   └── VersionError a dataset or a connection of another version of cmcr
     └── MismatchError    two artefacts that do not belong together (other fingerprint, dim, ids)
 
 Each says what is wrong, where, and how to mend it.
@@ -47,6 +48,20 @@ class EncoderError(CmcrError):
 
 class StoreError(CmcrError):
     """A store that is damaged, unfinished or not there."""
+
+
+class VersionError(StoreError):
+    """A dataset or a connection in a format that this cmcr does not read."""
+
+    def __init__(self, found: int, reads: int, *, where: object) -> None:
+        self.found = found
+        self.newer = found > reads
+        super().__init__(
+            f"written by {'a newer' if self.newer else 'an older'} cmcr "
+            f"(format {found}, this one reads {reads})",
+            where=where,
+            cure="upgrade cmcr" if self.newer else "`cmcr upgrade STORE`",
+        )
 
 
 class MismatchError(CmcrError):

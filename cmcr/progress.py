@@ -1,17 +1,35 @@
-"""Progress on stderr: a bar with rate and time left on a terminal, nothing in a pipe.
+"""Progress on stderr: a bar with rate and time left on a terminal or in a notebook, else nothing.
 
 with progress("embed speech", total=1000) as advance: advance(64)
+with cmcr.quiet(): connect(store, config, name="clip-clap")       # none on a terminal either
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from contextvars import ContextVar
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_QUIET = ContextVar("quiet", default=False)
 
 
 class Advance(Protocol):
     """Moves a bar forward, and may change the note behind it."""
 
     def __call__(self, count: int, note: str | None = None) -> None: ...
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no progress in this block."""
+    before = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(before)
 
 
 @contextmanager
@@ -43,7 +61,7 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=not _is_watched(console)) as bar:
         task = bar.add_task(title, total=total, note="")
 
         def advance(count: int, note: str | None = None) -> None:
@@ -52,3 +70,9 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
                 bar.update(task, note=note)
 
         yield advance
+
+
+def _is_watched(console: "Console") -> bool:
+    """Whether somebody sees a bar move; notebooks draw one with ipywidgets alone."""
+    notebook = console.is_jupyter and find_spec("ipywidgets") is not None
+    return not _QUIET.get() and (console.is_terminal or notebook)

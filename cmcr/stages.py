@@ -171,11 +171,13 @@ def connect_spaces(
     out: Path | None,
     device: str,
     tensorboard: bool = False,
+    replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> "Connected | Chained":
     """Train or solve the connection `name`, or the chain where there are more than two spaces.
 
-    `say` is told how well the embeddings of each dataset tell its rows apart.
+    Another connection of that name is refused, unless `replace` it is. `say` is told how well the
+    embeddings of each dataset tell its rows apart.
     """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
@@ -187,11 +189,10 @@ def connect_spaces(
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
         return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
-                             tensorboard=tensorboard, opened=opened)  # fmt: skip
+                             tensorboard=tensorboard, replace=replace, opened=opened)  # fmt: skip
     config = read_config(fields)
-    return connect(
-        store, config, name=name, out=out, device=place, tensorboard=tensorboard, opened=opened
-    )
+    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
+                   replace=replace, opened=opened)  # fmt: skip
 
 
 # evaluate

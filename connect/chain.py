@@ -12,21 +12,30 @@ NAME/config.json       the links in their order; written last
 NAME/link-1/, link-2/  connections
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cmcr.connect.config import read_config
-from cmcr.connect.connection import CONFIG, Connection, load_connection, read_content
+from cmcr.connect.connection import (
+    CONFIG,
+    REMAKE,
+    Connection,
+    load_connection,
+    read_content,
+    read_record,
+)
 from cmcr.connect.parallel import process_group, rank, wait_for_all
 from cmcr.connect.project import project_store
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
+from cmcr.connect.replace import NameTakenError, refuse, standing, version_difference
 from cmcr.connect.run import alone, connect
+from cmcr.connect.swap import NEW, current, take_place
 from cmcr.embeddings import Key, Modality, list_datasets, open_dataset
 from cmcr.embeddings.health import Health
 from cmcr.errors import StoreError, UsageError
@@ -38,15 +47,31 @@ class Chained:
     """Where a chain lies, what it is, and whether a link of it was made by this call."""
 
     path: Path
-    record: Record
+    record: Record = field(repr=False)
     fresh: bool
     bridges: tuple[str, ...]  # what each link was made from
     methods: dict[str, dict[str, float]]  # "LINK: MODEL" → validation, where `auto` compared
+    instead: tuple[str, ...] = ()  # how what it took the place of differed
 
     def __str__(self) -> str:
         names = " and ".join(space.name for space in self.record.spaces)
         state = "connected" if self.fresh else "up to date"
+        if self.instead:
+            state += f" anew ({'; '.join(self.instead)})"
         return f"{state}: {names} by {self.record.model}, {'; '.join(self.bridges)}: {self.path}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be made, wherever it lies until it is finished."""
+
+    store: Path
+    spaces: tuple[str, ...]
+    settings: Mapping[str, Any]
+    name: str
+    device: str
+    tensorboard: bool
+    opened: Callable[[Mapping[Key, Health]], None] | None
 
 
 @dataclass(frozen=True)
@@ -101,21 +126,18 @@ class Chain(Connection):
         """Raise UsageError or MismatchError for a modality that cannot be projected."""
         self._first(space).check_modality(space, modality)
 
-    def project(
-        self, space: str, embeddings: np.ndarray | Tensor, modality: Modality | None = None
-    ) -> Tensor:
+    def joined(self, space: str, block: Tensor, modality: Modality | None) -> Tensor:
         """Embeddings of `space`, (n, D), in the joint space of all, (n, joint), unit norm.
 
         A joint space on its way through a later link is treated as its bridge modality is where
         that link does not know `modality`: the links before have closed the gap between them.
-        Raises what `Connection.project` does.
         """
         first = self.links.index(self._first(space))
-        joined = self.links[first].project(space, embeddings, modality)  # (n, joint)
+        joined = self.links[first].joined(space, block, modality)  # (n, joint)
         for link, joint in zip(self.links[first + 1 :], self.joints[first:], strict=False):
             bridge = next(side.bridge for side in link.record.spaces if side.name == joint)
             known = modality is not None and link.knows(joint, modality)
-            joined = link.project(joint, joined, modality if known else bridge)
+            joined = link.joined(joint, joined, modality if known else bridge)
         return joined
 
     def save(self, path: Path) -> None:
@@ -137,10 +159,21 @@ class Chain(Connection):
 
 def load_chain(path: Path) -> Chain:
     """Read the chain in the folder `path`. Raises StoreError where a link is missing or damaged."""
+    path = current(path)
+    links, joints = _content(path)
+    return Chain([load_connection(path / name) for name in links], joints)
+
+
+def _content(path: Path) -> tuple[list[str], list[str]]:
+    """The links of the chain in the folder `path`, and the joint spaces between them."""
     content = read_content(path)
-    if not isinstance(content.get("links"), list) or not isinstance(content.get("joints"), list):
-        raise StoreError("the chain's record cannot be read", where=path / CONFIG)
-    return Chain([load_connection(path / name) for name in content["links"]], content["joints"])
+    links, joints = content.get("links"), content.get("joints")
+    for names in (links, joints):
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise StoreError("the chain's record cannot be read", where=path / CONFIG, cure=REMAKE)
+    assert links is not None
+    assert joints is not None
+    return links, joints
 
 
 def connect_chain(
@@ -152,6 +185,7 @@ def connect_chain(
     out: Path | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    replace: bool = False,
     opened: Callable[[Mapping[Key, Health]], None] | None = None,
 ) -> Chained:
     """Connect `spaces`, in this order, into one joint space.
@@ -159,54 +193,96 @@ def connect_chain(
     `settings` are fields of `ConnectConfig`; `train`, `via` and `memory` say which datasets and
     modality may be a bridge and what is a memory, for the links they fit. Without `train` all
     datasets are a bridge that two spaces have under one modality and name. Links that are up to
-    date are left alone. Raises UsageError when nothing connects a space with those before it, and
-    what `connect` raises.
+    date are left alone. Another chain or connection of that name is refused, unless `replace` it
+    is, as a whole. Raises UsageError when nothing connects a space with those before it, and what
+    `connect` raises.
     """
     if len(set(spaces)) < len(spaces):
         raise UsageError(f"a space is named twice: {', '.join(spaces)}")
     folder = out or store / "connections" / name
+    plan = Plan(store, tuple(spaces), settings, name, device, tensorboard, opened)
+    with process_group(torch.device(device)), alone(folder):
+        try:
+            refuse(folder, _differences(folder, spaces))
+            unfinished = not (folder / CONFIG).exists()
+            return _make(plan, folder, folder, replace=unfinished)
+        except NameTakenError as taken:
+            if not replace:
+                raise
+            made = _make(plan, folder, folder / NEW, replace=True)
+            if rank() == 0:
+                take_place(folder)
+            wait_for_all()
+            return dataclasses.replace(made, instead=taken.others)
+
+
+def _differences(folder: Path, spaces: Sequence[str]) -> list[str]:
+    """What tells the connection in `folder` from a chain of `spaces`; links tell of themselves."""
+    others = version_difference(folder)
+    there = standing(folder)
+    if isinstance(there, Record):
+        others.append(f"it is not a chain, but of {' and '.join(s.name for s in there.spaces)}")
+    elif there and (old := _chained_spaces(folder)) not in ([], list(spaces)):
+        others.append(f"spaces: {','.join(old)} → {','.join(spaces)}")
+    return others
+
+
+def _chained_spaces(folder: Path) -> list[str]:
+    """The spaces of the chain in `folder` in their order; none where it is beyond reading."""
+    try:
+        links, joints = _content(current(folder))
+        records = [read_record(current(folder) / link) for link in links]
+    except StoreError:
+        return []
+    names = [space.name for record in records for space in record.spaces]
+    return [name for name in names if name not in joints]
+
+
+def _make(plan: Plan, folder: Path, place: Path, *, replace: bool) -> Chained:
+    """Make the links in the folder `place`, and the chain of them, which is for `folder`."""
+    store, spaces, settings = plan.store, plan.spaces, plan.settings
     links: list[Connection] = []
     joints: list[str] = []
     methods: dict[str, dict[str, float]] = {}
     bridges, fresh = [], False
-    with process_group(torch.device(device)), alone(folder):
-        for number in range(1, len(spaces)):
-            bridge = find_bridge(store, spaces[number], spaces[:number], settings)
-            memory = _memory(store, bridge, spaces[number], settings)
-            other = bridge.member
-            if links:
-                other = joints[-1]
-                keys = [Key(bridge.member, bridge.via, dataset) for dataset in bridge.train]
-                keys += [key for key in memory if key.space == bridge.member]
-                so_far = Chain(links, joints)
-                for _ in project_store(store, so_far, space=other, datasets=keys, index=None,
-                                       called=lambda key: key.dataset):  # fmt: skip
-                    pass
-                memory = [
-                    Key(other, key.modality, key.dataset) if key.space == bridge.member else key
-                    for key in memory
-                ]
-            pair = (bridge.member, spaces[number]) if number == 1 else (spaces[number], other)
-            config = read_config(
-                dict(settings)
-                | {
-                    "spaces": pair,
-                    "via": bridge.via,
-                    "train": bridge.train,
-                    "memory": [str(key) for key in memory],
-                }
-            )
-            made = connect(store, config, name=f"link-{number}", out=folder / f"link-{number}",
-                           device=device, tensorboard=tensorboard, opened=opened)  # fmt: skip
-            fresh |= made.fresh
-            methods |= {f"link-{number}: {model}": one for model, one in made.methods.items()}
-            bridges.append(f"{spaces[number]} via {bridge.via} of {bridge.member}")
-            links.append(load_connection(made.path))
-            joints.append(f"{name}.{number}-{made.record.model_sha256[:8]}")
-        chain = Chain(links, joints)
-        if rank() == 0 and (fresh or not (folder / CONFIG).exists()):
-            chain.save(folder)
-        wait_for_all()
+    for number in range(1, len(spaces)):
+        bridge = find_bridge(store, spaces[number], spaces[:number], settings)
+        memory = _memory(store, bridge, spaces[number], settings)
+        other = bridge.member
+        if links:
+            other = joints[-1]
+            keys = [Key(bridge.member, bridge.via, dataset) for dataset in bridge.train]
+            keys += [key for key in memory if key.space == bridge.member]
+            so_far = Chain(links, joints)
+            for _ in project_store(store, so_far, space=other, datasets=keys, index=None,
+                                   called=lambda key: key.dataset):  # fmt: skip
+                pass
+            memory = [
+                Key(other, key.modality, key.dataset) if key.space == bridge.member else key
+                for key in memory
+            ]
+        pair = (bridge.member, spaces[number]) if number == 1 else (spaces[number], other)
+        config = read_config(
+            dict(settings)
+            | {
+                "spaces": pair,
+                "via": bridge.via,
+                "train": bridge.train,
+                "memory": [str(key) for key in memory],
+            }
+        )
+        made = connect(store, config, name=f"link-{number}", out=place / f"link-{number}",
+                       device=plan.device, tensorboard=plan.tensorboard,
+                       replace=replace, opened=plan.opened)  # fmt: skip
+        fresh |= made.fresh
+        methods |= {f"link-{number}: {model}": one for model, one in made.methods.items()}
+        bridges.append(f"{spaces[number]} via {bridge.via} of {bridge.member}")
+        links.append(load_connection(made.path))
+        joints.append(f"{plan.name}.{number}-{made.record.model_sha256[:8]}")
+    chain = Chain(links, joints)
+    if rank() == 0 and (fresh or not (place / CONFIG).exists()):
+        chain.save(place)
+    wait_for_all()
     return Chained(folder, chain.record, fresh, tuple(bridges), methods)
 
 

@@ -15,7 +15,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from jaxtyping import Float
@@ -28,9 +27,10 @@ from cmcr.connect.card import model_card
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.heads import Side, make_head
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
-from cmcr.connect.vectors import float32
-from cmcr.embeddings import Modality
-from cmcr.errors import MismatchError, StoreError, UsageError
+from cmcr.connect.swap import current
+from cmcr.connect.vectors import Vectors, float32, refuse_what_has_no_direction, rows
+from cmcr.embeddings import MODALITIES, Modality
+from cmcr.errors import MismatchError, StoreError, UsageError, VersionError
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
 
@@ -54,6 +54,12 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
             side.head.requires_grad_(False).eval()
             side.turn.requires_grad_(False).eval()
         self.device = torch.device("cpu")
+
+    def __repr__(self) -> str:
+        record = self.record
+        spaces = " + ".join(f"{space.name} ({space.dim})" for space in record.spaces)
+        via = f", via {record.via}" if record.via else ""
+        return f"<{type(self).__name__} {spaces} → {record.joint_dim}, {record.model}{via}>"
 
     @property
     def config(self) -> ConnectConfig | None:
@@ -101,6 +107,10 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
     def check_modality(self, space: str, modality: Modality | None) -> None:
         """Raise unless `modality` of `space` can be projected, as `project` does."""
         record = self.record.spaces[self._side(space)]
+        if modality is not None and modality not in MODALITIES:
+            raise UsageError(
+                f"there is no modality {modality!r}", cure=f"one of: {', '.join(MODALITIES)}"
+            )
         if modality is None and (special := record.centred or record.turned):
             raise UsageError(
                 f"{self.model_name} treats the modalities of {space} each in its own way, "
@@ -114,31 +124,32 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
             )
 
     @torch.no_grad()
-    @typed
     def project(
-        self, space: str, embeddings: np.ndarray | Tensor, modality: Modality | None = None
+        self, space: str, embeddings: Vectors, modality: Modality | None = None
     ) -> Float[Tensor, "n joint"]:
         """Embeddings of `space`, (n, D) of any float precision, in the joint space.
 
-        They are L2-normalised before and after; the result is float32 on this connection's
-        device. A centred connection and Ex-MCR need `modality`. Raises MismatchError for a space,
-        a dim or a modality that it was not made for, UsageError for a modality left out.
+        An array, a tensor, or a list of lists. They are L2-normalised before and after; the
+        result is float32 on this connection's device. A centred connection and Ex-MCR need
+        `modality`. Raises MismatchError for a space, a dim or a modality that it was not made for,
+        UsageError for a modality left out or unknown, SourceError for rows that are not finite or
+        zero.
         """
-        side = self._side(space)
-        dim = self.record.spaces[side].dim
-        if embeddings.ndim != 2 or embeddings.shape[1] != dim:
-            raise MismatchError(
-                f"embeddings of {space} are (n, {dim}), these are {tuple(embeddings.shape)}",
-                cure="project each space's embeddings under its own name",
-            )
+        given = rows(embeddings, self.record.spaces[self._side(space)].dim, space)
         self.check_modality(space, modality)
-        blocks = [
-            self.sides[side].project(
-                float32(embeddings[start : start + BLOCK_ROWS], self.device), modality
-            )
-            for start in range(0, max(len(embeddings), 1), BLOCK_ROWS)
-        ]
+        blocks = []
+        for start in range(0, max(len(given), 1), BLOCK_ROWS):
+            block = float32(given[start : start + BLOCK_ROWS], self.device)  # (rows, D)
+            refuse_what_has_no_direction(block, space, start)
+            blocks.append(self.joined(space, block, modality))
         return torch.cat(blocks)  # (n, joint)
+
+    @typed
+    def joined(
+        self, space: str, block: Float[Tensor, "n d"], modality: Modality | None
+    ) -> Float[Tensor, "n joint"]:
+        """`project` without looking at what it is given."""
+        return self.sides[self._side(space)].project(block, modality)
 
     def save(self, path: Path) -> None:
         """Write the connection into the folder `path`, the record last."""
@@ -176,7 +187,7 @@ def load_connection(path: Path | str) -> Connection:
     """
     if isinstance(path, str) and not Path(path).exists() and path.count("/") == 1:
         path = _fetched(path)
-    path = Path(path)
+    path = current(Path(path))
     if "links" in read_content(path):
         from cmcr.connect.chain import load_chain  # it is made of connections
 
@@ -199,9 +210,9 @@ def read_record(path: Path) -> Record:
 
     Raises StoreError when it is not there, unfinished, damaged, or of another format.
     """
-    read_content(path)
+    content = read_content(path)
     try:
-        return Record.model_validate_json((path / CONFIG).read_bytes())
+        return Record.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -213,6 +224,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
     Raises StoreError when it is not there, damaged, or of another format.
     """
+    path = current(path)
     try:
         content = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
@@ -221,14 +233,13 @@ def read_content(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise _unreadable(path, str(error)) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise StoreError(
-            f"the connection has format {found}, this cmcr reads {FORMAT}",
-            where=path / CONFIG,
-            cure="use the cmcr that wrote it, or connect again",
-        )
-    return content
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int):
+        raise _unreadable(path, "it does not say its format")
+    if found != FORMAT:
+        raise VersionError(found, FORMAT, where=path / CONFIG)
+    fields: dict[str, Any] = content
+    return fields
 
 
 def _unreadable(path: Path, reason: str) -> StoreError:

@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cmcr.connect.connection import CONFIG, Connection, sides_of
+from cmcr.connect.connection import Connection, load_connection, sides_of
 from cmcr.connect.heads import Kind, Side, make_head
 from cmcr.connect.record import Record, SpaceRecord, library_versions
+from cmcr.connect.replace import imported_differences, refuse, standing
+from cmcr.connect.swap import NEW, settle, take_place
 from cmcr.embeddings import MODALITIES, Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.files import locked, sha256_file
@@ -45,7 +47,12 @@ CURE = (
 
 
 def import_connection(
-    file: Path, spaces: Sequence[str], out: Path, *, via: Modality | None = None
+    file: Path,
+    spaces: Sequence[str],
+    out: Path,
+    *,
+    via: Modality | None = None,
+    replace: bool = False,
 ) -> Connection:
     """Make the projectors in `file` a connection in the folder `out`; gives the connection.
 
@@ -54,8 +61,8 @@ def import_connection(
     no bridge: all but `via`; without `via` audio and point clouds, for its published leaves were
     connected through both texts and images.
 
-    Raises UsageError for other than two spaces or an `out` that holds a connection, SourceError
-    for a file that is damaged, pickled, or of something else.
+    Raises UsageError for other than two spaces or an `out` that holds another connection, unless
+    `replace` it is, SourceError for a file that is damaged, pickled, or of something else.
     """
     first, second = _two(spaces)
     state = read_published(file)
@@ -86,13 +93,15 @@ def import_connection(
             f"the shapes are not those of published projectors: {reason}", where=file, cure=CURE
         ) from None
     with locked(out / ".lock", wait=True):
-        if (out / CONFIG).exists():
-            raise UsageError(
-                "the folder holds a connection already",
-                where=out,
-                cure="name another --out, or delete that folder",
-            )
-        connection.save(out)
+        settle(out)
+        others = imported_differences(out, record)
+        if not replace:
+            refuse(out, others)
+        if not others and standing(out):
+            return load_connection(out)
+        connection.save(out / NEW if others else out)
+        if others:
+            take_place(out)
     return connection
 
 

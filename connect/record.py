@@ -91,15 +91,6 @@ def with_sides(
     return first, second
 
 
-def made_from(record: Record, spaces: Spaces) -> bool:
-    """Whether the connection was made from just these datasets."""
-    fields = {"name", "encoder_identity", "dim", "bridge", "memory", "datasets"}
-    return all(
-        one.model_dump(include=fields) == other.model_dump(include=fields)
-        for one, other in zip(record.spaces, space_records(spaces), strict=True)
-    )
-
-
 def library_versions() -> Mapping[str, str]:
     """Of what decides the numbers."""
     return {"python": platform.python_version()} | {

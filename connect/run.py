@@ -7,7 +7,7 @@ done.path, done.fresh, done.record.pairs
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from cmcr.connect.data import SpaceData, open_spaces
 from cmcr.connect.fit import Problem, describe, finished, fit, pose, score, start
 from cmcr.connect.parallel import process_group, rank, wait_for_all
 from cmcr.connect.pseudo import pseudo_partners
-from cmcr.connect.record import Record, made_from
+from cmcr.connect.record import Record
+from cmcr.connect.replace import differences, refuse
+from cmcr.connect.swap import NEW, settle, take_place
 from cmcr.connect.train import train
 from cmcr.embeddings.health import Health, measure
 from cmcr.embeddings.schema import Key, Modality, canonical_json
@@ -35,9 +37,11 @@ class Connected:
     """Where a connection lies, what it is, and whether this call made it."""
 
     path: Path
-    record: Record
+    record: Record = field(repr=False)
     fresh: bool  # False: it was there already, made from the same config and datasets
-    health: Mapping[Key, Health]  # of each dataset with two rows or more
+    instead: tuple[str, ...] = ()  # how the one differed that it took the place of
+    # Of each dataset with two rows or more:
+    health: Mapping[Key, Health] = field(default_factory=dict, repr=False)
 
     @property
     def methods(self) -> dict[str, dict[str, float]]:
@@ -53,6 +57,8 @@ class Connected:
             f"{space.memory or 'no'} memory of {space.name}" for space in (first, second)
         )
         state = "connected" if self.fresh else "up to date"
+        if self.instead:
+            state += f" anew ({'; '.join(self.instead)})"
         return (
             f"{state}: {first.name} and {second.name} by {self.record.model} "
             f"from {pairs}, {memory}: {self.path}"
@@ -67,16 +73,18 @@ def connect(
     out: Path | None = None,
     device: str = "cpu",
     tensorboard: bool = False,
+    replace: bool = False,
     opened: Callable[[Mapping[Key, Health]], None] | None = None,
 ) -> Connected:
     """Make the connection `name` in STORE/connections, or in the folder `out`.
 
     One that is up to date is left as it is, one that another process is making is waited for,
-    and one that was interrupted goes on. With `tensorboard` the curves also go to
+    and one that was interrupted goes on. Another one of that name is refused, unless `replace` it
+    is: it is kept until the new one is finished. With `tensorboard` the curves also go to
     FOLDER/tensorboard. `opened` is told how well each dataset's embeddings tell its rows apart,
-    before anything is trained. Raises UsageError for a dataset that is not in the store, StoreError
-    for a damaged one, MismatchError for spaces that have nothing in common, CmcrError for a loss
-    that is not finite.
+    before anything is trained. Raises UsageError for a dataset that is not in the store or a name
+    that another connection has, StoreError for a damaged dataset, MismatchError for spaces that
+    have nothing in common, CmcrError for a loss that is not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
@@ -91,48 +99,55 @@ def connect(
     with process_group(torch.device(device)), alone(folder):
         if opened is not None and rank() == 0:
             opened(health)
-        record = _up_to_date(folder, config, spaces)
+        others = differences(folder, config, spaces)
+        if not replace:
+            refuse(folder, others)
+        place = folder / NEW if others else folder
+        record = None if others else _sound(folder)
         fresh = record is None
         wait_for_all()
         if record is None:
             if rank() == 0:
-                _clear(folder)
+                _clear(place)
             problem = pose(config, store, spaces, device)
             if config.method == "auto":
                 with_curves = partial(make, tensorboard=tensorboard)
-                connection = choose(config, problem, folder, device, with_curves)
+                connection = choose(config, problem, place, device, with_curves)
             else:
-                connection = make(config, problem, folder, device, tensorboard)
+                connection = make(config, problem, place, device, tensorboard)
             if rank() == 0:
-                connection.save(folder)
+                connection.save(place)
             record = connection.record
         if rank() == 0:
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            (place / CHECKPOINT).unlink(missing_ok=True)
+            if others:
+                take_place(folder)
         wait_for_all()
-    return Connected(folder, record, fresh, health)
+    return Connected(folder, record, fresh, tuple(others), health)
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; of processes that train together the first holds it for all."""
+    """Hold the folder's lock; of processes that train together the first holds it for all.
+
+    What a killed process began to replace is finished first.
+    """
     if rank() > 0:
         wait_for_all()
         yield
         return
     with locked(folder / ".lock", wait=True):
+        settle(folder)
         wait_for_all()
         yield
 
 
-def _up_to_date(
-    folder: Path, config: ConnectConfig, spaces: tuple[SpaceData, SpaceData]
-) -> Record | None:
-    """The record of the connection in `folder`, if making it again would change nothing."""
+def _sound(folder: Path) -> Record | None:
+    """The record of the connection in `folder`; None where it is unfinished or damaged."""
     try:
-        record = load_connection(folder).record
+        return load_connection(folder).record
     except StoreError:
         return None
-    return record if record.requested == config and made_from(record, spaces) else None
 
 
 def _clear(folder: Path) -> None:

@@ -1,21 +1,85 @@
 """Embeddings from wherever they come, as tensors on a device, and products of them.
 
+given = rows([[0.1, 0.9], [1.0, 0.0]], dim=2, of="clap")   # what a user hands over, looked at
 vectors = float32(dataset.embeddings()[:1000], "cuda")     # (1000, D)
 scores = product(vectors, vectors.T)                       # (1000, 1000) float32
 """
 
+from collections.abc import Sequence
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cmcr.errors import MismatchError, SourceError
+
+Vectors: TypeAlias = np.ndarray | Tensor | Sequence[Sequence[float]]
+
+_SMALLEST = 1e-12  # a norm below is zero: what `normalize` would not make a unit vector
+
+
+def rows(given: object, dim: int, of: str) -> np.ndarray | Tensor:
+    """What a user gives as embeddings of the space `of`, as an array or a tensor (n, dim).
+
+    Raises MismatchError for another shape, SourceError for what are no numbers.
+    """
+    if isinstance(given, Tensor) and (given.is_complex() or given.dtype == torch.bool):
+        raise _no_numbers(of, f"they are of type {given.dtype}")
+    array = given if isinstance(given, Tensor) else _array(given, of)
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise MismatchError(
+            f"embeddings of {of} are (n, {dim}), these are {tuple(array.shape)}",
+            cure="project each space's embeddings under its own name, one vector a row",
+        )
+    return array
+
+
+def _array(given: object, of: str) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:  # rows of unequal lengths, among others
+        raise _no_numbers(of, str(error)) from error
+    if array.dtype.kind not in "fiu":
+        raise _no_numbers(of, f"they are of type {array.dtype}")
+    native = array.dtype.isnative and array.dtype.kind == "f" and array.itemsize <= 8
+    return array if native else array.astype(np.float32)
+
+
+def _no_numbers(of: str, reason: str) -> SourceError:
+    return SourceError(
+        f"embeddings of {of} are rows of numbers: {reason}",
+        cure="give an array, a tensor or a list of lists of floats",
+    )
+
+
+def refuse_what_has_no_direction(block: Tensor, of: str, start: int = 0) -> None:
+    """Raise SourceError for rows of (n, D) float32 that are not finite or zero.
+
+    `start` is the number of the first row.
+    """
+    norms = torch.linalg.vector_norm(block, dim=1)  # (n,)
+    good = norms.isfinite() & (norms > _SMALLEST)
+    if good.all():
+        return
+    bad = torch.nonzero(~good).flatten()
+    first = int(bad[0])
+    what = "is zero" if norms[first].isfinite() else "holds NaN, infinity or far too large values"
+    raise SourceError(
+        f"row {start + first} of the embeddings of {of} {what}"
+        + (f", and {len(bad) - 1:,} rows after it are no better" if len(bad) > 1 else ""),
+        cure="leave such rows out: nothing can be found by them",
+    )
+
 
 def tensor(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
     """`array` as a tensor on `device`, in its own precision; copied only if it must be."""
     if isinstance(array, np.ndarray):
-        # A stored embedding is a read-only memory map, which a tensor may not share.
-        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+        # A stored embedding is a read-only memory map, which a tensor may not share, and no tensor
+        # runs backwards.
+        shared = array.flags.writeable and min(array.strides, default=0) >= 0
+        array = torch.from_numpy(array if shared else array.copy())
     return array.to(device)
 
 

@@ -7,7 +7,7 @@ from cmcr.embeddings.dataset import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.importer import import_embeddings
 from cmcr.embeddings.index import build_index, index_is_current, open_index
 from cmcr.embeddings.schema import MODALITIES, Description, Key, Manifest, Modality, identity
-from cmcr.embeddings.verify import describe_store, verify_store
+from cmcr.embeddings.verify import check_store, describe_store, verify_store
 
 __all__ = [
     "MODALITIES",
@@ -17,6 +17,7 @@ __all__ = [
     "Manifest",
     "Modality",
     "build_index",
+    "check_store",
     "describe_store",
     "identity",
     "import_embeddings",

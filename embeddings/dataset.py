@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 from cmcr.embeddings.parts import REMAKE, part_metadata, part_view
 from cmcr.embeddings.schema import (
     MODALITIES,
-    SCHEMA_VERSION,
     Key,
     Manifest,
     Part,
@@ -37,6 +36,10 @@ class Dataset:
     folder: Path
     manifest: Manifest
     fingerprint: str
+
+    def __repr__(self) -> str:
+        made_by = self.manifest.encoder.get("encoder")
+        return f"<Dataset {self.key}, {self.rows:,} rows of {self.dim} by {made_by}: {self.folder}>"
 
     @property
     def key(self) -> Key:
@@ -94,20 +97,14 @@ def open_dataset(store: Path, key: Key) -> Dataset:
     """Open a finished dataset and check every part of it.
 
     Raises UsageError when the store has no such dataset, StoreError for an unfinished one, a
-    missing or altered part, NaN, or a part of another encoder.
+    missing or altered part, NaN, or a part of another encoder, VersionError for one that
+    another version of cmcr wrote.
     """
     folder = key.folder(store)
     if not folder.is_dir():
         there = ", ".join(map(str, list_datasets(store))) or "nothing"
         raise UsageError(f"the store has no dataset {key}", where=store, cure=f"there is: {there}")
     manifest = read_manifest(folder)
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise StoreError(
-            f"the dataset has schema version {manifest.schema_version}, "
-            f"this cmcr reads {SCHEMA_VERSION}",
-            where=folder,
-            cure="extract it again, or use the cmcr that wrote it",
-        )
     if manifest.key != key:
         raise StoreError(
             f"the manifest is of {manifest.key}, the folder of {key}",

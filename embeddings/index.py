@@ -65,15 +65,16 @@ def index_is_current(dataset: Dataset, factory: str) -> bool:
 
 
 def about_index(dataset: Dataset) -> dict[str, Any] | None:
-    """What `index.json` says; None where there is no index."""
+    """What `index.json` says; None where there is no index, or one that this cmcr cannot tell."""
     path = dataset.folder / ABOUT
     if not path.exists():
         return None
     try:
-        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    return about
+    known = isinstance(about, dict) and about.keys() >= {"factory", "manifest_sha256", "sha256"}
+    return about if known else None
 
 
 def open_index(dataset: Dataset) -> Any:

@@ -24,10 +24,31 @@ class Verdict(NamedTuple):
     problem: CmcrError | None
 
 
-def describe_store(store: Path) -> list[dict[str, Any]]:
-    """One line a dataset: space, modality, dataset, rows, failures, dim, encoder, checkpoint."""
+def check_store(store: Path) -> None:
+    """Raise UsageError for a folder that is not there or holds nothing of a store."""
     if not store.is_dir():
         raise UsageError("there is no store", where=store, cure="`cmcr extract` makes one")
+    if not _is_store(store):
+        below = [str(folder) for folder in sorted(store.iterdir()) if _is_store(folder)]
+        raise UsageError(
+            "the folder is no store: it has no space=… in it, nor connections or results",
+            where=store,
+            cure=f"name one of: {', '.join(below)}" if below else "`cmcr extract` makes one",
+        )
+
+
+def _is_store(folder: Path) -> bool:
+    return any(folder.glob("space=*")) or any(
+        (folder / name).is_dir() for name in ("connections", "results")
+    )
+
+
+def describe_store(store: Path) -> list[dict[str, Any]]:
+    """One line a dataset: space, modality, dataset, rows, failures, dim, encoder, checkpoint.
+
+    One that cannot be read has its `problem` instead. Raises UsageError for what is no store.
+    """
+    check_store(store)
     lines: list[dict[str, Any]] = []
     for key in list_datasets(store):
         line: dict[str, Any] = {
@@ -55,8 +76,7 @@ def describe_store(store: Path) -> list[dict[str, Any]]:
 
 def verify_store(store: Path) -> Iterator[Verdict]:
     """Re-hash and check every dataset: parts, norms, ids, failures, index. Stops at none."""
-    if not store.is_dir():
-        raise UsageError("there is no store", where=store, cure="`cmcr extract` makes one")
+    check_store(store)
     for key in list_datasets(store):
         try:
             dataset = open_dataset(store, key)

@@ -7,9 +7,11 @@
 A dataset is unfinished until its manifest is there, and the manifest is written last.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from cmcr.embeddings.parts import (
     REMAKE,
@@ -19,9 +21,17 @@ from cmcr.embeddings.parts import (
     part_name,
     write_failures,
 )
-from cmcr.embeddings.schema import INCIDENTAL, Description, Manifest, canonical_json
-from cmcr.errors import MismatchError, StoreError
+from cmcr.embeddings.schema import (
+    INCIDENTAL,
+    SCHEMA_VERSION,
+    Description,
+    Manifest,
+    canonical_json,
+)
+from cmcr.errors import MismatchError, StoreError, VersionError
 from cmcr.files import locked, write_text
+
+Described = TypeVar("Described", bound=Description)
 
 MANIFEST = "manifest.json"
 FAILURES = "failures.parquet"
@@ -48,7 +58,7 @@ def _begun(folder: Path) -> Description | None:
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
     if (folder / _BEGUN).exists():
-        return Description.model_validate_json((folder / _BEGUN).read_bytes())
+        return _read(Description, folder / _BEGUN)
     return None
 
 
@@ -147,15 +157,25 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
-    path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return _read(Manifest, folder / MANIFEST)
     except FileNotFoundError:
         raise StoreError(
             "the dataset is unfinished: it has no manifest",
             where=folder,
             cure="run the command that was making it again; it goes on where it stopped",
         ) from None
+
+
+def _read(kind: type[Described], path: Path) -> Described:
+    """A description in a file, its version before its fields: a newer one may have others."""
+    content = path.read_bytes()
+    try:
+        fields = json.loads(content)
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise VersionError(version, SCHEMA_VERSION, where=path)
+        return kind.model_validate_json(content)
     except ValueError as error:
         raise StoreError(
             f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, cure=REMAKE

@@ -2,19 +2,22 @@
 
     found = find_media("image", ["photos/a.jpg", "clips.tar#0001.jpg", "builtin:digits/scenes#…"])
     found["photos/a.jpg"]        # a PIL image, or the exception that says why there is none
+    find_media("image", uris, roots=[Path("/mnt/photos")])       # media that were moved
 
-A tar or a builtin source is read once for all that is wanted of it. Texts are not looked up: their
-rows carry them.
+Media are looked for below each of `roots` first: for /old/photos/dog/1.jpg that is
+ROOT/old/photos/dog/1.jpg, then ROOT/photos/dog/1.jpg, and so on; then where they lay. A tar or a
+builtin source is read once for all that is wanted of it. Texts are not looked up: their rows carry
+them.
 """
 
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
-from cmcr.extract.decode import LARGEST_MEMBER, decode
+from cmcr.extract.decode import LARGEST_MEMBER, decode, file_uri, local_path
 from cmcr.extract.digits.sources import BUILTIN
 from cmcr.extract.items import Decoded, Item
 from cmcr.extract.webdataset import is_tar
@@ -22,7 +25,9 @@ from cmcr.extract.webdataset import is_tar
 _BUILTIN = "builtin:"
 
 
-def find_media(modality: Modality, uris: Iterable[str]) -> "Mapping[str, Decoded | Exception]":
+def find_media(
+    modality: Modality, uris: Iterable[str], roots: Sequence[Path] = ()
+) -> "Mapping[str, Decoded | Exception]":
     """What each of `uris` decodes to, or the exception where its media are gone or damaged.
 
     A region of a picture has the picture's uri, and gives the whole picture.
@@ -35,8 +40,8 @@ def find_media(modality: Modality, uris: Iterable[str]) -> "Mapping[str, Decoded
         gone = SourceError(f"there is no such item in {container}")
         found |= dict.fromkeys(members, gone)
         try:
-            for item in _items(container, members):
-                found[item.uri] = _decoded(modality, item)
+            for uri, item in _items(container, members, roots):
+                found[uri] = _decoded(modality, item)
         except Exception as error:  # decoders and tars raise what they like
             found |= {uri: error for uri in members if found[uri] is gone}
     return found
@@ -48,18 +53,34 @@ def _container(uri: str) -> str:
     return container if mark and (uri.startswith(_BUILTIN) or is_tar(Path(container))) else uri
 
 
-def _items(container: str, uris: Mapping[str, None]) -> Iterator[Item]:
+def _items(
+    container: str, uris: Mapping[str, None], roots: Sequence[Path]
+) -> Iterator[tuple[str, Item]]:
+    """The items that `uris` name, each with the uri that it goes by."""
     if container.startswith(_BUILTIN):
         source = BUILTIN[container.removeprefix(_BUILTIN)]
-        yield from (item for item in source.read() if item.uri in uris)
-    elif container in uris:
-        yield Item(container, container)
+        yield from ((item.uri, item) for item in source.read() if item.uri in uris)
+        return
+    place = _place(local_path(container), roots)
+    if container in uris:
+        yield container, Item(container, file_uri(place))
     else:
-        yield from _members(container, uris)
+        yield from ((item.uri, item) for item in _members(container, place, uris))
 
 
-def _members(container: str, uris: Mapping[str, None]) -> Iterator[Item]:
-    with tarfile.open(container) as tar:
+def _place(path: Path, roots: Sequence[Path]) -> Path:
+    """Where the file that lay at `path` lies now: below a root, by the longest end of its path."""
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    for root in roots:
+        for start in range(len(parts)):
+            moved = root.joinpath(*parts[start:])
+            if ".." not in moved.parts and moved.is_file():
+                return moved
+    return path
+
+
+def _members(container: str, place: Path, uris: Mapping[str, None]) -> Iterator[Item]:
+    with tarfile.open(place) as tar:
         for info in tar:
             uri = f"{container}#{info.name.removeprefix('./')}"
             file = tar.extractfile(info) if uri in uris and info.size <= LARGEST_MEMBER else None

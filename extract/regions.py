@@ -114,7 +114,7 @@ def _listed(pictures: Source, where: Path) -> Iterator[Item]:
         )
         for (image,) in lost:
             why = f"the source has no picture {image!r}, which the file of regions names"
-            yield Refused(f"{image}#0", file_uri(where), why=why)
+            yield Refused(f"{image}#0", file_uri(where.absolute()), why=why)
 
 
 def _table(where: Path) -> sqlite3.Connection:

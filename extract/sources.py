@@ -10,7 +10,8 @@
     for item in source.items(): ...                     # always in the same order
 
 A source can be read again and again, holds no more than one item in memory at a time, and its
-description changes when what it would yield changes.
+description changes when what it would yield changes. Its items have absolute paths: the same,
+whatever folder the command is run from.
 """
 
 import os
@@ -49,7 +50,7 @@ def open_source(
         return prompts(modality, where)
     if where.startswith("builtin:"):
         return _builtin(modality, where)
-    path = Path(where).expanduser()
+    path = _absolute(Path(where).expanduser())
     if path.is_dir():
         shards = _shards(path)
         if shards:
@@ -83,6 +84,14 @@ def _turned(source: Source, up: UpAxis) -> Source:
             yield replace(item, up=up)
 
     return replace(source, description={**source.description, "up": up}, items=items)
+
+
+def _absolute(path: Path) -> Path:
+    """`path` from the root on, so that rows say where media lie wherever they are read.
+
+    Links stay as they are named; but what is up from a link only the file system knows.
+    """
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def _shards(path: Path) -> list[Path]:

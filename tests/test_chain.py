@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmcr.connect import connect_chain, load_connection
+from cmcr.connect import connect, connect_chain, load_connection, read_config
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import MismatchError, UsageError
 
@@ -118,3 +118,38 @@ def test_a_chain_refuses_what_is_not_of_it(store: Path) -> None:
         chain.check("hear", "0" * 64)
     with pytest.raises(MismatchError, match="embeddings of feel are"):
         chain.project("feel", torch.randn(2, DIM + 1))
+
+
+def test_another_chain_of_that_name_is_refused_until_it_is_to_be_replaced(store: Path) -> None:
+    plain = SETTINGS | {"method": "procrustes"}
+    folder = connect_chain(store, ["hear", "see", "feel"], plain, name="all").path
+    before = (folder / "config.json").read_bytes()
+    centred = plain | {"centre": True}
+    with pytest.raises(UsageError, match="centre: False → True"):
+        connect_chain(store, ["hear", "see", "feel"], centred, name="all")
+    with pytest.raises(UsageError, match="spaces: hear,see,feel → see,feel"):
+        connect_chain(store, ["see", "feel"], plain, name="all")
+    fields = {"spaces": ["hear", "see"], "via": "text", "train": ["captions"]}
+    one = read_config(fields | {"method": "procrustes"})
+    with pytest.raises(UsageError, match="it is a chain"):
+        connect(store, one, name="all")
+    assert (folder / "config.json").read_bytes() == before
+    made = connect_chain(store, ["hear", "see", "feel"], centred, name="all", replace=True)
+    assert "centre: False → True" in str(made)
+    expected = connect_chain(store, ["hear", "see", "feel"], centred, name="other").path
+    for link in ("link-1", "link-2"):
+        assert load_connection(folder / link).record.config.centre
+    x = torch.randn(4, DIM)
+    torch.testing.assert_close(
+        load_connection(folder).project("hear", x, "audio"),
+        load_connection(expected).project("hear", x, "audio"),
+    )
+    assert not connect_chain(store, ["hear", "see", "feel"], centred, name="all").fresh
+    assert not list(folder.glob(".new*"))
+
+
+def test_a_chain_that_was_killed_goes_on_with_other_settings(store: Path) -> None:
+    plain = SETTINGS | {"method": "procrustes"}
+    folder = connect_chain(store, ["hear", "see", "feel"], plain, name="all").path
+    (folder / "config.json").unlink()
+    assert connect_chain(store, ["hear", "see", "feel"], plain | {"centre": True}, name="all").fresh

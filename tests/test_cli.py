@@ -365,7 +365,7 @@ def test_help_answers_at_once() -> None:
 
 def test_connect_and_evaluate_import_no_encoder_library() -> None:
     program = (
-        "import sys, cmcr.connect, cmcr.evaluate;"
+        "import sys, cmcr.evaluate; from cmcr.connect import *;"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     done = subprocess.run(

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from cmcr.connect import (
     ConnectConfig,
     Connection,
     baselines,
+    can_be_made_again,
     connect,
     load_connection,
     read_config,
@@ -24,7 +27,7 @@ from cmcr.connect import (
 from cmcr.connect.checkpoint import State
 from cmcr.connect.losses import TERMS
 from cmcr.embeddings import Dataset, Key, open_dataset
-from cmcr.errors import CmcrError, MismatchError, StoreError, UsageError
+from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -148,13 +151,96 @@ def test_what_is_up_to_date_is_left_alone(store: Path, make_dataset: MakeDataset
     assert (again.fresh, again.record) == (False, made.record)
     assert str(again).startswith("up to date: see and hear by c-mcr from 1,000 text pairs")
     assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
-    assert connect(store, config(epochs=2), name="a").fresh
-    make_dataset("see/image:more", np.eye(24))
-    assert connect(store, config(memory=["pictures", "more", "sounds"]), name="a").fresh
 
 
 class KilledError(BaseException):
     """Stands for a signal: nothing catches it."""
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder, but locks."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_another_connection_of_that_name_is_refused_until_it_is_to_be_replaced(
+    store: Path, make_dataset: MakeDataset
+) -> None:
+    folder = connect(store, config(), name="a").path
+    before = files(folder)
+    other = config(method="ridge", seed=1, memory=["sounds"], epochs=9, batch_size=99)
+    with pytest.raises(UsageError, match="holds a connection already") as caught:
+        connect(store, other, name="a")
+    told = str(caught.value)
+    for said in ("memory: pictures,sounds → sounds", "method: c-mcr → ridge", "seed: 0 → 1",
+                 "and 1 more", "--replace", "--name"):  # fmt: skip
+        assert said in told
+    assert files(folder) == before
+    made = connect(store, other, name="a", replace=True)
+    assert made.fresh
+    assert "method: c-mcr → ridge" in str(made)
+    expected = files(connect(store, other, name="b").path)
+    assert files(folder) == expected  # nothing of the trained one is left
+    assert not connect(store, other, name="a", replace=True).fresh
+
+
+def test_a_connection_whose_data_changed_is_refused_too(
+    store: Path, make_dataset: MakeDataset
+) -> None:
+    connect(store, config(method="ridge"), name="a")
+    shutil.rmtree(Key("see", "image", "pictures").folder(store))
+    make_dataset("see/image:pictures", np.eye(24))
+    with pytest.raises(UsageError, match="the content of see/image:pictures changed"):
+        connect(store, config(method="ridge"), name="a")
+    assert connect(store, config(method="ridge"), name="a", replace=True).fresh
+
+
+def test_one_of_a_newer_format_is_refused(store: Path) -> None:
+    folder = connect(store, config(method="ridge"), name="a").path
+    record = folder / "config.json"
+    record.write_text(record.read_text().replace('"format": 2', '"format": 3, "new": 1'))
+    with pytest.raises(UsageError, match=r"a newer cmcr \(format 3, this one reads 2\)") as caught:
+        connect(store, config(method="ridge"), name="a")
+    assert "upgrade cmcr" in str(caught.value)
+    assert not can_be_made_again(folder)
+    assert connect(store, config(method="ridge"), name="a", replace=True).fresh
+
+
+def test_killed_while_it_is_replaced_one_of_both_is_whole(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = config(method="ridge"), config(epochs=1)
+    expected = files(connect(store, new, name="whole").path)
+    before = files(connect(store, old, name="a").path)
+    folder = store / "connections" / "a"
+    replace = os.replace
+    seen = []
+    for survived in range(100):
+        left = survived
+
+        def sometimes(source: Path, target: Path) -> None:
+            nonlocal left
+            if left == 0:
+                raise KilledError
+            left -= 1
+            replace(source, target)
+
+        monkeypatch.setattr("os.replace", sometimes)
+        with suppress(KilledError):
+            connect(store, new, name="a", replace=True)
+        monkeypatch.setattr("os.replace", replace)
+        seen.append(load_connection(folder).model_name)  # its weights are those of its record
+        connect(store, new, name="a", replace=True)
+        assert files(folder) == expected
+        if left:
+            break
+        connect(store, old, name="a", replace=True)
+        assert files(folder) == before
+    assert seen == sorted(seen, reverse=True)  # the old ones first
+    assert set(seen) == {"ridge", "c-mcr"}
 
 
 def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
@@ -332,6 +418,70 @@ def test_a_connection_is_for_the_encoders_that_it_was_made_for(store: Path) -> N
         connection.project("see", dataset.embeddings())
 
 
+def test_whatever_holds_rows_of_numbers_can_be_projected(store: Path) -> None:
+    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+    x = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
+    expected = connection.project("see", x)
+    for given in (
+        x.tolist(),
+        tuple(map(tuple, x.tolist())),
+        [*x],
+        torch.from_numpy(x),
+        x.astype(">f4"),
+        np.asfortranarray(x),
+        x[::-1][::-1],
+    ):
+        torch.testing.assert_close(connection.project("see", given), expected)
+    torch.testing.assert_close(connection.project("see", x[::-1]), expected.flip(0))
+    counts = np.arange(1, 49).reshape(2, 24)
+    whole = connection.project("see", counts)
+    torch.testing.assert_close(whole, connection.project("see", counts.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (np.nan, "row 3 of the embeddings of see holds NaN"),
+        (np.inf, "row 3 of the embeddings of see holds NaN, infinity"),
+        (1e300, "row 3 of the embeddings of see holds NaN, infinity or far too large"),
+        (0.0, "row 3 of the embeddings of see is zero"),
+    ],
+)
+def test_rows_that_point_nowhere_are_named(store: Path, row: float, message: str) -> None:
+    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+    x = np.ones((70_000, 24))
+    x[3] = row
+    with pytest.raises(SourceError, match=message):
+        connection.project("see", x)
+    x[3], x[69_000:] = 1, row
+    with pytest.raises(SourceError, match=r"row 69000 .*999 rows after it"):
+        connection.project("see", x.tolist() if row == 0 else x)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (np.ones(24), MismatchError, r"are \(n, 24\), these are \(24,\)"),
+        (np.ones((2, 24, 1)), MismatchError, r"these are \(2, 24, 1\)"),
+        ([], MismatchError, r"these are \(0,\)"),
+        ([[1.0], [1.0, 2.0]], SourceError, "rows of numbers"),
+        ([["a"] * 24], SourceError, "rows of numbers"),
+        ("see", SourceError, "rows of numbers"),
+        (None, SourceError, "rows of numbers"),
+        (torch.ones(2, 24) > 0, SourceError, "rows of numbers"),
+    ],
+)
+def test_what_are_no_rows_of_numbers_is_refused(
+    store: Path, given: Any, error: type[CmcrError], message: str
+) -> None:
+    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+    with pytest.raises(error, match=message):
+        connection.project("see", given)
+    with pytest.raises(UsageError, match="no modality 'sound'") as caught:
+        connection.project("see", np.ones((1, 24)), "sound")  # type: ignore[arg-type]
+    assert "audio, image, pointcloud, text" in str(caught.value)
+
+
 @pytest.mark.parametrize("method", ["c-mcr", "procrustes", "ridge"])
 def test_a_saved_connection_projects_as_before(store: Path, method: str) -> None:
     made = connect(store, config(method=method), name="a")
@@ -382,7 +532,7 @@ def test_damage_is_found(store: Path) -> None:
         load_connection(store / "connections" / "b")
     record = (folder / "config.json").read_text()
     (folder / "config.json").write_text(record.replace('"format": 2', '"format": 3'))
-    with pytest.raises(StoreError, match="format 3, this cmcr reads 2"):
+    with pytest.raises(StoreError, match="format 3, this one reads 2"):
         load_connection(folder)
     (folder / "config.json").write_text(record.replace('"joint_dim": 16', '"joint_dim": 17'))
     with pytest.raises(StoreError, match="do not fit the record"):

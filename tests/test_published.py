@@ -273,11 +273,16 @@ def test_two_spaces_must_be_named(spaces: str, write: Callable, tmp_path: Path) 
 
 
 def test_a_connection_is_not_overwritten(write: Callable, tmp_path: Path) -> None:
-    import_connection(write(clap_clip()), ("clap", "clip"), tmp_path / "c")
+    state = clap_clip()
+    import_connection(write(state), ("clap", "clip"), tmp_path / "c")
     before = (tmp_path / "c/model.safetensors").read_bytes()
     with pytest.raises(UsageError, match="holds a connection already"):
         import_connection(write(ulip_clip()), ("clip", "ulip"), tmp_path / "c")
     assert (tmp_path / "c/model.safetensors").read_bytes() == before
+    again = import_connection(write(state), ("clap", "clip"), tmp_path / "c")
+    assert again.record == load_connection(tmp_path / "c").record
+    other = import_connection(write(ulip_clip()), ("clip", "ulip"), tmp_path / "c", replace=True)
+    assert load_connection(tmp_path / "c").record == other.record
 
 
 # It evaluates like one of ours

@@ -238,19 +238,102 @@ def test_damaged_results_and_connections(store):
 
 
 def test_an_empty_store(tmp_path):
+    (tmp_path / "connections").mkdir()
     page = report(tmp_path)
     assert "no datasets yet" in page.text
     assert "no connection yet" in page.text
-    with pytest.raises(UsageError, match="no such store"):
-        write_report(tmp_path / "nowhere", tmp_path / "a.html", find_media)
     with pytest.raises(UsageError, match="no connection 'x'"):
         write_report(tmp_path, tmp_path / "a.html", find_media, "x")
 
 
+def test_a_folder_that_is_no_store(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="no store"):
+            write_report(folder, tmp_path / "a.html", find_media)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command(tmp_path):
+    (tmp_path / "connections").mkdir()
     out = tmp_path / "elsewhere" / "page.html"
     assert CliRunner().invoke(app, ["report", str(tmp_path), "--out", str(out)]).exit_code == 0
     assert out.read_text().startswith("<!doctype html>")
+
+
+@pytest.fixture
+def home(tmp_path, media, monkeypatch):
+    """Photographs in class folders, in a tar and in a list, and the folder to work in."""
+    home = tmp_path / "home"
+    for name in ("photos/dog", "photos/cat"):
+        (home / name).mkdir(parents=True)
+        shutil.copy(media / "photo.png", home / name / "1.png")
+    shutil.copy(media / "photos.tar", home / "packed.tar")
+    (home / "list.csv").write_text("path\nphotos/dog/1.png\nphotos/../photos/cat/1.png\n")
+    (home / "deep" / "er").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.mark.parametrize("where", ["photos", "packed.tar", "list.csv"])
+def test_rows_say_where_media_lie_from_whatever_folder(home, encoder, monkeypatch, where):
+    parts = []
+    for folder, named in ((".", where), ("deep/er", f"../../{where}"), ("deep", str(home / where))):
+        monkeypatch.chdir(home / folder)
+        store = home / f"store-{len(parts)}"
+        extract(store, encoder, open_source("image", named), "x", workers=0, index=None)
+        place = Key("bytes", "image", "x").folder(store)
+        parts.append(
+            [(place / name).read_bytes() for name in ("part-00000.parquet", "manifest.json")]
+        )
+    assert parts[0] == parts[1] == parts[2]
+    monkeypatch.chdir("/")
+    uris = pq.read_table(place / "part-00000.parquet", partitioning=None)["uri"].to_pylist()
+    assert uris
+    assert all(found.size == (400, 60) for found in find_media("image", uris).values())
+
+
+@pytest.mark.parametrize(
+    ("where", "root"),
+    [
+        ("photos", "moved"),
+        ("photos", "moved/photos"),
+        ("packed.tar", "moved"),
+        ("list.csv", "moved"),
+    ],
+)
+def test_media_that_were_moved(home, encoder, tmp_path, where, root):
+    extract(home / "store", encoder, open_source("image", where), "x", workers=0, index=None)
+    part = Key("bytes", "image", "x").folder(home / "store") / "part-00000.parquet"
+    uris = pq.read_table(part, partitioning=None)["uri"].to_pylist()
+    home.rename(tmp_path / "moved")
+    assert all(isinstance(found, Exception) for found in find_media("image", uris).values())
+    found = find_media("image", uris, [tmp_path / "nothing here", tmp_path / root])
+    assert found.keys() == set(uris)
+    assert all(one.size == (400, 60) for one in found.values())
+
+
+def test_relative_paths_are_looked_for_below_the_root(home, monkeypatch):
+    """As rows have them that were extracted before paths were absolute."""
+    monkeypatch.chdir("/")
+    uris = ["photos/dog/1.png", "photos/dog/none.png"]
+    there, gone = find_media("image", uris, [home]).values()
+    assert there.size == (400, 60)
+    assert isinstance(gone, FileNotFoundError)
+
+
+def test_the_command_finds_moved_media(made, tmp_path, media):
+    store = shutil.copytree(made, tmp_path / "store")
+    lost = tmp_path / "lost"
+    media.rename(lost)
+    try:
+        assert not report(store).all("audio")
+        done = CliRunner().invoke(app, ["report", str(store), "--media-root", str(lost)])
+        assert done.exit_code == 0
+        assert Page(store / "report.html").all("audio")
+    finally:
+        lost.rename(media)
+    none = CliRunner().invoke(app, ["report", str(store), "--media-root", str(lost)])
+    assert "no such folder" in str(none.exception)
 
 
 def test_media_are_found_again(media):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Device, Json, Names, Recipe, Store
+from cmcr.commands.options import Device, Json, Names, Recipe, Replace, Store
 from cmcr.commands.output import answer, print_table, say
 
 
@@ -32,6 +32,7 @@ def connect(
     out: Annotated[
         Path | None, typer.Option(help="Its folder.", show_default="STORE/connections/NAME")
     ] = None,
+    replace: Replace = False,
     store: Store = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Curves to OUT/tensorboard too.")
@@ -56,7 +57,14 @@ def connect(
         load_pipelines(), flags, settings or [], name, pipeline
     )
     connected = connect_spaces(
-        fields, title, store or default_store, out, device, tensorboard=tensorboard, say=say
+        fields,
+        title,
+        store or default_store,
+        out,
+        device,
+        tensorboard=tensorboard,
+        replace=replace,
+        say=say,
     )
     if os.environ.get("RANK", "0") != "0":  # torchrun starts several, and one speaks
         return

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Device, Index, Json, Recipe, Store
+from cmcr.commands.options import Device, Index, Json, Recipe, Replace, Store
 from cmcr.commands.output import answer, say
 
 
@@ -19,6 +19,7 @@ def import_connection(
     via: Annotated[
         str | None, typer.Option(help="The modality that they were connected through.")
     ] = None,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:
     """Make a published projector checkpoint a connection."""
@@ -28,7 +29,7 @@ def import_connection(
 
     if via is not None and via not in MODALITIES:
         raise UsageError(f"there is no modality {via!r}", cure=f"one of: {', '.join(MODALITIES)}")
-    record = import_connection(file, spaces.split(","), out, via=via).record
+    record = import_connection(file, spaces.split(","), out, via=via, replace=replace).record
     first, second = (f"{space.name} ({space.dim})" for space in record.spaces)
     say(f"imported: {first} and {second} into {record.joint_dim} by {record.model}: {out}")
     if as_json:

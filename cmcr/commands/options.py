@@ -18,6 +18,12 @@ Recipe = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace", help="Take the place of another connection of that name, once finished."
+    ),
+]
 Names = Annotated[list[str] | None, typer.Option(metavar="DATASET", help="Can be repeated.")]
 Where = Annotated[
     list[str] | None,

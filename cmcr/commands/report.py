@@ -1,5 +1,6 @@
 """`cmcr report`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,22 @@ def report(
     connection: Annotated[
         str | None, typer.Option(help="Only this one.", show_default="all")
     ] = None,
+    media_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Where media were moved, looked at first. Can be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Write one HTML page about a store: sources, numbers, pictures, what found what."""
+    from cmcr.errors import UsageError
     from cmcr.evaluate.report import write_report
     from cmcr.extract.lookup import find_media
 
-    page = write_report(store, out or store / "report.html", find_media, connection)
+    roots = media_root or []
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError("there is no such folder", where=root, cure="--media-root DIR")
+    find = partial(find_media, roots=roots)
+    page = write_report(store, out or store / "report.html", find, connection)
     say(f"report    {page} ({page.stat().st_size / 1e6:.1f} MB)")

@@ -14,7 +14,12 @@ def run(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Extract, connect and evaluate a whole recipe, skipping what is up to date."""
+    """Extract, connect and evaluate a whole recipe, skipping what is up to date.
+
+    What the recipe connects follows it: where it or its data changed, its connections are made
+    anew, the old ones kept until then. An imported connection of that name stays.
+    """
+    from cmcr.connect import can_be_made_again
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval
     from cmcr.pipelines import load_pipelines
     from cmcr.stages import choose_searches, connect_spaces, evaluate_each, extract_datasets
@@ -32,6 +37,7 @@ def run(
             place,
             None,
             device,
+            replace=can_be_made_again(place / "connections" / connection.name),
             say=lambda line: say(f"connect   {line}"),
         )
         say(f"connect   {connected}")

@@ -2,13 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cmcr.commands.options import Index, Json, Precision
 from cmcr.commands.output import answer, print_table, say
-from cmcr.errors import CmcrError
+from cmcr.errors import CmcrError, VersionError
 
 
 def import_(
@@ -39,23 +39,11 @@ def import_(
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
     """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
-    from cmcr.connect import load_connection
     from cmcr.embeddings import Key, describe_store
 
     datasets = describe_store(store)
     connections = sorted(path.parent for path in store.glob("connections/*/config.json"))
-    records = [load_connection(folder).record for folder in connections]
-    lines = [
-        {
-            "connection": folder.name,
-            "method": record.model,
-            "via": record.via,
-            "spaces": " + ".join(space.name for space in record.spaces),
-            "pairs": record.pairs,
-            "joint_dim": record.joint_dim,
-        }
-        for folder, record in zip(connections, records, strict=True)
-    ]
+    lines = [_connection(folder) for folder in connections]
     if as_json:
         answer({"datasets": datasets, "connections": lines})
     else:
@@ -71,6 +59,24 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json 
             print_table(lines)
 
 
+def _connection(folder: Path) -> dict[str, Any]:
+    """The line of a connection; one that cannot be read has its `problem` there."""
+    from cmcr.connect import load_connection
+
+    try:
+        record = load_connection(folder).record
+    except CmcrError as error:
+        return {"connection": folder.name, "problem": error.what}
+    return {
+        "connection": folder.name,
+        "method": record.model,
+        "via": record.via,
+        "spaces": " + ".join(space.name for space in record.spaces),
+        "pairs": record.pairs,
+        "joint_dim": record.joint_dim,
+    }
+
+
 def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
     """Re-hash and check every part, index and connection of a store; name what is wrong."""
     from cmcr.connect import load_connection
@@ -82,15 +88,21 @@ def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Jso
             say(f"sound    {verdict.key}  {verdict.rows:,} rows")
         else:
             problems.append(verdict.problem)
-            say(f"damaged  {verdict.key}  {verdict.problem}")
+            say(f"{_state(verdict.problem)}  {verdict.key}  {verdict.problem}")
     for config in sorted(store.glob("connections/*/config.json")):
         try:
             load_connection(config.parent)
             say(f"sound    connection {config.parent.name}")
         except CmcrError as problem:
             problems.append(problem)
-            say(f"damaged  connection {config.parent.name}  {problem}")
+            say(f"{_state(problem)}  connection {config.parent.name}  {problem}")
     if as_json:
         answer({"problems": [vars(problem) for problem in problems]})
     if problems:
         sys.exit(1)
+
+
+def _state(problem: CmcrError) -> str:
+    if isinstance(problem, VersionError):
+        return "newer  " if problem.newer else "older  "
+    return "damaged"

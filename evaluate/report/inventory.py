@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cmcr.connect import Connection, load_connection
 from cmcr.connect.checkpoint import LOG
-from cmcr.embeddings import Key, Manifest, list_datasets
+from cmcr.embeddings import Key, Manifest, check_store, list_datasets
 from cmcr.embeddings.writer import FAILURES, read_manifest
 from cmcr.errors import CmcrError, UsageError
 from cmcr.evaluate.pictures import read_training
@@ -89,10 +89,9 @@ class Inventory:
 def take_inventory(store: Path, connection: str | None = None) -> Inventory:
     """What `store` holds; of its connections only `connection` where one is named.
 
-    Raises UsageError for a store or a connection that is not there.
+    Raises UsageError for a folder that is no store or a connection that is not there.
     """
-    if not store.is_dir():
-        raise UsageError("there is no such store", where=store, cure="name the folder of a store")
+    check_store(store)
     names = sorted(
         {path.parent.name for path in store.glob("connections/*/config.json")}
         | {path.name for path in store.glob("results/*") if path.is_dir()}
