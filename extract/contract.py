@@ -75,7 +75,7 @@ class Bench:
             encoder or self.encoder,
             self.source,
             "three",
-            **(usual | options),  # type: ignore[arg-type]
+            **(usual | options),
         )
 
     def files(self, store: str) -> dict[str, bytes]:
@@ -161,7 +161,7 @@ def as_said(encoder: Encoder, said: EncoderSpec, given: bool) -> str:
         raise BrokenPromiseError(
             f"it takes {set(encoder.modalities)}, the EncoderSpec says {said.modalities}"
         )
-    if not given and (encoder.modalities, encoder.dim) != (set(said.modalities), said.dim):
+    if not given and (encoder.modalities, encoder.dim) != (frozenset(said.modalities), said.dim):
         raise BrokenPromiseError(
             f"it takes {set(encoder.modalities)} to {encoder.dim} values, the EncoderSpec says "
             f"{said.modalities} and {said.dim}"
