@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cmcr.cli import app
 from cmcr.connect import (
     ConnectConfig,
     Connection,
@@ -151,6 +153,41 @@ def test_what_is_up_to_date_is_left_alone(store: Path, make_dataset: MakeDataset
     assert (again.fresh, again.record) == (False, made.record)
     assert str(again).startswith("up to date: see and hear by c-mcr from 1,000 text pairs")
     assert (made.path / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_recipe_that_was_edited_is_followed_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts.csv").write_text("text,label\n" + "".join(f"a {n},{n % 3}\n" for n in range(12)))
+    sources = [{"modality": "text", "where": "texts.csv", "dataset": "texts"}]
+    spaces = ["digits-clip", "digits-clap"]
+    recipe = {
+        "description": "texts alone",
+        "store": "S",
+        "extract": [{"encoder": encoder, "sources": sources} for encoder in spaces],
+        "connect": {"name": "a", "via": "text", "spaces": spaces, "train": ["texts"]},
+        "evaluate": {"retrieval": [{"query": f"{spaces[0]}/text:texts",
+                                    "gallery": f"{spaces[1]}/text:texts"}]},
+    }  # fmt: skip
+
+    def run(method: str) -> str:
+        recipe["connect"]["method"] = method  # type: ignore[index]
+        content = {"default": "mine", "pipelines": {"mine": recipe}}
+        Path("pipelines.yaml").write_text(json.dumps(content))
+        done = CliRunner().invoke(app, ["run"])
+        if done.exception:
+            raise done.exception
+        return done.stderr
+
+    run("ridge")
+    assert "connected anew (method: ridge → procrustes)" in run("procrustes")
+    assert "up to date: digits-clip and digits-clap by procrustes" in run("procrustes")
+    record = tmp_path / "S/connections/a/config.json"
+    imported = json.loads(record.read_text()) | {"requested": None, "imported": {"file": "x.pt"}}
+    record.write_text(json.dumps(imported))
+    with pytest.raises(UsageError, match=r"it was imported from x\.pt"):
+        run("procrustes")
 
 
 class KilledError(BaseException):
