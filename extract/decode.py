@@ -65,7 +65,8 @@ def file_uri(path: str | Path) -> str:
     return str(path)
 
 
-def _local(uri: str) -> Path:
+def local(uri: str) -> Path:
+    """The path that `file_uri` turned into `uri`."""
     if uri.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
     return Path(uri)
@@ -82,7 +83,7 @@ def _opened(item: Item) -> Iterator[BinaryIO]:
     if isinstance(item, Slice):
         yield _read_slice(item)
         return
-    path = _local(item.uri)
+    path = local(item.uri)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
@@ -98,7 +99,7 @@ def _read_slice(item: Slice) -> BinaryIO:
         raise SourceError("the file is empty")
     if item.size > LARGEST_MEMBER:
         raise SourceError(f"more than {LARGEST_MEMBER >> 20} MiB are too large for a file in a tar")
-    with _local(item.file).open("rb") as file:
+    with local(item.file).open("rb") as file:
         file.seek(item.offset)
         return io.BytesIO(file.read(item.size))
 

@@ -89,6 +89,9 @@ def regions(
         items=items,
         total=total,
         columns=tuple(dict.fromkeys([*pictures.columns, *COLUMNS])),
+        sealed=pictures.sealed,
+        skipped=pictures.skipped,
+        pattern=pictures.pattern,
     )
 
 

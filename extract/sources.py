@@ -30,12 +30,19 @@ __all__ = ["Source", "open_source"]
 def open_source(modality: Modality, where: str, pattern: str | None = None) -> Source:
     """The source that `where` names.
 
-    `pattern` is a regular expression for file names in a folder; its named groups `label` and
-    `group` are those of the item, every other one becomes a column.
+    `pattern` is a regular expression for the names of files in a folder, or with a slash for
+    their paths in it; its named groups `label` and `group` are those of the item, every other one
+    becomes a column.
 
     Raises UsageError for a place that is not there or not of a known kind, SourceError for one
     that is damaged or holds nothing to embed.
     """
+    if pattern and not Path(where).expanduser().is_dir():
+        raise UsageError(
+            "a pattern reads the names of files in a folder, and this is none",
+            where=where,
+            cure="leave --pattern out; a list or a tar says label, group and columns itself",
+        )
     if where.startswith(PREFIXES):
         return prompts(modality, where)
     if where.startswith("builtin:"):
@@ -94,4 +101,5 @@ def _builtin(modality: Modality, where: str) -> Source:
         items=builtin.read,
         total=sum(1 for _ in builtin.read()),
         columns=builtin.columns,
+        sealed=True,
     )
