@@ -78,8 +78,8 @@ class Changes:
 def find_changes(folder: Path, there: Description, wanted: Description, source: Source) -> Changes:
     """What changed in `source`, which `wanted` describes, since the rows in `folder` were made.
 
-    Only what size and time do not vouch for is read. Where the content is the same, times of
-    change are written down anew, so that the next comparison reads nothing.
+    Only what size and time do not vouch for is read; `remember` then spares the next comparison
+    that.
     """
     fields = [
         name
@@ -97,9 +97,13 @@ def find_changes(folder: Path, there: Description, wanted: Description, source: 
     parts = len(there.parts) if isinstance(there, Manifest) else -(-source.total // there.part_rows)
     known = _on_record(folder, parts, there.part_rows, changes)
     _compare(known, source.items(), changes)
-    if changes.touched and finished and not changes:
-        refresh_inputs(folder, parts, changes.touched)
     return changes
+
+
+def remember(folder: Path, there: Description, changes: Changes) -> None:
+    """Write down the new times of change of a finished dataset's inputs of the same content."""
+    if changes.touched and isinstance(there, Manifest):
+        refresh_inputs(folder, len(there.parts), changes.touched)
 
 
 def _on_record(

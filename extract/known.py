@@ -49,8 +49,8 @@ class Known:
             content = replace(content, sha256=before.sha256)
         else:
             content = replace(content, sha256=digest(item))
-        place = self.rows.get(_name(self.modality, item.uri, content.sha256))
-        if place is None:
+        name = _name(self.modality, item.uri, content.sha256)
+        if name is None or (place := self.rows.get(name)) is None:
             return None
         part, row = place
         return Taken(self._written(item, part, row), self.blocks[part][row], content.as_input(item))
@@ -64,7 +64,8 @@ class Known:
 
 def read_known(folder: Path, there: Description) -> Known:
     """What the finished parts in `folder` hold. Texts are known without an inventory, too."""
-    blocks, boxes = [], []
+    blocks: list[np.ndarray] = []
+    boxes: list[list[dict[str, str]]] = []
     rows: dict[str, tuple[int, int]] = {}
     inputs: dict[tuple[str, str], Input] = {}
     lines = {part.name: part for part in there.parts} if isinstance(there, Manifest) else {}

@@ -7,7 +7,9 @@ beside the old dataset, out of whose rows those are taken over whose content is 
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
 from cmcr.embeddings.exchange import begin_fresh, discard_fresh, put_in_place, recover
@@ -24,7 +26,7 @@ from cmcr.embeddings.writer import (
     is_complete,
 )
 from cmcr.errors import UsageError
-from cmcr.extract.changes import find_changes
+from cmcr.extract.changes import Changes, find_changes, remember
 from cmcr.extract.encoder import Encoder
 from cmcr.extract.encoding import BATCH_SIZES, Amp, find_autocast
 from cmcr.extract.known import Known, read_known
@@ -85,17 +87,7 @@ def extract(
         ready(source.modality)
     autocast = find_autocast(amp, encoder.device)
     made_with = {"autocast": autocast, "licence": licence}
-    description = Description(
-        space=space or encoder.name,
-        modality=source.modality,
-        dataset=dataset,
-        dim=encoder.dim,
-        precision=precision,
-        part_rows=part_rows,
-        columns=source.columns,
-        encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
-        source=dict(source.description),
-    )
+    description = describe(encoder, source, dataset, space, precision, part_rows, made_with)
     key = description.key
     folder = key.folder(store)
     with locked(folder.with_name(f".{folder.name}.lock"), wait=True, shared=not update):
@@ -133,13 +125,35 @@ def extract(
     return summary
 
 
-def _find_known(
-    store: Path, description: Description, source: Source, update: bool
-) -> Known | None:
-    """The rows that an update takes over; None where the dataset is of this source, or not there.
+def describe(
+    encoder: Encoder,
+    source: Source,
+    dataset: str,
+    space: str | None,
+    precision: Precision,
+    part_rows: int,
+    made_with: Mapping[str, Any],
+) -> Description:
+    """What the dataset is to be; `made_with` is written down with the encoder."""
+    return Description(
+        space=space or encoder.name,
+        modality=source.modality,
+        dataset=dataset,
+        dim=encoder.dim,
+        precision=precision,
+        part_rows=part_rows,
+        columns=source.columns,
+        encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
+        source=dict(source.description),
+    )
 
-    Raises MismatchError for rows of another encoder, checkpoint or preprocessing; without
-    `update` also where the source changed.
+
+def compare(
+    store: Path, description: Description, source: Source
+) -> tuple[Description, Changes] | None:
+    """What is in the store under this name, and what changed since; None where nothing is.
+
+    Raises MismatchError for rows of another encoder, checkpoint or preprocessing.
     """
     folder = description.key.folder(store)
     there = begun(folder)
@@ -147,9 +161,25 @@ def _find_known(
         return None
     before = {"source": there.source, "columns": there.columns}
     begin(store, description.model_copy(update=before))
-    changes = find_changes(folder, there, description, source)
+    return there, find_changes(folder, there, description, source)
+
+
+def _find_known(
+    store: Path, description: Description, source: Source, update: bool
+) -> Known | None:
+    """The rows that an update takes over; None where the dataset is of this source, or not there.
+
+    Raises MismatchError as `compare` does, and without `update` also where the source changed.
+    """
+    found = compare(store, description, source)
+    if found is None:
+        return None
+    there, changes = found
+    folder = description.key.folder(store)
     if changes and not update:
         raise changes.error(description.key, folder)
+    if not changes:
+        remember(folder, there, changes)
     return read_known(folder, there) if update and (changes or changes.failed) else None
 
 
