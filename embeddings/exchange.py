@@ -53,6 +53,8 @@ def discard_fresh(store: Path, key: Key) -> None:
 def put_in_place(store: Path, key: Key) -> None:
     """Exchange the dataset with the finished new one, and take the old one away."""
     folder, fresh = key.folder(store), key.folder(fresh_store(store))
+    for unfinished in fresh.glob(".*.parquet.*"):  # of a process that was killed
+        unfinished.unlink()
     for boxes in folder.glob("regions-*.jsonl"):  # a detector's, which are made but once
         if not (fresh / boxes.name).exists():
             os.link(boxes, fresh / boxes.name)

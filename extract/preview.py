@@ -53,11 +53,12 @@ class Preview:
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
-        return vars(self) | {"kinds": [asdict(kind) for kind in self.kinds.most_first()]}
+        told = vars(self) | {"failed": [asdict(kind) for kind in self.kinds.most_first()]}
+        return {name: value for name, value in told.items() if name != "kinds"}
 
     def __str__(self) -> str:
         labels = sorted(self.labels.items(), key=lambda entry: (-entry[1], entry[0]))
-        shown = [f"{label or '(none)'} {count:,}" for label, count in labels[:_SHOWN]]
+        shown = [f"{label or '(none)'}: {count:,}" for label, count in labels[:_SHOWN]]
         more = [f"and {len(labels) - _SHOWN:,} more labels"] if len(labels) > _SHOWN else []
         lines = [f"{self.key}  {self.items:,} items in {self.parts:,} parts  ({self.state})"]
         if self.skipped:

@@ -92,8 +92,8 @@ class Summary:
         """For --json."""
         kinds = [asdict(kind) for kind in self.kinds.most_first()]
         listed = str(self.folder / FAILURES) if self.failures else None
-        fields = {name: value for name, value in vars(self).items() if name != "folder"}
-        return fields | {"key": str(self.key), "kinds": kinds, "failures_file": listed}
+        told = vars(self) | {"key": str(self.key), "failed": kinds, "failures_file": listed}
+        return {name: value for name, value in told.items() if name not in ("folder", "kinds")}
 
     def __str__(self) -> str:
         return "\n".join([self._counts(), *map("  {}".format, self.notes())])

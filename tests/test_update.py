@@ -318,6 +318,36 @@ def test_what_an_update_had_embedded_is_not_embedded_again(
     assert decoded == []
 
 
+@pytest.mark.parametrize(
+    "step", ["cmcr.extract.making.write_part", "cmcr.embeddings.exchange.discard_fresh"]
+)
+def test_a_process_that_ends_at_once_leaves_nothing_that_stays(
+    tmp_path: Path, encoder: Encoder, media: Path, step: str
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    old = files(store)
+    change(media)
+    new = fresh(tmp_path, encoder, media)
+    module = step.rpartition(".")[0]
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        f"import {module}\nimport conftest, test_update\n"
+        f"{step} = lambda *_: os._exit(9)\n"
+        "test_update.run(Path(sys.argv[1]), conftest.Bytes(), Path(sys.argv[2]), update=True)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, store, media],
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert killed.returncode == 9
+    assert files(store) in (old, new)
+    run(store, encoder, media, update=True)
+    assert files(store) == new
+    assert leftovers(store) == []
+
+
 def _kill(*_: Any) -> Any:
     raise KilledError
 
@@ -411,7 +441,7 @@ def test_failures_are_told_by_kind_with_an_example_of_each(
     assert "3 of 12 failed: 2 " in told
     assert "(first: rain/bad-2.wav), 1 the file is empty (first: rain/empty.wav)" in told
     assert str(KEY.folder(tmp_path / "store") / "failures.parquet") in told
-    kinds = json.loads(json.dumps(summary.as_dict()))["kinds"]
+    kinds = json.loads(json.dumps(summary.as_dict()))["failed"]
     assert [(kind["count"], kind["first"]) for kind in kinds] == [
         (2, "rain/bad-2.wav"), (1, "rain/empty.wav"),
     ]  # fmt: skip
