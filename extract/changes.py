@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cmcr.embeddings import Description, Key, Manifest
 from cmcr.embeddings.inventory import Input, read_inputs, refresh_inputs
+from cmcr.embeddings.parts import part_name
 from cmcr.embeddings.schema import INCIDENTAL
 from cmcr.errors import MismatchError
 from cmcr.extract.content import digest, in_threads, is_as_recorded, stamp
@@ -67,11 +68,12 @@ class Changes:
     def error(self, key: Key, folder: Path) -> MismatchError:
         """The refusal to mix."""
         since = "" if self.finished else " before the dataset was finished"
+        rest = "takes over the rest" if self.recorded else "makes the dataset anew"
         return MismatchError(
             f"the source of {key} changed{since}: {self}",
             where=folder,
-            cure="`cmcr extract` with --update embeds what is new or changed and takes over the "
-            "rest; or give another --dataset or --store",
+            cure=f"`cmcr extract` with --update embeds what is new or changed and {rest}; "
+            "or give another --dataset or --store",
         )
 
 
@@ -110,8 +112,8 @@ def _on_record(
     folder: Path, parts: int, part_rows: int, changes: Changes
 ) -> Iterator[Input | None]:
     """What each item was; None for one that is not embedded yet, or not on record."""
-    for inputs in read_inputs(folder, parts):
-        if inputs is None:
+    for part, inputs in enumerate(read_inputs(folder, parts)):
+        if inputs is None or not (changes.finished or (folder / part_name(part)).exists()):
             changes.recorded = changes.recorded and not changes.finished
             yield from itertools.repeat(None, part_rows)
             continue

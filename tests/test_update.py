@@ -413,6 +413,18 @@ def test_an_unfinished_dataset_of_a_changed_source_is_not_mixed(
     assert files(unfinished) == fresh(tmp_path, encoder, media)
 
 
+def test_what_is_not_embedded_yet_may_change(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.extract.making.write_part", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media)
+    write_tone(media / "dog" / "3.wav", 51)  # of the same size
+    run(tmp_path / "store", encoder, media)
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
+
+
 @pytest.mark.parametrize("moment", ["appears", "vanishes"])
 def test_a_source_that_changes_while_it_is_embedded_is_told(
     tmp_path: Path, encoder: Encoder, media: Path, moment: str
