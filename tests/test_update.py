@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from PIL import Image
 
 from cmcr.embeddings import Key, Modality, exchange, open_dataset
 from cmcr.errors import MismatchError, SourceError, UsageError
-from cmcr.extract import Encoder, Summary, extract, open_source
+from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
 
 KEY = Key("bytes", "audio", "t")
 
@@ -243,6 +244,31 @@ def test_a_tar_is_known_by_its_members_bytes(
     summary = run(tmp_path / "store", encoder, tmp_path / name, update=True)
     assert (summary.made, summary.taken) == (3, 7)
     assert files(tmp_path / "store") == fresh(tmp_path, encoder, tmp_path / name)
+
+
+def test_regions_are_known_by_their_picture_and_box(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for shade, name in enumerate("bcd"):
+        Image.new("L", (40, 30), 50 * shade).save(photos / f"{name}.png")
+
+    def rerun(store: str, **options: Any) -> Summary:
+        source = open_source("image", str(photos))
+        source = open_regions(source, "grid", Path("unused"), "cpu")
+        return extract(tmp_path / store, encoder, source, "t", workers=0, **options)
+
+    each = rerun("store").rows // 3
+    decoded.clear()
+    Image.new("L", (40, 30), 200).save(photos / "a.png")
+    (photos / "c.png").unlink()
+    summary = rerun("store", update=True)
+    assert (summary.made, summary.taken, len(decoded)) == (each, 2 * each, each)
+    rerun("fresh")
+    folders = [Key("bytes", "image", "t").folder(tmp_path / store) for store in ("store", "fresh")]
+    for name in ("part-00000.parquet", "manifest.json", "inputs.parquet"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
 # Killed
