@@ -50,15 +50,17 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
     """Hold an exclusive lock on `path`; without `wait` yield False where another process has it.
 
-    The lock is the kernel's (flock): it ends with the process, however that ends.
+    Any number of processes can hold it `shared`, while none holds it alone. The lock is the
+    kernel's (flock): it ends with the process, however that ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
             return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cmcr.embeddings import Key
     from cmcr.embeddings.health import Health
     from cmcr.evaluate import Evaluated, IndexChoice
-    from cmcr.extract import Summary
+    from cmcr.extract import Preview, Summary
 
 STORE = Path("store")  # where neither a flag nor a recipe names one
 
@@ -97,18 +97,33 @@ def _source(
 
 
 def extract_datasets(
-    section: ExtractSection, store: Path, device: str, **options: Any
-) -> Iterator["Summary"]:
-    """Embed every source of `section`; `options` are those of `cmcr.extract.extract`."""
+    section: ExtractSection, store: Path, device: str, *, dry_run: bool = False, **options: Any
+) -> Iterator["Summary | Preview"]:
+    """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
+
+    With `dry_run` each is looked at instead, and nothing is written.
+    """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
-    from cmcr.extract import encoder_spec, extract, load_encoder, open_regions, open_source
+    from cmcr.extract import (
+        encoder_spec,
+        extract,
+        load_encoder,
+        open_regions,
+        open_source,
+        preview_extraction,
+    )
 
     place = str(find_device(device))
     space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
     sources = []
     for wanted in section.sources:
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
+        if dry_run and (wanted.regions or "").startswith("torchvision"):
+            raise UsageError(
+                "only running a detector tells how many regions it finds",
+                cure="--dry-run without --regions says what it would look at",
+            )
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
@@ -116,8 +131,9 @@ def extract_datasets(
     encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
+    work = preview_extraction if dry_run else extract
     for source, dataset in sources:
-        yield extract(store, encoder, source, dataset, space=space, licence=licence, **options)
+        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
 
 
 # connect

@@ -110,10 +110,17 @@ def part_metadata(path: Path) -> dict[str, Any] | None:
     return loaded
 
 
-def part_counts(path: Path) -> tuple[int, int]:
-    """Rows and failures of a finished part."""
+def part_contents(path: Path) -> tuple[int, list[Failure]]:
+    """The number of rows of a finished part, and its failures."""
     footer = pq.read_metadata(path)
-    return footer.num_rows, len(json.loads(footer.metadata[METADATA_KEY])["failures"])
+    failures: list[Failure] = json.loads(footer.metadata[METADATA_KEY])["failures"]
+    return footer.num_rows, failures
+
+
+def failures_so_far(folder: Path) -> list[Failure]:
+    """The failures of all parts that are in `folder`."""
+    paths = sorted(folder.glob("part-*.parquet"))
+    return [failure for path in paths for failure in part_contents(path)[1]]
 
 
 def describe_part(path: Path, description: Description) -> Part:

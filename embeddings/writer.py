@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from cmcr.embeddings.inventory import drop_sidecars, gather_inputs
 from cmcr.embeddings.parts import (
     REMAKE,
     Failure,
@@ -46,15 +47,16 @@ def begin(store: Path, description: Description) -> Path:
     """
     folder = description.key.folder(store)
     with locked(folder / ".lock", wait=True):
-        begun = _begun(folder)
-        if begun is None:
+        there = begun(folder)
+        if there is None:
             write_text(folder / _BEGUN, description.model_dump_json())
         else:
-            _refuse_to_mix(folder, begun, description)
+            _refuse_to_mix(folder, there, description)
     return folder
 
 
-def _begun(folder: Path) -> Description | None:
+def begun(folder: Path) -> Description | None:
+    """What the dataset in `folder` is made from, finished or not; None where there is none."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
     if (folder / _BEGUN).exists():
@@ -125,7 +127,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def finish(folder: Path, description: Description, parts: int) -> Manifest | None:
-    """Write `failures.parquet` and the manifest; None while parts of others are missing.
+    """Write the lists of failures and inputs, and the manifest; None while parts are missing.
 
     Raises StoreError when a part is damaged or of another description.
     """
@@ -150,8 +152,11 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
         parts=lines,
     )
     write_failures(folder / FAILURES, failures)
+    gathered = gather_inputs(folder, parts)
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     (folder / _BEGUN).unlink(missing_ok=True)
+    if gathered:
+        drop_sidecars(folder)
     return manifest
 
 

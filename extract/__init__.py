@@ -5,14 +5,17 @@ sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset
 
 from cmcr.extract.encoder import Encoder, EncoderSpec, encoder_spec, load_encoder, registered
 from cmcr.extract.items import Item, Waveform
+from cmcr.extract.preview import Preview, preview_extraction
 from cmcr.extract.regions import open_regions
-from cmcr.extract.run import Summary, extract
+from cmcr.extract.run import extract
 from cmcr.extract.sources import Source, open_source
+from cmcr.extract.summary import Summary
 
 __all__ = [
     "Encoder",
     "EncoderSpec",
     "Item",
+    "Preview",
     "Source",
     "Summary",
     "Waveform",
@@ -21,5 +24,6 @@ __all__ = [
     "load_encoder",
     "open_regions",
     "open_source",
+    "preview_extraction",
     "registered",
 ]

@@ -6,7 +6,8 @@ source = folder("audio", Path("recordings"), pattern=None)
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.decode import file_uri
 from cmcr.extract.items import Item
-from cmcr.extract.rows import OWN, SUFFIXES, Source
+from cmcr.extract.rows import SUFFIXES, HashIds, Source, column, columns
 
 # File names of well-known flat collections, as (?P<column>...) groups.
 FILE_NAMES = {
@@ -29,45 +30,77 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
 
     What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
     item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
-    reached twice is read once. Raises SourceError when there is no such file, or a folder below
-    cannot be listed.
+    reached twice is read once. A pattern with a slash is looked for in the path below `where`,
+    any other in the file's name. The description knows the files by their names and sizes.
+    Raises SourceError when there is no such file, or a folder below cannot be listed, UsageError
+    for a pattern that matches none.
     """
-    digest = hashlib.sha256(str(pattern).encode())
-    total, known = 0, dict.fromkeys(FILE_NAMES, True)
-    for path in _walk(where, SUFFIXES[modality]):
+    digest, ids = hashlib.sha256(str(pattern).encode()), HashIds()
+    layout = _compile(pattern) if pattern else None
+    total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
+    skipped: Counter[str] = Counter()
+    other = ""
+    for path in _walk(where, SUFFIXES[modality], skipped):
         relative = _readable(path.relative_to(where))
-        digest.update(f"{relative}\0{_state(path)}\n".encode())
+        digest.update(f"{relative}\0{_size(path)}\n".encode())
+        ids.add(relative)
         total += 1
         for name, file_name in FILE_NAMES.items():
             known[name] = known[name] and file_name.fullmatch(relative) is not None
+        if layout and _match(layout, relative):
+            matched += 1
+        else:
+            other = other or relative
     if not total:
         raise SourceError(
-            f"the folder holds no {modality} files",
+            f"the folder holds no {modality} files" + (f", but {told(skipped)}" if skipped else ""),
             where=where,
             cure=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
         )
-    layout = _compile(pattern) if pattern else None
+    if layout and not matched:
+        raise UsageError(
+            f"the pattern {pattern} matches none of {total:,} files, such as {other}",
+            where=where,
+            cure="a pattern with a slash is looked for in the path below the folder, "
+            "any other in the file's name",
+        )
+    told_pattern = f"the pattern matches {matched:,} of {total:,}" if layout else None
     if layout is None:
         layout = next((FILE_NAMES[name] for name, fits in known.items() if fits), None)
-    groups = layout.groupindex if layout else {}
+    elif matched < total:
+        told_pattern = f"{told_pattern} (first that it does not: {other})"
     return Source(
         modality,
         name=_readable(Path(where.resolve().name)),
         description={"kind": "folder", "where": file_uri(where), "sha256": digest.hexdigest()},
         items=partial(_items, modality, where, layout),
         total=total,
-        columns=tuple(name for name in groups if name not in OWN),
+        columns=columns(layout.groupindex) if layout else (),
+        ids=ids.hex,
+        skipped=dict(sorted(skipped.items())),
+        pattern=told_pattern,
     )
+
+
+def told(skipped: Mapping[str, int]) -> str:
+    """Files by suffix, most first: `3 .txt, 1 .docx`."""
+    most = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in most)
+
+
+def _match(layout: re.Pattern[str], relative: str) -> re.Match[str] | None:
+    return layout.search(relative if "/" in layout.pattern else relative.rpartition("/")[2])
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"the file-name pattern is not a regular expression: {error}") from error
+        raise UsageError(f"the pattern is not a regular expression: {error}") from error
 
 
-def _walk(where: Path, suffixes: frozenset[str]) -> Iterator[Path]:
+def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[Path]:
+    """The files of these suffixes; what is `skipped` is counted by suffix."""
     try:
         seen = {_identity(where)}
         for root, folders, files in os.walk(where, followlinks=True, onerror=_raise):
@@ -78,8 +111,13 @@ def _walk(where: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                     fresh.append(name)
             folders[:] = fresh
             for name in sorted(files):
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes:
+                suffix = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
+                    continue
+                if suffix in suffixes:
                     yield Path(root, name)
+                else:
+                    skipped[_readable(Path(suffix)) if suffix else ""] += 1
     except OSError as error:
         raise SourceError(
             f"a folder cannot be listed: {error.strerror}",
@@ -97,12 +135,11 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _state(path: Path) -> str:
+def _size(path: Path) -> str:
     try:
-        status = path.stat()
+        return str(path.stat().st_size)
     except OSError as error:
         return type(error).__name__
-    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _readable(relative: Path) -> str:
@@ -111,11 +148,11 @@ def _readable(relative: Path) -> str:
 
 
 def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> Iterator[Item]:
-    for path in _walk(where, SUFFIXES[modality]):
+    for path in _walk(where, SUFFIXES[modality], Counter()):
         relative = _readable(path.relative_to(where))
         top, below, _ = relative.partition("/")
         named: dict[str, str] = {}
-        if layout and (match := layout.search(relative.rpartition("/")[2])):
+        if layout and (match := _match(layout, relative)):
             named = {name: value or "" for name, value in match.groupdict().items()}
         label = named.pop("label", top if below else None)
         yield Item(
@@ -123,5 +160,5 @@ def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> I
             uri=file_uri(path),
             label=() if label is None else (label,),
             group=named.pop("group", None),
-            extra=named,
+            extra={column(name): value for name, value in named.items()},
         )

@@ -6,7 +6,7 @@ when it has room for them, and a source of any length is read as it is needed.
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cmcr.embeddings import Modality
+from cmcr.embeddings.inventory import Input
 from cmcr.embeddings.parts import Failure
 from cmcr.errors import SourceError
+from cmcr.extract.content import measure
 from cmcr.extract.crops import Crop, RecordedError, crop
 from cmcr.extract.decode import decode
 from cmcr.extract.encoder import Encoder
@@ -37,13 +39,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A batch after decoding: `inputs` is (items, ...), or None when none could be decoded."""
+    """A batch after decoding: `inputs` is (items, ...), or None when none could be decoded.
+
+    `measured` are all items of the batch by their places, as they were before they were decoded.
+    """
 
     part: int
     items: Sequence[Item]
     places: Sequence[int]
     inputs: Tensor | None
     failures: Sequence[Failure]
+    measured: Mapping[int, Input]
     last: bool
 
     def pin_memory(self) -> "Loaded":
@@ -94,7 +100,10 @@ class Decoding(Dataset):
 
     def __getitems__(self, batch: Batch) -> Loaded:
         items, places, inputs, failures = [], [], [], []
+        measured = {}
         for item, place in zip(batch.items, batch.places, strict=True):
+            content = measure(item)
+            measured[place] = content.as_input(item, failed=True)
             try:
                 known, decoded = self.decode(item)
                 inputs.append(self.preprocess(self.modality, decoded))
@@ -105,8 +114,9 @@ class Decoding(Dataset):
             else:
                 items.append(known)
                 places.append(place)
+                measured[place] = content.as_input(item)
         stacked = torch.stack(inputs) if inputs else None  # (items, ...)
-        return Loaded(batch.part, items, places, stacked, failures, batch.last)
+        return Loaded(batch.part, items, places, stacked, failures, measured, batch.last)
 
     def decode(self, item: Item) -> tuple[Item, Decoded]:
         """The item as it is written, its media let go, and what the encoder takes."""

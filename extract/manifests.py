@@ -22,7 +22,7 @@ from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.decode import Refused, file_uri
 from cmcr.extract.items import Item
-from cmcr.extract.rows import TEXT_COLUMNS, Source, as_text, columns, extra, labels
+from cmcr.extract.rows import TEXT_COLUMNS, HashIds, Source, as_text, columns, extra, labels
 from cmcr.files import sha256_file
 
 LONGEST_LINE = 1 << 24  # characters
@@ -39,8 +39,10 @@ def manifest(modality: Modality, where: Path) -> Source:
     """
     names: dict[str, None] = {}
     total = 0
+    ids = HashIds()
     for row in read_rows(where):
         names.update(dict.fromkeys(row))
+        ids.add(_id(row, total))
         total += 1
     if not total:
         raise SourceError("the file lists nothing", where=where, cure="write a row for each input")
@@ -59,6 +61,8 @@ def manifest(modality: Modality, where: Path) -> Source:
         items=partial(_items, where, found),
         total=total,
         columns=columns(names),
+        sealed=found in TEXT_COLUMNS,
+        ids=ids.hex,
     )
 
 
@@ -67,7 +71,7 @@ def _items(where: Path, column: str) -> Iterator[Item]:
     for number, row in enumerate(read_rows(where)):
         value = as_text(row.get(column)) or ""
         item = Item(
-            id=as_text(row.get("id")) or str(number),
+            id=_id(row, number),
             uri=f"{here}#{number}",
             content=value if column in TEXT_COLUMNS else None,
             label=labels(row.get("label")),
@@ -80,6 +84,10 @@ def _items(where: Path, column: str) -> Iterator[Item]:
             yield replace(item, uri=file_uri(where.parent / value))
         else:
             yield Refused(item.id, item.uri, why=f"the row has no {column}")
+
+
+def _id(row: Row, number: int) -> str:
+    return as_text(row.get("id")) or str(number)
 
 
 def read_rows(where: Path) -> Iterator[Row]:

@@ -3,8 +3,9 @@
     points = read_points(file, ".off")    # (n, 3) float32
 
     .npy .npz           an (n, 3) array, or wider: the first three columns are x, y, z
+    .xyz .txt           a line for each point, numbers between spaces or commas, columns as above
     .ply .off .obj      a mesh becomes SAMPLED points, uniform over its area, the same every time;
-                        a file without faces is its vertices
+    .stl .glb           a file without faces is its vertices
 
 Nothing is unpickled, and no material or texture that a file names is looked for.
 """
@@ -23,6 +24,7 @@ from cmcr.errors import SourceError
 SAMPLED = 16_384  # twice what ULIP thins out to
 LARGEST_ARRAY = 1 << 30  # bytes
 LARGEST_MESH = 1 << 28  # bytes; parsing the text formats takes some twenty times that
+_MESHES = (".ply", ".off", ".obj", ".stl", ".glb")
 _COLUMNS = range(3, 17)  # xyz, and normals, colours or classes
 
 
@@ -34,12 +36,14 @@ def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
     """
     if suffix in (".npy", ".npz"):
         points = _array(file, suffix)
-    elif suffix in (".ply", ".off", ".obj"):
+    elif suffix in (".xyz", ".txt"):
+        points = _listed(file)
+    elif suffix in _MESHES:
         points = _mesh(file, suffix)
     else:
         raise SourceError(
             f"point clouds are not read from {suffix or 'a file without suffix'}, but from "
-            ".npy .npz .ply .off .obj"
+            f".npy .npz .xyz .txt {' '.join(_MESHES)}"
         )
     if not len(points):
         raise SourceError("the point cloud has no points")
@@ -79,6 +83,20 @@ def _array(file: BinaryIO, suffix: str) -> np.ndarray:
         raise SourceError(
             f"a point cloud is an (n, 3) array of numbers, this is {points.dtype} {points.shape}"
         )
+    return points
+
+
+def _listed(file: BinaryIO) -> np.ndarray:
+    _refuse_large(_size(file), LARGEST_MESH)
+    lines = file.read().decode("utf-8-sig", "replace").replace(",", " ").splitlines()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are no lines: no points are told below
+            points = np.loadtxt(lines, dtype=np.float64, ndmin=2)  # (n, columns)
+    except ValueError as error:
+        raise SourceError(f"not a list of points: {error}") from error
+    if points.size and points.shape[1] not in _COLUMNS:
+        raise SourceError(f"a point has three coordinates, these lines {points.shape[1]} numbers")
     return points
 
 
@@ -127,6 +145,22 @@ def _refuse_cut(content: bytes, suffix: str) -> None:
         if counts is None:
             raise SourceError("not an .off file: it does not start with OFF and two counts")
         promised, body = int(counts[1]) + int(counts[2]), content[counts.end() :]
+    elif suffix == ".glb":
+        if content[:4] != b"glTF":
+            raise SourceError("not a .glb file: it does not start with glTF")
+        promised = int.from_bytes(content[8:12], "little")
+        if len(content) < promised:
+            raise SourceError(f"cut short: {len(content)} of {promised} bytes are there")
+        return
+    elif suffix == ".stl":
+        if re.match(rb"\s*solid\b", content) and b"facet" in content[:1024]:
+            if not re.search(rb"endsolid[^\r\n]*\s*\Z", content):
+                raise SourceError("cut short: the solid does not end")
+            return
+        promised = 84 + 50 * int.from_bytes(content[80:84], "little")  # header, triangles
+        if len(content) < promised:
+            raise SourceError(f"cut short: {len(content)} of {promised} bytes are there")
+        return
     else:
         return
     lines = sum(1 for _ in re.finditer(rb"\S[^\r\n]*", body))

@@ -36,6 +36,7 @@ def prompts(modality: Modality, where: str) -> Source:
         items=partial(_items, where, classes, fillings),
         total=len(classes) * len(fillings),
         columns=("template",),
+        sealed=True,
     )
 
 

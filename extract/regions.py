@@ -91,6 +91,9 @@ def regions(
         total=total,
         columns=tuple(dict.fromkeys([*pictures.columns, *COLUMNS])),
         numbers=tuple(dict.fromkeys([*pictures.numbers, *PLACES])),
+        sealed=pictures.sealed,
+        skipped=pictures.skipped,
+        pattern=pictures.pattern,
     )
 
 

@@ -4,9 +4,10 @@ A manifest's row and a sample's JSON say what they like; a shard holds UTF-8 str
 them, and nulls. Nothing that a source can say may stop the writing of a part.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cmcr.embeddings import Modality
@@ -21,7 +22,9 @@ SUFFIXES: Mapping[Modality, frozenset[str]] = {
         ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
         ".heic", ".heif",  # not read: but failures are seen, and gaps are not
     ]),
-    "pointcloud": frozenset([".npy", ".npz", ".ply", ".off", ".obj"]),
+    "pointcloud": frozenset([
+        ".npy", ".npz", ".ply", ".off", ".obj", ".stl", ".glb", ".xyz", ".txt",
+    ]),
     "text": frozenset([".txt"]),
 }  # fmt: skip
 TEXT_COLUMNS = ("text", "caption")
@@ -34,6 +37,9 @@ class Source:
     """A re-readable sequence of items.
 
     `columns` are the names in every item's `extra`: text, or numbers where they are in `numbers`.
+    `sealed` says that the description changes with every byte of the content; `ids` is the digest
+    of all ids (`HashIds`), where one was made. `skipped` counts by suffix the files that were
+    passed over, and `pattern` says how many names a pattern matched.
     """
 
     modality: Modality
@@ -43,6 +49,26 @@ class Source:
     total: int
     columns: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    sealed: bool = False
+    ids: str | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    pattern: str | None = None
+
+
+class HashIds:
+    """One digest of ids in their order: `add` each, then ask for `hex`."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, id: str) -> None:
+        """Take in one more."""
+        self._hash.update(f"{id}\0".encode())
+
+    @property
+    def hex(self) -> str:
+        """The digest so far."""
+        return self._hash.hexdigest()
 
 
 def valid(text: str) -> str:

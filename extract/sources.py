@@ -37,15 +37,21 @@ def open_source(
 ) -> Source:
     """The source that `where` names.
 
-    `pattern` is a regular expression for file names in a folder; its named groups `label` and
-    `group` are those of the item, every other one becomes a column. `up` is the axis of its point
-    clouds that points upwards.
+    `pattern` is a regular expression for the names of files in a folder, or with a slash for
+    their paths in it; its named groups `label` and `group` are those of the item, every other one
+    becomes a column. `up` is the axis of its point clouds that points upwards.
 
     Raises UsageError for a place that is not there or not of a known kind, or an axis of what has
     none, SourceError for a place that is damaged or holds nothing to embed.
     """
     if up != "y":
         return _turned(open_source(modality, where, pattern), up)
+    if pattern and not Path(where).expanduser().is_dir():
+        raise UsageError(
+            "a pattern reads the names of files in a folder, and this is none",
+            where=where,
+            cure="leave --pattern out; a list or a tar says label, group and columns itself",
+        )
     if where.startswith(PREFIXES):
         return prompts(modality, where)
     if where.startswith("builtin:"):
@@ -126,4 +132,5 @@ def _builtin(modality: Modality, where: str) -> Source:
         total=sum(1 for _ in builtin.read()),
         columns=builtin.columns,
         numbers=builtin.numbers,
+        sealed=True,
     )

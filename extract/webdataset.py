@@ -31,7 +31,17 @@ from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
 from cmcr.extract.decode import LARGEST_MEMBER, Refused, Slice, file_uri
 from cmcr.extract.items import Item
-from cmcr.extract.rows import SUFFIXES, TEXT_COLUMNS, Source, as_text, columns, extra, labels, valid
+from cmcr.extract.rows import (
+    SUFFIXES,
+    TEXT_COLUMNS,
+    HashIds,
+    Source,
+    as_text,
+    columns,
+    extra,
+    labels,
+    valid,
+)
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
 LARGEST_NOTE = 1 << 20  # bytes of a .json, .cls or .txt
@@ -46,8 +56,8 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
     """The samples of the tars, in their order. `where` is the tar, or the folder that holds them.
 
     One pass over the headers (and the small .json files) counts the items. The description knows
-    the content by names and sizes of the members and by size and time of change of the tars:
-    hashing terabytes would take longer than embedding them.
+    the members by their names and sizes and by what the .json and .cls files say: hashing
+    terabytes would take longer than embedding them.
 
     Raises SourceError for a tar that is damaged or cut short, naming what would make it usable,
     for one whose files are not sorted by key, and where there is nothing of the modality.
@@ -55,12 +65,14 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
     digest = hashlib.sha256()
     names: dict[str, None] = {}
     total = 0
+    ids = HashIds()
     for shard in shards:
-        status = shard.stat()
-        digest.update(f"{file_uri(shard.name)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{file_uri(shard.name)}\n".encode())
         kinds: set[frozenset[bool]] = set()
         for sample in _samples(modality, shard):
-            digest.update(repr(sample.members).encode())
+            digest.update(repr((sample.members, sample.notes)).encode())
+            for item in sample.items:
+                ids.add(item.id)
             names.update(dict.fromkeys(sample.notes))
             total += len(sample.items)
             kinds.add(frozenset(_is_note(name) for name, _ in sample.members))
@@ -83,6 +95,7 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
         items=partial(_all_items, modality, tuple(shards)),
         total=total,
         columns=columns(names),
+        ids=ids.hex,
     )
 
 

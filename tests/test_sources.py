@@ -19,8 +19,8 @@ import soundfile
 from PIL import Image
 
 from cmcr.embeddings import Key, Modality, open_dataset
-from cmcr.errors import SourceError
-from cmcr.extract import Encoder, extract, open_source
+from cmcr.errors import SourceError, UsageError
+from cmcr.extract import Encoder, extract, open_source, preview_extraction
 from cmcr.extract.decode import decode
 
 
@@ -468,3 +468,94 @@ def test_a_long_tar_is_read_in_little_memory(tmp_path: Path) -> None:
     assert sum(1 for _ in source.items()) == source.total == 1_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+# What is told of a folder
+
+
+def test_files_passed_over_are_counted_by_suffix(tmp_path: Path, encoder: Encoder) -> None:
+    names = ("a.txt", "b.TXT", "c/d.docx", "README", ".hidden", ".git/x.txt")
+    write(tmp_path / "media", {"a.wav": wav(), **dict.fromkeys(names, b"")})
+    source = open_source("audio", str(tmp_path / "media"))
+    assert source.skipped == {"": 1, ".docx": 1, ".txt": 2}
+    summary = extract(tmp_path / "store", encoder, source, "t", workers=0)
+    assert "skipped: 2 .txt, 1 without suffix, 1 .docx" in str(summary)
+    assert summary.as_dict()["skipped"] == source.skipped
+    with pytest.raises(SourceError, match=r"no image files, but 2 .txt, 1 without suffix"):
+        open_source("image", str(tmp_path / "media"))
+
+
+def test_a_pattern_may_span_folders(tmp_path: Path) -> None:
+    places = ("car/train/1.npy", "car/test/2.npy", "bus/test/1.npy", "loose.npy")
+    write(tmp_path, dict.fromkeys(places, array(np.ones((4, 3), np.float32))))
+    pattern = "(?P<label>[^/]+)/(?P<split>train|test)/"
+    source = open_source("pointcloud", str(tmp_path), pattern)
+    assert source.columns == ("split",)
+    assert [(item.id, item.label, item.extra) for item in source.items()] == [
+        ("loose.npy", (), {}),
+        ("bus/test/1.npy", ("bus",), {"split": "test"}),
+        ("car/test/2.npy", ("car",), {"split": "test"}),
+        ("car/train/1.npy", ("car",), {"split": "train"}),
+    ]
+    assert source.pattern == "the pattern matches 3 of 4 (first that it does not: loose.npy)"
+
+
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "media", {"a-1.wav": wav()})
+    with pytest.raises(UsageError, match=r"matches none of 1 files, such as a-1.wav"):
+        open_source("audio", str(tmp_path / "media"), r"^(?P<label>\d+)-")
+    (tmp_path / "x.csv").write_text("path\na.wav\n")
+    with pytest.raises(UsageError, match="names of files in a folder"):
+        open_source("audio", str(tmp_path / "x.csv"), ".")
+
+
+def test_meshes_and_lists_of_points_are_read(tmp_path: Path, encoder: Encoder) -> None:
+    import trimesh
+
+    box = trimesh.creation.box((1.0, 2.0, 3.0))
+    whole = {kind: box.export(file_type=kind) for kind in ("stl", "glb")}
+    ascii = box.export(file_type="stl_ascii").encode()
+    bad = {
+        "cut.stl": (whole["stl"][:-30], "cut short"),
+        "cut-ascii.stl": (ascii[:-30], "cut short"),
+        "cut.glb": (whole["glb"][:-30], "cut short"),
+        "text.glb": (b"this is no mesh", "not a .glb"),
+        "two.xyz": (b"1 2\n3 4\n", "three coordinates"),
+        "names.txt": (b"airplane\ncar\n", "not a list of points"),
+        "nothing.txt": (b"\n", "no points"),
+    }
+    good = {
+        "a.stl": whole["stl"],
+        "b.stl": ascii,
+        "c.glb": whole["glb"],
+        "d.xyz": b"# x y z\n0 0 0\n1 2 3\n",
+        "e.txt": b"0,0,0,0,0,1\n1,2,3,0,1,0\n",
+    }
+    files = good | {name: content for name, (content, _) in bad.items()}
+    rows, why = extracted(tmp_path, encoder, "pointcloud", write(tmp_path / "media", files))
+    assert [row["id"] for row in rows] == list(good)
+    assert why.keys() == bad.keys()
+    for name, (_, reason) in bad.items():
+        assert reason in why[name], name
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    files = {f"{'dog' if n % 3 else 'cat'}/{n}.wav": wav(100 + n) for n in range(7)}
+    media = write(tmp_path / "media", files | {"dog/0.wav": b"", "notes.txt": b""})
+    source = open_source("audio", str(media))
+    preview = preview_extraction(tmp_path / "store", encoder, source, "t", part_rows=3, workers=1)
+    assert not (tmp_path / "store").exists()
+    assert (preview.items, preview.parts, preview.labels) == (8, 3, {"cat": 3, "dog": 5})
+    assert preview.skipped == {".txt": 1}
+    assert [item["id"] for item in preview.first] == ["cat/0.wav", "cat/3.wav", "cat/6.wav"]
+    assert preview.bytes == 8 * 8 * (2 + 4)
+    assert preview.seconds > 0
+    assert "1 the file is empty (first: dog/0.wav)" in str(preview)
+    assert json.loads(json.dumps(preview.as_dict()))["state"] == "nothing is there yet"
+    extract(tmp_path / "store", encoder, source, "t", part_rows=3, workers=0, max_failures=1.0)
+    (media / "dog/1.wav").unlink()
+    source = open_source("audio", str(media))
+    preview = preview_extraction(tmp_path / "store", encoder, source, "t", part_rows=3, workers=1)
+    assert "1 gone (first: dog/1.wav)" in preview.state

@@ -26,7 +26,8 @@ def extract(
         str | None,
         typer.Option(
             metavar="REGEX",
-            help="Of file names in a folder: named groups label, group and any other are columns.",
+            help="Of file names in a folder, with a slash in it of the paths there: named groups "
+            "label, group and any other are columns.",
         ),
     ] = None,
     regions: Annotated[
@@ -64,6 +65,18 @@ def extract(
     ] = 0.01,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Index = "Flat",
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Follow a source that changed: embed what is new or changed, try again what "
+            "failed, drop what is gone.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and how long it would take."),
+    ] = False,
     pipeline: Recipe = None,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +110,8 @@ def extract(
         num_shards=num_shards,
         precision=precision.value,
         index=None if index == "none" else index,
+        update=update,
+        dry_run=dry_run,
     ):
         say(str(summary))
         done.append(summary)

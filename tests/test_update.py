@@ -1,0 +1,500 @@
+"""Sources that change: told without a flag, followed with --update, whatever is killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+
+from cmcr.embeddings import Key, Modality, exchange, open_dataset
+from cmcr.errors import MismatchError, SourceError, UsageError
+from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
+
+KEY = Key("bytes", "audio", "t")
+
+
+def write_tone(path: Path, pitch: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.5 * np.sin(np.arange(1600) * pitch / 1200), 8000)
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """Ten recordings in two class folders, one of which is none."""
+    for number in range(9):
+        write_tone(tmp_path / "media" / ("dog" if number % 2 else "rain") / f"{number}.wav", number)
+    (tmp_path / "media" / "rain" / "bad.wav").write_text("this is no recording")
+    return tmp_path / "media"
+
+
+@pytest.fixture
+def decoded(encoder: Encoder) -> list[Any]:
+    """What the encoder has preprocessed, from now on."""
+    seen: list[Any] = []
+    whole = encoder.preprocess
+
+    def counting(modality: Modality, item: Any) -> Any:
+        seen.append(item)
+        return whole(modality, item)
+
+    encoder.preprocess = counting  # type: ignore[method-assign]
+    return seen
+
+
+def run(store: Path, encoder: Encoder, media: Path, **options: Any) -> Summary:
+    source = open_source("audio", str(media), options.pop("pattern", None))
+    chosen = {"part_rows": 4, "workers": 0, "max_failures": 1.0, "batch_size": 2} | options
+    return extract(store, encoder, source, "t", **chosen)
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """Every file of the dataset that is not hidden."""
+    folder = KEY.folder(store)
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+
+
+def change(media: Path) -> None:
+    """One mended, one of other content but the same size, one new at the front, one gone."""
+    write_tone(media / "rain" / "bad.wav", 50)
+    write_tone(media / "dog" / "3.wav", 51)
+    write_tone(media / "a-first" / "new.wav", 52)
+    (media / "rain" / "4.wav").unlink()
+
+
+def fresh(tmp_path: Path, encoder: Encoder, media: Path, **options: Any) -> dict[str, bytes]:
+    run(tmp_path / "fresh", encoder, media, **options)
+    return files(tmp_path / "fresh")
+
+
+def leftovers(store: Path) -> list[str]:
+    """What lies in the store beside the one dataset."""
+    return [path.name for path in store.iterdir() if path.name != "space=bytes"]
+
+
+def test_touching_changes_nothing_and_is_read_once(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run(tmp_path / "store", encoder, media)
+    before = files(tmp_path / "store")
+    decoded.clear()
+    for path in media.rglob("*.wav"):
+        os.utime(path, (1, 1))
+    again = run(tmp_path / "store", encoder, media)
+    assert (again.made, again.taken, decoded) == (0, 0, [])
+    after = files(tmp_path / "store")
+    assert after.pop("inputs.parquet") != before.pop("inputs.parquet")
+    assert after == before
+
+    def refuse(item: Any) -> str:
+        raise AssertionError(f"{item.id} was read")
+
+    monkeypatch.setattr("cmcr.extract.changes.digest", refuse)
+    assert run(tmp_path / "store", encoder, media).made == 0
+
+
+def test_without_the_flag_what_changed_is_counted(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    before = files(tmp_path / "store")
+    change(media)
+    with pytest.raises(MismatchError) as caught:
+        run(tmp_path / "store", encoder, media)
+    assert (
+        "1 new (first: a-first/new.wav), 2 changed (first: dog/3.wav), 1 gone (first: rain/4.wav)"
+    ) in str(caught.value)
+    assert "--update" in str(caught.value)
+    assert files(tmp_path / "store") == before
+
+
+def test_an_update_embeds_what_is_new_and_ends_with_the_bytes_of_a_fresh_extraction(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any]
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    change(media)
+    expected = fresh(tmp_path, encoder, media)
+    decoded.clear()
+    summary = run(tmp_path / "store", encoder, media, update=True)
+    assert (summary.rows, summary.failures) == (10, 0)
+    assert (summary.made, summary.taken, len(decoded)) == (3, 7, 3)
+    assert files(tmp_path / "store") == expected
+    assert leftovers(tmp_path / "store") == []
+    assert run(tmp_path / "store", encoder, media).made == 0
+    assert run(tmp_path / "store", encoder, media, update=True).taken == 0
+
+
+def test_an_update_tries_again_what_failed(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any]
+) -> None:
+    whole, broken = encoder.encode, [True]
+
+    def encode(modality: Modality, batch: Any) -> Any:
+        vectors = whole(modality, batch)
+        return vectors * float("nan") if broken else vectors
+
+    encoder.encode = encode  # type: ignore[method-assign]
+    first = run(tmp_path / "store", encoder, media)
+    assert (first.rows, first.failures) == (0, 10)
+    broken.clear()
+    assert run(tmp_path / "store", encoder, media).failures == 10
+    second = run(tmp_path / "store", encoder, media, update=True)
+    assert (second.rows, second.failures, second.taken) == (9, 1, 0)
+    third = run(tmp_path / "store", encoder, media, update=True)
+    assert (third.made, third.taken, third.failures) == (0, 9, 1)
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
+
+
+def test_moved_and_renamed_files_are_known_by_their_content(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any]
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    media = media.rename(tmp_path / "elsewhere")
+    (media / "dog" / "1.wav").rename(media / "rain" / "one.wav")
+    shutil.copy(media / "dog" / "3.wav", media / "dog" / "copy.wav")
+    decoded.clear()
+    summary = run(tmp_path / "store", encoder, media, update=True)
+    assert (summary.made, summary.taken, decoded) == (0, 10, [])
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
+
+
+def test_another_encoder_is_refused_by_an_update_too(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    change(media)
+    other = type(encoder)("1" * 64)  # type: ignore[call-arg]
+    with pytest.raises(MismatchError, match=r"encoder\.checkpoint_sha256"):
+        run(tmp_path / "store", other, media, update=True)
+    with pytest.raises(MismatchError, match="part_rows"):
+        run(tmp_path / "store", encoder, media, update=True, part_rows=5)
+    with pytest.raises(UsageError, match="one process"):
+        run(tmp_path / "store", encoder, media, update=True, num_shards=2)
+
+
+def test_labels_and_columns_come_fresh_from_the_source(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    lists = tmp_path / "items.csv"
+    lists.write_text("id,text,label\na,one dog,dog\nb,a cat,cat\n")
+    key = Key("bytes", "text", "t")
+
+    def rerun(**options: Any) -> Summary:
+        source = open_source("text", str(lists))
+        return extract(tmp_path / "store", encoder, source, "t", workers=0, **options)
+
+    rerun()
+    decoded.clear()
+    lists.write_text("id,text,label,mood\nb,a cat,pet,calm\na,one dog,pet,\nc,a cow,,\n")
+    with pytest.raises(MismatchError, match="1 new"):
+        rerun()
+    summary = rerun(update=True)
+    assert (summary.made, summary.taken, decoded) == (1, 2, ["a cow"])
+    columns = ("id", "label", "mood")
+    assert [tuple(row.values()) for row in
+            open_dataset(tmp_path / "store", key).table(columns).to_pylist()] == [
+        ("b", ["pet"], "calm"), ("a", ["pet"], ""), ("c", None, ""),
+    ]  # fmt: skip
+
+
+def test_texts_of_a_dataset_without_an_inventory_are_known(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("one\ntwo\n")
+    extract(tmp_path / "store", encoder, open_source("text", str(lines)), "t", workers=0)
+    (Key("bytes", "text", "t").folder(tmp_path / "store") / "inputs.parquet").unlink()
+    source = open_source("text", str(lines))
+    assert extract(tmp_path / "store", encoder, source, "t", workers=0).made == 0
+    lines.write_text("one\ntwo\nthree\n")
+    source = open_source("text", str(lines))
+    with pytest.raises(MismatchError, match="not on record"):
+        extract(tmp_path / "store", encoder, source, "t", workers=0)
+    summary = extract(tmp_path / "store", encoder, source, "t", workers=0, update=True)
+    assert (summary.made, summary.taken) == (1, 2)
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_a_tar_is_known_by_its_members_bytes(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any], name: str
+) -> None:
+    def pack() -> None:
+        subprocess.run(
+            ["tar", "--sort=name", "-caf", name, "-C", str(media), "."], check=True, cwd=tmp_path
+        )
+
+    pack()
+    run(tmp_path / "store", encoder, tmp_path / name)
+    decoded.clear()
+    pack()
+    assert run(tmp_path / "store", encoder, tmp_path / name).made == 0
+    change(media)
+    pack()
+    with pytest.raises(MismatchError, match=r"1 new .* 2 changed .* 1 gone"):
+        run(tmp_path / "store", encoder, tmp_path / name)
+    decoded.clear()
+    summary = run(tmp_path / "store", encoder, tmp_path / name, update=True)
+    assert (summary.made, summary.taken) == (3, 7)
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, tmp_path / name)
+
+
+def test_regions_are_known_by_their_picture_and_box(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for shade, name in enumerate("bcd"):
+        Image.new("L", (40, 30), 50 * shade).save(photos / f"{name}.png")
+
+    def rerun(store: str, **options: Any) -> Summary:
+        source = open_source("image", str(photos))
+        source = open_regions(source, "grid", Path("unused"), "cpu")
+        return extract(tmp_path / store, encoder, source, "t", workers=0, **options)
+
+    each = rerun("store").rows // 3
+    decoded.clear()
+    Image.new("L", (40, 30), 200).save(photos / "a.png")
+    (photos / "c.png").unlink()
+    summary = rerun("store", update=True)
+    assert (summary.made, summary.taken, len(decoded)) == (each, 2 * each, each)
+    rerun("fresh")
+    folders = [Key("bytes", "image", "t").folder(tmp_path / store) for store in ("store", "fresh")]
+    for name in ("part-00000.parquet", "manifest.json", "inputs.parquet"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+# Killed
+
+
+class KilledError(BaseException):
+    """As if the process had ended here."""
+
+
+STEPS = [
+    "cmcr.extract.making.write_inputs",
+    "cmcr.extract.making.write_part",
+    "cmcr.embeddings.writer.gather_inputs",
+    "cmcr.embeddings.writer.drop_sidecars",
+    "cmcr.extract.run.build_index",
+    "cmcr.extract.run.put_in_place",
+    "cmcr.embeddings.exchange._exchange",
+    "cmcr.embeddings.exchange.discard_fresh",
+]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_an_update_killed_anywhere_leaves_the_old_dataset_or_the_new_one(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch,
+    step: str, when: str,
+) -> None:  # fmt: skip
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    old = files(store)
+    change(media)
+    new = fresh(tmp_path, encoder, media)
+    with monkeypatch.context() as patched:
+        whole, calls = _named(step), iter(range(100))
+
+        def kill(*values: Any, **named: Any) -> Any:
+            last = next(calls) == (1 if step.startswith("cmcr.extract.making") else 0)
+            if last and when == "before":
+                raise KilledError
+            result = whole(*values, **named)
+            if last:
+                raise KilledError
+            return result
+
+        patched.setattr(step, kill)
+        with pytest.raises(KilledError):
+            run(store, encoder, media, update=True)
+    open_dataset(store, KEY)
+    assert files(store) in (old, new)
+    run(store, encoder, media, update=True)
+    assert files(store) == new
+    assert leftovers(store) == []
+
+
+def _named(step: str) -> Any:
+    module, _, name = step.rpartition(".")
+    __import__(module)
+    return getattr(sys.modules[module], name)
+
+
+def test_what_an_update_had_embedded_is_not_embedded_again(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run(tmp_path / "store", encoder, media)
+    change(media)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.gather_inputs", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media, update=True)
+    decoded.clear()
+    run(tmp_path / "store", encoder, media, update=True)
+    assert decoded == []
+
+
+@pytest.mark.parametrize(
+    "step", ["cmcr.extract.making.write_part", "cmcr.embeddings.exchange.discard_fresh"]
+)
+def test_a_process_that_ends_at_once_leaves_nothing_that_stays(
+    tmp_path: Path, encoder: Encoder, media: Path, step: str
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    old = files(store)
+    change(media)
+    new = fresh(tmp_path, encoder, media)
+    module = step.rpartition(".")[0]
+    script = (
+        "import os, sys\nfrom pathlib import Path\n"
+        f"import {module}\nimport conftest, test_update\n"
+        f"{step} = lambda *_: os._exit(9)\n"
+        "test_update.run(Path(sys.argv[1]), conftest.Bytes(), Path(sys.argv[2]), update=True)\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, store, media],
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert killed.returncode == 9
+    assert files(store) in (old, new)
+    run(store, encoder, media, update=True)
+    assert files(store) == new
+    assert leftovers(store) == []
+
+
+def _kill(*_: Any) -> Any:
+    raise KilledError
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_where_folders_cannot_be_exchanged_they_are_renamed(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    change(media)
+    new = fresh(tmp_path, encoder, media)
+    rename, left = os.rename, iter(range(renames))
+
+    def counted(one: Path, other: Path) -> None:
+        if next(left, None) is None:
+            raise KilledError
+        rename(one, other)
+
+    def refuse(*_: Any) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(exchange, "_exchange", refuse)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.exchange.os.rename", counted)
+        if renames < 2:
+            with pytest.raises(KilledError):
+                run(store, encoder, media, update=True)
+        else:
+            run(store, encoder, media, update=True)
+    run(store, encoder, media, update=True)
+    assert files(store) == new
+    assert leftovers(store) == []
+
+
+# Unfinished
+
+
+@pytest.fixture
+def unfinished(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A store whose dataset has its parts, but neither manifest nor inputs.parquet."""
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.gather_inputs", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media)
+    return tmp_path / "store"
+
+
+def test_an_unfinished_dataset_of_a_changed_source_is_not_mixed(
+    tmp_path: Path, encoder: Encoder, media: Path, unfinished: Path, decoded: list[Any]
+) -> None:
+    write_tone(media / "dog" / "3.wav", 51)  # of the same size
+    with pytest.raises(MismatchError, match=r"finished: 1 changed \(first: dog/3.wav\)"):
+        run(unfinished, encoder, media)
+    change(media)
+    with pytest.raises(MismatchError, match="before the dataset was finished"):
+        run(unfinished, encoder, media)
+    decoded.clear()
+    run(unfinished, encoder, media, update=True)
+    assert len(decoded) == 3
+    assert files(unfinished) == fresh(tmp_path, encoder, media)
+
+
+def test_what_is_not_embedded_yet_may_change(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.extract.making.write_part", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media)
+    write_tone(media / "dog" / "3.wav", 51)  # of the same size
+    run(tmp_path / "store", encoder, media)
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
+
+
+@pytest.mark.parametrize("moment", ["appears", "vanishes"])
+def test_a_source_that_changes_while_it_is_embedded_is_told(
+    tmp_path: Path, encoder: Encoder, media: Path, moment: str
+) -> None:
+    source = open_source("audio", str(media))
+    if moment == "appears":
+        write_tone(media / "a-first" / "new.wav", 52)
+    else:
+        (media / "rain" / "4.wav").unlink()
+    with pytest.raises(SourceError, match="changed while it was being embedded"):
+        extract(tmp_path / "store", encoder, source, "t", workers=0, part_rows=4, max_failures=1)
+    run(tmp_path / "store", encoder, media, update=True)
+    assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
+
+
+# Failures
+
+
+def test_failures_are_told_by_kind_with_an_example_of_each(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    (media / "rain" / "bad-2.wav").write_text("nor is this one")
+    (media / "rain" / "empty.wav").touch()
+    summary = run(tmp_path / "store", encoder, media)
+    told = str(summary)
+    assert "3 of 12 failed: 2 " in told
+    assert "(first: rain/bad-2.wav), 1 the file is empty (first: rain/empty.wav)" in told
+    assert str(KEY.folder(tmp_path / "store") / "failures.parquet") in told
+    kinds = json.loads(json.dumps(summary.as_dict()))["failed"]
+    assert [(kind["count"], kind["first"]) for kind in kinds] == [
+        (2, "rain/bad-2.wav"), (1, "rain/empty.wav"),
+    ]  # fmt: skip
+    assert str(run(tmp_path / "store", encoder, media)).splitlines()[1:] == told.splitlines()[1:]
+
+
+def test_a_run_that_stops_early_tells_its_failures_and_lists_them(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    for number in range(6):
+        (media / "a-first").mkdir(exist_ok=True)
+        (media / "a-first" / f"{number}.wav").touch()
+    with pytest.raises(
+        SourceError, match=r"4 of 4 .*: 4 the file is empty \(first: a-first/0"
+    ) as caught:
+        run(tmp_path / "store", encoder, media, max_failures=0.1)
+    listed = pq.read_table(caught.value.where, partitioning=None).to_pylist()
+    assert [row["id"] for row in listed] == [f"a-first/{number}.wav" for number in range(4)]
