@@ -125,16 +125,14 @@ def changed(encoder: Encoder, **replaced: Any) -> Encoder:
     return cast(Encoder, Changed(encoder, **replaced))
 
 
-def check_encoder(
-    spec: str, *, checkpoint: Path | None = None, device: str = "cpu"
-) -> Iterator[Check]:
+def check_encoder(spec: str, *, checkpoint: Path | None = None) -> Iterator[Check]:
     """Try every promise on the encoder that NAME or NAME:VARIANT names, one after another.
 
     A check that raises is one that failed, and the rest go on. Raises UsageError for an unknown
     name, EncoderError when the weights cannot be loaded.
     """
     said = encoder_spec(spec)
-    encoder, again = (load_encoder(spec, checkpoint=checkpoint, device=device) for _ in range(2))
+    encoder, again = (load_encoder(spec, checkpoint=checkpoint) for _ in range(2))
     given = ":" in spec or checkpoint is not None  # other weights may have other dimensions
     yield tried("is what its EncoderSpec says", partial(as_said, encoder, said, given))
     yield tried("fingerprint", partial(fingerprint, encoder, again))

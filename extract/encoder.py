@@ -25,6 +25,8 @@ GROUP = "cmcr.encoders"
 class Encoder(Protocol):
     """A frozen MCR: modalities in, unit vectors of one space out.
 
+    `cmcr.extract.contract` tries what is promised here on any of them.
+
     Three more things are used where an encoder has them: `ready(modality)` raises EncoderError
     before anything is written when something that the modality needs is not there,
     `count_truncated(batch)` says how many texts of a preprocessed batch were cut, and
@@ -37,7 +39,9 @@ class Encoder(Protocol):
     device: torch.device
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What decides the numbers: at least `checkpoint_sha256` and `preprocessing`."""
+        """What decides the numbers, as JSON can hold it: at least `checkpoint_sha256` and
+        `preprocessing`.
+        """
         ...
 
     def preprocess(self, modality: Modality, item: Decoded) -> Tensor:
