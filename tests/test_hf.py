@@ -8,6 +8,7 @@ import pickle
 import shutil
 import string
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -274,8 +275,6 @@ def test_mixed_precision(load: Callable[[str], HfEncoder]) -> None:
 def test_a_token_that_the_model_does_not_know_costs_its_text_only(
     load: Callable[[str], HfEncoder],
 ) -> None:
-    from dataclasses import replace
-
     preprocess = replace(load("clip").preprocess, vocabulary=10)
     assert preprocess("text", "a dog").dtype == torch.int64
     with pytest.raises(SourceError, match="the model knows 10"):
@@ -445,9 +444,23 @@ def larger(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def uncropped(folder: Path) -> None:
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"]["do_center_crop"] = False
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
+def unpadded(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["pad_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize(
     ("spoil", "what", "cure"),
     [
+        (uncropped, "image of different shapes", "one size"),
+        (unpadded, "the processor cannot take text", "as its publisher saved it"),
         (pickled, "only there as a pickle", "save_pretrained('converted')"),
         (without("model.safetensors"), "no weights here", "save_pretrained"),
         (without("config.json"), "no config.json", "save_pretrained"),

@@ -67,6 +67,7 @@ class HfEncoder:
     """
 
     name = "hf"
+    trims_padding = False  # until it has been tried
 
     def __init__(self, place: str, folder: Path, device: str) -> None:
         config = read_config(folder)
@@ -139,8 +140,6 @@ class HfEncoder:
         output = getattr(self.model, f"get_{modality}_features")(**inputs)
         features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
         return features
-
-    trims_padding = False  # until it is found out
 
     @typed
     def count_truncated(self, batch: Num[Tensor, "batch row"]) -> int:

@@ -134,7 +134,7 @@ def _shapes(parts: Parts) -> str:
 def unpacked(rows: Tensor, parts: Parts) -> dict[str, Tensor]:
     """Rows of `Preprocess` (batch, row) as the model takes them: name → (batch, ...)."""
     sizes = [math.prod(part.shape) for part in parts]
-    columns = rows[:, : sum(sizes)].split(sizes, dim=1)
+    columns = torch.split(rows[:, : sum(sizes)], sizes, dim=1)
     return {
         part.name: column.reshape(-1, *part.shape).to(part.dtype)
         for part, column in zip(parts, columns, strict=True)
@@ -146,11 +146,10 @@ def processor_of(folder: str) -> Any:
     """The processor in `folder`, made once in each process. Raises EncoderError."""
     from transformers import AutoProcessor
 
+    loader: Any = AutoProcessor  # without types
     try:
         with quiet():
-            return AutoProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise EncoderError(
             f"the model's processor needs a package that is not installed: {first_line(error)}",
@@ -233,8 +232,15 @@ def text_config(config: Any) -> Any:
 
 
 def fixed_parts(preprocess: Preprocess, modality: Modality) -> Parts:
-    """What the processor makes of any input. Raises EncoderError where its shape varies."""
-    made = {parts_of(preprocess.inputs(modality, example)) for example in EXAMPLES[modality]()}
+    """What the processor makes of any input. Raises EncoderError where it cannot, or it varies."""
+    try:
+        made = {parts_of(preprocess.inputs(modality, one)) for one in EXAMPLES[modality]()}
+    except Exception as error:  # whatever the processor stumbles over
+        raise EncoderError(
+            f"the processor cannot take {modality}: {first_line(error)}",
+            where=preprocess.folder,
+            cure="bring the processor of this very model, as its publisher saved it",
+        ) from error
     if len(made) > 1:
         raise EncoderError(
             f"the processor makes {modality} of different shapes of different inputs: "
