@@ -30,7 +30,7 @@ from cmcr.connect.heads import Side, make_head
 from cmcr.connect.record import FORMAT, Record, SpaceRecord
 from cmcr.connect.vectors import float32
 from cmcr.embeddings import Modality
-from cmcr.errors import MismatchError, StoreError, UsageError
+from cmcr.errors import MismatchError, StoreError, UsageError, near
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
 
@@ -164,7 +164,7 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
         if space not in names:
             raise MismatchError(
                 f"the connection is between {' and '.join(names)}, not of {space}",
-                cure="name one of its spaces, or connect that space first",
+                cure=f"{near(space, names)}; or connect that space first",
             )
         return names.index(space)
 

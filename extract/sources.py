@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cmcr.embeddings import Modality
-from cmcr.errors import UsageError
+from cmcr.errors import UsageError, near
 from cmcr.extract.folders import folder
 from cmcr.extract.manifests import READERS, manifest
 from cmcr.extract.prompts import PREFIXES, prompts
@@ -84,7 +84,7 @@ def _builtin(modality: Modality, where: str) -> Source:
         fitting = [other for other, data in BUILTIN.items() if data.modality == modality]
         raise UsageError(
             f"there is no {modality} named {where}",
-            cure=f"one of: {', '.join(f'builtin:{other}' for other in fitting) or 'none'}",
+            cure=near(where, [f"builtin:{other}" for other in fitting]),
         )
     builtin = BUILTIN[name]
     return Source(

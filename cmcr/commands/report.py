@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.output import say
+from cmcr.commands.options import Json
+from cmcr.commands.output import answer, say
 
 
 def report(
@@ -16,6 +17,7 @@ def report(
     connection: Annotated[
         str | None, typer.Option(help="Only this one.", show_default="all")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page about a store: sources, numbers, pictures, what found what."""
     from cmcr.evaluate.report import write_report
@@ -23,3 +25,5 @@ def report(
 
     page = write_report(store, out or store / "report.html", find_media, connection)
     say(f"report    {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if as_json:
+        answer({"report": str(page), "bytes": page.stat().st_size})

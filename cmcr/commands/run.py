@@ -16,21 +16,26 @@ def run(
 ) -> None:
     """Extract, connect and evaluate a whole recipe, skipping what is up to date."""
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval
+    from cmcr.ground import Ground
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_searches, connect_spaces, evaluate_each, extract_datasets
+    from cmcr.searches import choose_searches, evaluate_each
+    from cmcr.stages import connect_spaces, extract_datasets
     from cmcr.tasks import run_tasks
 
-    recipe = load_pipelines().named(pipeline)
+    pipelines = load_pipelines()
+    recipe = pipelines.named(pipeline)
     place = store or recipe.store
+    ground = Ground(pipeline or pipelines.default, recipe, place)
+    say(ground.line("run", *(section.name for section in recipe.connect)))
     for section in recipe.extract:
         for summary in extract_datasets(section, place, device):
             say(f"extract   {summary}")
     for connection in recipe.connect:
         say(f"connect   {connect_spaces(connection.config, connection.name, place, None, device)}")
-    searches = choose_searches(recipe, place, None, None, None)
+    searches = choose_searches(ground, None, None, None) if recipe.evaluate.retrieval else []
     done = [
         *evaluate_each(evaluate_retrieval, searches, place),
-        *run_tasks(recipe, place),
+        *run_tasks(ground),
         *evaluate_each(evaluate_gap, searches, place),
     ]
     show(done, as_json)

@@ -22,6 +22,7 @@ def import_(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Index = "Flat",
+    as_json: Json = False,
 ) -> None:
     """Bring in embeddings that you already have."""
     from cmcr.embeddings import Key, import_embeddings
@@ -35,6 +36,9 @@ def import_(
         index=None if index == "none" else index,
     )
     say(f"{imported.key}: {imported.rows:,} rows of {imported.dim}")
+    if as_json:
+        line = {"dataset": str(imported.key), "rows": imported.rows, "dim": imported.dim}
+        answer({"store": str(store), "datasets": [line]})
 
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
