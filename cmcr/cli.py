@@ -23,6 +23,7 @@ from cmcr.commands.connections import import_connection, project
 from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
+from cmcr.commands.init import init
 from cmcr.commands.output import answer, say
 from cmcr.commands.report import report
 from cmcr.commands.run import run
@@ -57,7 +58,7 @@ def root(
     """Connect pretrained multi-modal contrastive representations without paired data."""
 
 
-for main_command in (run, extract, connect):
+for main_command in (init, run, extract, connect):
     app.command()(main_command)
 
 evaluate = typer.Typer(

@@ -46,12 +46,7 @@ def choose_sources(
     )
     weights = checkpoint or (usual.checkpoint if usual else None)
     if sources:
-        wanted = [_source(source, dataset, pattern, regions) for source in sources]
-        if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
-            raise UsageError(
-                "two sources of one modality would become one dataset",
-                cure="extract them one by one, each with its own --dataset",
-            )
+        wanted = read_sources(sources, dataset, pattern, regions)
         return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
     if dataset or pattern or regions:
         raise UsageError(
@@ -63,6 +58,27 @@ def choose_sources(
             cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
         )
     return usual.model_copy(update={"checkpoint": weights})
+
+
+def read_sources(
+    sources: Sequence[str],
+    dataset: str | None = None,
+    pattern: str | None = None,
+    regions: str | None = None,
+) -> list[SourceSection]:
+    """What the `MODALITY=WHERE` of --source name. Raises UsageError for one that is none."""
+    wanted = [_source(source, dataset, pattern, regions) for source in sources]
+    if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
+        raise UsageError(
+            "two sources of one modality would become one dataset",
+            cure="extract them one by one, each with its own --dataset",
+        )
+    return wanted
+
+
+def space_of(encoder: str) -> str:
+    """What the space of NAME or NAME:VARIANT is called: clip:ViT-L-14/openai has one too."""
+    return re.sub("[^A-Za-z0-9._+-]", "-", encoder)
 
 
 def _source(
@@ -93,7 +109,7 @@ def extract_datasets(
     from cmcr.extract import encoder_spec, extract, load_encoder, open_regions, open_source
 
     place = str(find_device(device))
-    space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
+    space = space_of(section.encoder)
     sources = []
     for wanted in section.sources:
         source = open_source(wanted.modality, wanted.where, wanted.pattern)

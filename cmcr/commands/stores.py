@@ -1,8 +1,9 @@
 """Commands on a store: `cmcr import`, `info`, `verify`."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,36 +44,68 @@ def import_(
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
     """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
-    from cmcr.connect import load_connection
     from cmcr.embeddings import Key, describe_store
 
     datasets = describe_store(store)
-    connections = sorted(path.parent for path in store.glob("connections/*/config.json"))
-    records = [load_connection(folder).record for folder in connections]
-    lines = [
-        {
-            "connection": folder.name,
-            "method": record.model,
-            "via": record.via,
-            "spaces": " + ".join(space.name for space in record.spaces),
-            "pairs": record.pairs,
-            "joint_dim": record.joint_dim,
-        }
-        for folder, record in zip(connections, records, strict=True)
-    ]
+    folders = sorted(path.parent for path in store.glob("connections/*/config.json"))
+    connections = [_connection(folder) for folder in folders]
+    inner = {joint for line in connections for joint in line.pop("joints")}
     if as_json:
-        answer({"datasets": datasets, "connections": lines})
-    else:
-        print_table(
-            [
-                {"dataset": "{space}/{modality}:{dataset}".format(**line)}
-                | {name: line[name] for name in line if name not in Key.__annotations__}
-                for line in datasets
-            ]
-        )
-        if lines:
-            print()
-            print_table(lines)
+        answer({"datasets": datasets, "connections": connections})
+        return
+    print_table(
+        [
+            {"dataset": "{space}/{modality}:{dataset}".format(**line)}
+            | {name: line[name] for name in line if name not in Key.__annotations__}
+            for line in datasets
+            if line["space"] not in inner
+        ]
+    )
+    if connections:
+        print()
+        print_table([part for line in connections for part in _with_links(line)])
+
+
+def _connection(folder: Path) -> dict[str, Any]:
+    """What `info` says of a connection; `links` where it is a chain, whose `joints` are its own."""
+    from cmcr.connect import load_connection
+    from cmcr.connect.chain import Chain
+
+    line: dict[str, Any] = {"connection": folder.name, "joints": []}
+    try:
+        connection = load_connection(folder)
+    except CmcrError as problem:
+        return line | {"problem": problem.what}
+    record = connection.record
+    line |= {
+        "method": record.model,
+        "via": record.via,
+        "spaces": " + ".join(space.name for space in record.spaces),
+        "pairs": record.pairs,
+        "joint_dim": record.joint_dim,
+    }
+    if not isinstance(connection, Chain):
+        return line
+    links = [
+        {
+            "method": link.record.model,
+            "via": link.record.via,
+            "spaces": " + ".join(
+                "the spaces before" if space.name in connection.joints else space.name
+                for space in link.record.spaces
+            ),
+            "pairs": link.record.pairs,
+        }
+        for link in connection.links
+    ]
+    return line | {"pairs": None, "links": links, "joints": connection.joints}
+
+
+def _with_links(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line of the table, and one for each link of a chain."""
+    yield {name: value for name, value in line.items() if name != "links"}
+    for number, link in enumerate(line.get("links", ()), 1):
+        yield {"connection": f"  link {number}"} | link
 
 
 def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
