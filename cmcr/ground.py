@@ -56,7 +56,7 @@ def ground_to_extract(
 
 
 def ground_to_connect(
-    pipelines: Pipelines | None, pipeline: str | None, given: Mapping[str, Any], store: Path | None
+    pipelines: Pipelines | None, pipeline: str | None, given: dict[str, Any], store: Path | None
 ) -> tuple[Ground, ConnectSection | None]:
     """Where `cmcr connect` works, and the section of the recipe that the flags in `given` beat."""
     if pipelines and pipeline is None and "spaces" not in given:
