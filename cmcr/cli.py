@@ -90,7 +90,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except typer.TyperException as error:  # the line cannot be parsed
         error.show()  # type: ignore[attr-defined]
-        path = error.ctx.command_path if getattr(error, "ctx", None) else "cmcr"
+        path = getattr(getattr(error, "ctx", None), "command_path", "cmcr")
         _answer(error.format_message(), path, f"{path} --help", "UsageError")
         sys.exit(error.exit_code)
     except Exception as error:

@@ -178,7 +178,8 @@ def _evaluate(used: Sequence[Used]) -> list[str]:
     """The searches between sources of two encoders; those that share no label are comments."""
     own = [one for one in used if len(one.encoders) == 1]
     labels = {one.source.dataset: _labels(one.source) for one in own}
-    active, idle = [], []
+    active: list[str] = []
+    idle: list[str] = []
     for gallery, query in combinations(own, 2):
         if gallery.encoders == query.encoders:
             continue
