@@ -6,36 +6,60 @@
     cmcr evaluate retrieval             projectors to numbers
 
 A flag beats the recipe (`./pipelines.yaml`, else the packaged one), the recipe beats the default.
-Results go to stdout; progress and messages go to stderr. Exit codes: 0 done, 1 failed, 2 wrong
-usage or configuration. What a command needs is imported when it runs, so `cmcr --help` is quick.
+Results go to stdout; progress and messages go to stderr. With `--json` stdout is one document, that
+of an error too. docs/cli.md lists the commands and the exit codes. What a command needs is imported
+when it runs, so `cmcr --help` is quick.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+from cmcr import __version__
 from cmcr.commands.about import doctor, encoders, pipelines
 from cmcr.commands.connect import connect
 from cmcr.commands.connections import import_connection, project
 from cmcr.commands.evaluate import gap, retrieval
 from cmcr.commands.evaluate_tasks import counterfactual, localization, zero_shot
 from cmcr.commands.extract import extract
-from cmcr.commands.output import say
+from cmcr.commands.init import init
+from cmcr.commands.output import answer, say
 from cmcr.commands.report import report
 from cmcr.commands.run import run
 from cmcr.commands.stores import import_, info, verify
 from cmcr.commands.upgrade import upgrade
 from cmcr.errors import CmcrError
 
+STOPPED = 130
+
 app = typer.Typer(
     name="cmcr",
-    help="Connect pretrained multi-modal contrastive representations without paired data.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing rich would take longer than everything else in --help
 )
-for main_command in (run, extract, connect):
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cmcr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Connect pretrained multi-modal contrastive representations without paired data."""
+
+
+for main_command in (init, run, extract, connect):
     app.command()(main_command)
 
 evaluate = typer.Typer(
@@ -55,12 +79,30 @@ for command in (report, project, info, verify, upgrade, encoders, doctor, pipeli
 
 
 def main() -> None:
-    """Run the command line; a mistake that a user can mend ends without a traceback."""
+    """Run the command line; a mistake that a user can mend ends without a traceback.
+
+    With `--json` an error is a document too: {"error": {"what", "where", "cure", "type"}}.
+    """
     try:
-        app()
+        code = app(standalone_mode=False)
     except CmcrError as error:
         say(f"error: {error}")
+        _answer(error.what, error.where, error.cure, type(error).__name__)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except typer.TyperException as error:  # the line cannot be parsed
+        error.show()  # type: ignore[attr-defined]
+        path = getattr(getattr(error, "ctx", None), "command_path", "cmcr")
+        _answer(error.format_message(), path, f"{path} --help", "UsageError")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _answer(str(error), None, None, type(error).__name__)
+        raise
+    if code == STOPPED:
         say("stopped; the same command goes on where it stopped")
-        sys.exit(130)
+        _answer("stopped", None, "the same command goes on where it stopped", "KeyboardInterrupt")
+    sys.exit(code)
+
+
+def _answer(what: str, where: str | None, cure: str | None, kind: str) -> None:
+    if "--json" in sys.argv:
+        answer({"error": {"what": what, "where": where, "cure": cure, "type": kind}})

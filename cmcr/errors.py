@@ -9,7 +9,13 @@
     └── MismatchError    two artefacts that do not belong together (other fingerprint, dim, ids)
 
 Each says what is wrong, where, and how to mend it.
+
+    UsageError("there is no dataset 'captoins'", cure=near("captoins", ["captions", "photos"]))
 """
+
+from collections.abc import Iterable
+
+_LISTED = 20
 
 
 class CmcrError(Exception):
@@ -66,3 +72,16 @@ class VersionError(StoreError):
 
 class MismatchError(CmcrError):
     """Two artefacts that do not belong together."""
+
+
+def near(wanted: str, there: Iterable[str]) -> str:
+    """The cure for a name that is none of `there`: those spelt like it, then what there is."""
+    from difflib import get_close_matches
+
+    names = list(dict.fromkeys(there))
+    if not names:
+        return "there is: nothing"
+    alike = get_close_matches(wanted, names)
+    meant = f"did you mean {' or '.join(alike)}? " if alike else ""
+    rest = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return f"{meant}one of: {', '.join(names[:_LISTED])}{rest}"

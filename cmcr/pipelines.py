@@ -2,13 +2,14 @@
 
     pipelines = load_pipelines()
     pipeline = pipelines.named("digits")
-    pipeline = pipelines.using(encoder="clap")     # the first that does, the default one first
+    for name, pipeline in pipelines.candidates(): ...     # the default one first
 
 A pipeline says which sources go through which encoders, what is connected, and what is
-evaluated; a flag on the command line beats it.
+evaluated; a flag on the command line beats it. One that does not fit hinders no other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cmcr.embeddings.schema import Key, Modality
-from cmcr.errors import UsageError
+from cmcr.errors import UsageError, near
 
 FILE = "pipelines.yaml"
 Section = TypeVar("Section", bound=BaseModel)
@@ -103,7 +104,7 @@ class SoundsSection(_Measured):
 class EvaluateSection(_Section):
     """What is measured, task by task."""
 
-    retrieval: Annotated[list[RetrievalSection], Field(min_length=1)]
+    retrieval: list[RetrievalSection] = []
     zero_shot: list[ZeroShotSection] = []
     localization: list[SoundsSection] = []
     counterfactual: list[SoundsSection] = []
@@ -121,7 +122,7 @@ class Pipeline(_Section):
     store: Path
     extract: Annotated[list[ExtractSection], Field(min_length=1)]
     connect: Annotated[list[ConnectSection], BeforeValidator(_listed), Field(min_length=1)]
-    evaluate: EvaluateSection
+    evaluate: EvaluateSection = EvaluateSection()
 
     def connection(
         self, *, via: str | None = None, spaces: Sequence[str] | None = None
@@ -134,44 +135,56 @@ class Pipeline(_Section):
                 return section
         return None
 
+    @property
+    def encoders(self) -> list[str]:
+        """The encoders that something goes through."""
+        return [section.encoder for section in self.extract]
 
-class Pipelines(_Section):
-    """All recipes of a file; `default` names the one that a stage without flags takes."""
+    @property
+    def spaces(self) -> set[str]:
+        """The spaces that are connected."""
+        return {space for section in self.connect for space in section.spaces}
+
+
+class PipelinesFile(_Section):
+    """What pipelines.yaml holds; `default` names the recipe that a stage without flags takes."""
 
     default: str
     pipelines: dict[str, Pipeline]
 
+
+@dataclass(frozen=True)
+class Pipelines:
+    """All recipes of a file, and the error of each that does not fit, raised when it is used."""
+
+    default: str
+    pipelines: dict[str, Pipeline]
+    problems: dict[str, UsageError]
+
     def named(self, name: str | None = None) -> Pipeline:
         """The pipeline `name`, or the default one. Raises UsageError when there is none."""
-        wanted = name or self.default
+        wanted = self.default if name is None else name
+        if wanted in self.problems:
+            raise self.problems[wanted]
         if wanted not in self.pipelines:
             raise UsageError(
                 f"there is no pipeline named {wanted!r}",
-                cure=f"one of: {', '.join(self.pipelines)}",
+                cure=near(wanted, [*self.pipelines, *self.problems]),
             )
         return self.pipelines[wanted]
 
-    def using(
-        self,
-        *,
-        encoder: str | None = None,
-        via: str | None = None,
-        spaces: Sequence[str] | None = None,
-        name: str | None = None,
-    ) -> Pipeline | None:
-        """The pipeline `name`, else the first that fits the flags, the default one first."""
-        if name is not None:
-            return self.named(name)
-        for pipeline in [self.named(), *self.pipelines.values()]:
-            if (
-                encoder is None or encoder in [section.encoder for section in pipeline.extract]
-            ) and pipeline.connection(via=via, spaces=spaces):
-                return pipeline
-        return None
+    def candidates(self) -> Iterator[tuple[str, Pipeline]]:
+        """Name and recipe of each that can be used, the default one first."""
+        for name in sorted(self.pipelines, key=lambda name: name != self.default):
+            yield name, self.pipelines[name]
 
 
 def load_pipelines() -> Pipelines:
-    """Read `./pipelines.yaml`, else the packaged one. Raises UsageError for one that is wrong."""
+    """Read `./pipelines.yaml`, else the packaged one.
+
+    Raises UsageError for a file that is not one of recipes; a recipe that does not fit is kept as
+    a problem.
+    """
     import yaml
 
     local = Path(FILE)
@@ -180,7 +193,19 @@ def load_pipelines() -> Pipelines:
         content = yaml.safe_load(place.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UsageError(f"the file is not YAML: {error}", where=place) from error
-    return checked(Pipelines, content, place)
+    recipes = content.get("pipelines") if isinstance(content, dict) else None
+    if not isinstance(recipes, dict):
+        checked(PipelinesFile, content, place)  # raises what says so
+        raise AssertionError
+    sound: dict[str, Pipeline] = {}
+    problems: dict[str, UsageError] = {}
+    for name, recipe in recipes.items():
+        try:
+            sound[str(name)] = checked(Pipeline, recipe, f"{place}, pipelines.{name}")
+        except UsageError as problem:
+            problems[str(name)] = problem
+    file = checked(PipelinesFile, content | {"pipelines": sound}, place)
+    return Pipelines(file.default, file.pipelines, problems)
 
 
 def checked(section: type[Section], content: object, where: object) -> Section:

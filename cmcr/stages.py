@@ -1,6 +1,8 @@
-"""The stages as the command line runs them: flags, else a recipe, else defaults; then the stage.
+"""Extracting and connecting as the command line does it: flags, else a recipe, else defaults.
 
-    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...)
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...), cmcr/searches.py
+
+`cmcr/ground.py` says which recipe counts.
 
 Nothing heavy is imported before a stage needs it.
 """
@@ -8,33 +10,24 @@ Nothing heavy is imported before a stage needs it.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from cmcr.errors import UsageError
-from cmcr.pipelines import (
-    ExtractSection,
-    Pipeline,
-    Pipelines,
-    SourceSection,
-    checked,
-    parse_place,
-)
+from cmcr.errors import UsageError, near
+from cmcr.ground import Ground
+from cmcr.pipelines import ConnectSection, ExtractSection, SourceSection, checked
 
 if TYPE_CHECKING:
     from cmcr.connect import Chained, Connected
     from cmcr.embeddings import Key
     from cmcr.embeddings.health import Health
-    from cmcr.evaluate import Evaluated, IndexChoice
     from cmcr.extract import Preview, Summary
-
-STORE = Path("store")  # where neither a flag nor a recipe names one
 
 
 # extract
 
 
 def choose_sources(
-    pipelines: Pipelines,
+    ground: Ground,
     encoder: str,
     sources: Sequence[str],
     dataset: str | None,
@@ -42,38 +35,54 @@ def choose_sources(
     regions: str | None,
     up: str | None,
     checkpoint: Path | None,
-    pipeline: str | None,
-) -> tuple[ExtractSection, Path]:
-    """What `cmcr extract` is to do, and the store it goes to.
+) -> ExtractSection:
+    """What `cmcr extract` is to do.
 
     Raises UsageError for an unknown encoder, or when neither flags nor a recipe say what to embed.
     """
     from cmcr.extract import encoder_spec
 
     encoder_spec(encoder)
-    recipe = pipelines.using(encoder=encoder, name=pipeline)
-    store = recipe.store if recipe else STORE
+    usual = next(
+        (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
+        None,
+    )
+    weights = checkpoint or (usual.checkpoint if usual else None)
     if sources:
-        wanted = [_source(source, dataset, pattern, regions, up) for source in sources]
-        if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
-            raise UsageError(
-                "two sources of one modality would become one dataset",
-                cure="extract them one by one, each with its own --dataset",
-            )
-        return ExtractSection(encoder=encoder, checkpoint=checkpoint, sources=wanted), store
+        wanted = read_sources(sources, dataset, pattern, regions, up)
+        return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
     if dataset or pattern or regions or up:
         raise UsageError(
             "--dataset, --pattern, --regions and --up go with --source", cure="name a --source too"
         )
-    for section in recipe.extract if recipe else []:
-        if section.encoder == encoder:
-            return section.model_copy(
-                update={"checkpoint": checkpoint or section.checkpoint}
-            ), store
-    raise UsageError(
-        f"nothing says what {encoder} is to embed",
-        cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
-    )
+    if usual is None:
+        raise UsageError(
+            f"nothing says what {encoder} is to embed",
+            cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
+        )
+    return usual.model_copy(update={"checkpoint": weights})
+
+
+def read_sources(
+    sources: Sequence[str],
+    dataset: str | None = None,
+    pattern: str | None = None,
+    regions: str | None = None,
+    up: str | None = None,
+) -> list[SourceSection]:
+    """What the `MODALITY=WHERE` of --source name. Raises UsageError for one that is none."""
+    wanted = [_source(source, dataset, pattern, regions, up) for source in sources]
+    if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
+        raise UsageError(
+            "two sources of one modality would become one dataset",
+            cure="extract them one by one, each with its own --dataset",
+        )
+    return wanted
+
+
+def space_of(encoder: str) -> str:
+    """What the space of NAME or NAME:VARIANT is called: clip:ViT-L-14/openai has one too."""
+    return re.sub("[^A-Za-z0-9._+-]", "-", encoder)
 
 
 def _source(
@@ -115,7 +124,7 @@ def extract_datasets(
     )
 
     place = str(find_device(device))
-    space = re.sub("[^A-Za-z0-9._+-]", "-", section.encoder)  # clip:ViT-L-14/openai has one too
+    space = space_of(section.encoder)
     sources = []
     for wanted in section.sources:
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
@@ -139,37 +148,59 @@ def extract_datasets(
 # connect
 
 
+def given_flags(
+    via: str | None, spaces: str | None, memory: Sequence[str] | None, **others: Any
+) -> dict[str, Any]:
+    """The flags of `cmcr connect` as fields of `ConnectConfig`, those that are given.
+
+    `--memory none` is a memory of nothing. Raises UsageError for a modality that there is not.
+    """
+    from cmcr.embeddings import MODALITIES
+
+    if via is not None and via not in MODALITIES:
+        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
+    if memory and "none" in memory and len(memory) > 1:
+        raise UsageError("--memory none goes with no other --memory", cure="give one of them")
+    fields = others | {
+        "via": via,
+        "spaces": spaces and spaces.split(","),
+        "memory": [] if memory == ["none"] else memory,
+    }
+    return {field: value for field, value in fields.items() if value is not None}
+
+
 def choose_connection(
-    pipelines: Pipelines,
-    flags: dict[str, Any],
+    ground: Ground,
+    usual: ConnectSection | None,
+    given: dict[str, Any],
     settings: Sequence[str],
     name: str | None,
-    pipeline: str | None,
-) -> tuple[dict[str, Any], str, Path]:
-    """The fields of the config of `cmcr connect`, the name of the connection, and the store.
+) -> tuple[dict[str, Any], str]:
+    """The fields of the config of `cmcr connect`, and the name of the connection.
 
-    `flags` are fields of `ConnectConfig`, None or empty where not given. Raises UsageError when
-    flags and recipe together do not say what to connect.
+    `usual` is the section of the recipe that flags in `given` and `settings` beat. Raises
+    UsageError when they do not say what to connect.
     """
     from cmcr.connect import parse_settings
+    from cmcr.embeddings import list_datasets
 
-    given = {field: value for field, value in flags.items() if value is not None}
-    recipe = pipelines.using(via=given.get("via"), spaces=given.get("spaces"), name=pipeline)
-    usual = recipe.connection(via=given.get("via"), spaces=given.get("spaces")) if recipe else None
     section = usual.config if usual else {}
     fields = section | given | parse_settings(settings)
     chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
     needed = ("spaces",) if chain else ("spaces", "via", "train")
-    missing = [field for field in needed if field not in fields]
+    missing = [f"--{field}" for field in needed if field not in fields]
     if missing:
+        there = ", ".join(map(str, list_datasets(ground.store))) or "nothing"
         raise UsageError(
-            f"nothing says what to connect: {', '.join(missing)} not given",
-            cure="give --via, --spaces and --train, or a pipeline that does",
+            f"nothing says what to connect: no {', no '.join(missing)}",
+            where=ground.store,
+            cure=f"give {' and '.join(missing)}, or --pipeline for a recipe that says it; the "
+            f"store has: {there}",
         )
     title = name or (usual.name if usual else "-".join(fields["spaces"]))
     if name is None and (changed := _model_name(fields)) != _model_name(section):
         title = f"{title}-{changed}"
-    return fields, title, recipe.store if recipe else STORE
+    return fields, title
 
 
 def _model_name(fields: dict[str, Any]) -> str:
@@ -209,122 +240,3 @@ def connect_spaces(
     config = read_config(fields)
     return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
                    replace=replace, opened=opened)  # fmt: skip
-
-
-# evaluate
-
-
-class Search(NamedTuple):
-    """Two datasets to search in each other, and the folder of the connection to do it with."""
-
-    query: "Key"
-    gallery: "Key"
-    connection: Path
-
-
-def choose_searches(
-    recipe: Pipeline,
-    store: Path,
-    connection: str | None,
-    query: str | None,
-    gallery: str | None,
-) -> list[Search]:
-    """What to search: the pairs of the recipe whose connection has been made, with flags in them.
-
-    With `connection` it is its pairs, if the recipe has some; with `query` or `gallery` those of
-    the recipe's first connection. Raises UsageError when there is no such connection or dataset.
-    """
-    first = recipe.connect[0].name
-    sections = recipe.evaluate.retrieval
-    if connection or query or gallery:
-        name = connection or first
-        sections = [one for one in sections if (one.connection or first) == name] or sections[:1]
-    else:
-        made = [one for one in sections if _is_made(store, one.connection or first)]
-        sections = made or sections[:1]
-    searches = [
-        Search(
-            find_key(store, query or section.query),
-            find_key(store, gallery or section.gallery),
-            find_connection(recipe, store, connection or section.connection),
-        )
-        for section in sections
-    ]
-    return list(dict.fromkeys(searches))
-
-
-def _is_made(store: Path, connection: str) -> bool:
-    return (store / "connections" / connection / "config.json").exists()
-
-
-def find_connection(recipe: Pipeline, store: Path, connection: str | None) -> Path:
-    """The folder of `connection`, a name or a folder, else of the recipe's first.
-
-    Raises UsageError when there is no such connection.
-    """
-    name = connection or recipe.connect[0].name
-    for folder in (store / "connections" / name, Path(name)):
-        if folder.is_dir():
-            return folder
-    raise UsageError(
-        f"there is no connection {name!r}",
-        where=store / "connections",
-        cure="make it with `cmcr connect`, or name its folder with --connection",
-    )
-
-
-def find_key(store: Path, place: str) -> "Key":
-    """The dataset that SPACE/MODALITY[:DATASET] names; the only one where DATASET is left out.
-
-    Raises UsageError when there are several to choose from, or none.
-    """
-    from cmcr.embeddings import Key, list_datasets
-
-    space, modality, dataset = parse_place(place)
-    if dataset is not None:
-        return Key(space, modality, dataset)
-    there = list_datasets(store)
-    fitting = [key for key in there if (key.space, key.modality) == (space, modality)]
-    if len(fitting) == 1:
-        return fitting[0]
-    raise UsageError(
-        f"{place} could be {len(fitting)} datasets",
-        where=store,
-        cure=f"one of: {', '.join(map(str, fitting or there)) or 'nothing is there'}",
-    )
-
-
-def evaluate_each(
-    evaluate: Callable[..., "Evaluated"],
-    searches: Sequence[Search],
-    store: Path,
-    query_where: Sequence[str] = (),
-    gallery_where: Sequence[str] = (),
-) -> Iterator["Evaluated"]:
-    """Each search by `evaluate`: `evaluate_retrieval`, `evaluate_gap` or another of their kind."""
-    from cmcr.evaluate import parse_where
-
-    where = {
-        "query_where": parse_where(query_where),
-        "gallery_where": parse_where(gallery_where),
-    }
-    for query, gallery, connection in searches:
-        yield evaluate(store, connection, query, gallery, **where)
-
-
-def choose_index(
-    factory: str | None, max_memory: str | None, max_query_time: str | None
-) -> "IndexChoice | None":
-    """The index that `cmcr evaluate retrieval` is to measure; None where no flag asks for one.
-
-    Raises UsageError for flags that contradict each other or cannot be read.
-    """
-    from cmcr.evaluate import IndexChoice, parse_budget
-
-    if factory is None and max_memory is None and max_query_time is None:
-        return None
-    if factory is not None and max_memory is not None:
-        raise UsageError(
-            "--index names an index, --max-memory would have one chosen", cure="give one of them"
-        )
-    return IndexChoice(factory, parse_budget(max_memory, max_query_time))

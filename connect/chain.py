@@ -38,7 +38,7 @@ from cmcr.connect.run import alone, connect
 from cmcr.connect.swap import NEW, current, take_place
 from cmcr.embeddings import Key, Modality, list_datasets, open_dataset
 from cmcr.embeddings.health import Health
-from cmcr.errors import StoreError, UsageError
+from cmcr.errors import StoreError, UsageError, near
 from cmcr.files import write_json
 
 
@@ -308,7 +308,7 @@ def find_bridge(
             f"nothing connects {space} with {' or '.join(members)}: no dataset of one modality "
             "and name is in both",
             where=store,
-            cure=f"there is: {', '.join(map(str, sorted(there))) or 'nothing'}",
+            cure=near(space, [*sorted({key.space for key in there}), *map(str, sorted(there))]),
         )
     bridges = [
         Bridge(member, via, tuple(datasets), _rows(store, member, via, datasets))

@@ -30,7 +30,7 @@ from cmcr.connect.record import FORMAT, Record, SpaceRecord
 from cmcr.connect.swap import current
 from cmcr.connect.vectors import Vectors, float32, refuse_what_has_no_direction, rows
 from cmcr.embeddings import MODALITIES, Modality
-from cmcr.errors import MismatchError, StoreError, UsageError, VersionError
+from cmcr.errors import MismatchError, StoreError, UsageError, VersionError, near
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
 
@@ -175,7 +175,7 @@ class Connection(ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"
         if space not in names:
             raise MismatchError(
                 f"the connection is between {' and '.join(names)}, not of {space}",
-                cure="name one of its spaces, or connect that space first",
+                cure=f"{near(space, names)}; or connect that space first",
             )
         return names.index(space)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.embeddings import Dataset, Key, Modality, list_datasets, open_dataset
-from cmcr.errors import MismatchError, StoreError, UsageError
+from cmcr.errors import MismatchError, StoreError, UsageError, near
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def open_spaces(store: Path, config: ConnectConfig) -> Spaces:
                 f"the memory dataset {entry!r} is not in {' or '.join(config.spaces)} "
                 f"under another modality than the bridge, {config.via}",
                 where=store,
-                cure=f"there is: {', '.join(map(str, there)) or 'nothing'}",
+                cure=near(entry, [*map(str, there), *(key.dataset for key in there)]),
             )
     return first, second
 

@@ -25,7 +25,7 @@ from cmcr.embeddings.schema import (
     identity,
 )
 from cmcr.embeddings.writer import MANIFEST, read_manifest
-from cmcr.errors import StoreError, UsageError
+from cmcr.errors import StoreError, UsageError, near
 from cmcr.files import sha256_file
 
 
@@ -102,8 +102,8 @@ def open_dataset(store: Path, key: Key) -> Dataset:
     """
     folder = key.folder(store)
     if not folder.is_dir():
-        there = ", ".join(map(str, list_datasets(store))) or "nothing"
-        raise UsageError(f"the store has no dataset {key}", where=store, cure=f"there is: {there}")
+        cure = near(str(key), map(str, list_datasets(store)))
+        raise UsageError(f"the store has no dataset {key}", where=store, cure=cure)
     manifest = read_manifest(folder)
     if manifest.key != key:
         raise StoreError(

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from cmcr.errors import EncoderError, SourceError, UsageError
+from cmcr.errors import EncoderError, SourceError, UsageError, near
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cmcr"
@@ -53,7 +53,7 @@ class Key:
                 )
         if self.modality not in MODALITIES:
             raise UsageError(
-                f"there is no modality {self.modality!r}", cure=f"one of: {', '.join(MODALITIES)}"
+                f"there is no modality {self.modality!r}", cure=near(self.modality, MODALITIES)
             )
 
     def __str__(self) -> str:

@@ -130,7 +130,7 @@ def _table(rows: Sequence[Row]) -> "Table":
     best = best_values(metrics)
     with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
         if with_interval and name == _WITH_INTERVAL:

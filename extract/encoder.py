@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.embeddings.schema import Modality
-from cmcr.errors import CmcrError, UsageError
+from cmcr.errors import CmcrError, UsageError, near
 from cmcr.extract.items import Decoded
 
 GROUP = "cmcr.encoders"
@@ -89,7 +89,7 @@ def encoder_spec(spec: str) -> EncoderSpec:
     if name not in found:
         raise UsageError(
             f"there is no encoder named {name!r}",
-            cure=f"one of: {', '.join(found)}; `cmcr encoders` describes them",
+            cure=f"{near(name, found)}; `cmcr encoders` describes them",
         )
     try:
         encoder = found[name].load()

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cmcr.embeddings import Modality
-from cmcr.errors import UsageError
+from cmcr.errors import UsageError, near
 from cmcr.extract.folders import folder
 from cmcr.extract.items import Item, UpAxis
 from cmcr.extract.manifests import READERS, manifest
@@ -121,7 +121,7 @@ def _builtin(modality: Modality, where: str) -> Source:
         fitting = [other for other, data in BUILTIN.items() if data.modality == modality]
         raise UsageError(
             f"there is no {modality} named {where}",
-            cure=f"one of: {', '.join(f'builtin:{other}' for other in fitting) or 'none'}",
+            cure=near(where, [f"builtin:{other}" for other in fitting]),
         )
     builtin = BUILTIN[name]
     return Source(

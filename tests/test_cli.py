@@ -197,7 +197,9 @@ def test_a_local_recipe_replaces_the_packaged_one(tmp_path: Path) -> None:
     lines = json.loads(succeed("pipelines", "--json", cwd=tmp_path).stdout)["pipelines"]
     assert [line["store"] for line in lines] == ["here", "stores/clip-clap", "stores/ulip-clip"]
     (tmp_path / "pipelines.yaml").write_text("default: digits\npipelines: {digits: {store: 3}}\n")
-    assert "pipelines.digits.extract: Field required" in refuse(2, "pipelines", cwd=tmp_path)
+    refused = refuse(2, "run", cwd=tmp_path)
+    assert "extract: Field required" in refused
+    assert "pipelines.yaml, pipelines.digits" in refused
 
 
 def test_every_recipe_is_one_that_connect_takes() -> None:

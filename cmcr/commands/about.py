@@ -84,11 +84,11 @@ def doctor(as_json: Json = False) -> None:
 
 
 def pipelines(as_json: Json = False) -> None:
-    """List the recipes that `cmcr run` knows."""
+    """List the recipes that `cmcr run` knows, and say which do not fit."""
     from cmcr.pipelines import load_pipelines
 
     loaded = load_pipelines()
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "pipeline": f"{name} (default)" if name == loaded.default else name,
             "encoders": ", ".join(section.encoder for section in recipe.extract),
@@ -98,4 +98,5 @@ def pipelines(as_json: Json = False) -> None:
         }
         for name, recipe in loaded.pipelines.items()
     ]
+    lines += [{"pipeline": name, "problem": why.what} for name, why in loaded.problems.items()]
     answer({"pipelines": lines}) if as_json else print_table(lines)

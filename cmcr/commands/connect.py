@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Device, Json, Names, Recipe, Replace, Store
+from cmcr.commands.options import Device, Json, Names, NoRecipe, Recipe, Replace, Store
 from cmcr.commands.output import answer, print_table, say
 
 
@@ -20,7 +20,10 @@ def connect(
         typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity; auto tries all."),
     ] = None,
     train: Names = None,
-    memory: Names = None,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATASET|none", help="Of another modality. Can be repeated."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -39,34 +42,30 @@ def connect(
     ] = False,
     device: Device = "auto",
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Train the projectors that connect spaces, on shards alone."""
-    from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_connection, connect_spaces
+    from cmcr.ground import ground_to_connect, recipes
+    from cmcr.stages import choose_connection, connect_spaces, given_flags
 
-    flags = {
-        "via": via,
-        "spaces": spaces and spaces.split(","),
-        "method": method,
-        "train": train,
-        "memory": memory,
-        "seed": seed,
-    }
-    fields, title, default_store = choose_connection(
-        load_pipelines(), flags, settings or [], name, pipeline
-    )
+    given = given_flags(via, spaces, memory, method=method, train=train, seed=seed)
+    ground, usual = ground_to_connect(recipes(pipeline, no_pipeline), pipeline, given, store)
+    fields, title = choose_connection(ground, usual, given, settings or [], name)
+    speaks = os.environ.get("RANK", "0") == "0"  # torchrun starts several, and one speaks
+    if speaks:
+        say(ground.line("connect", title))
     connected = connect_spaces(
         fields,
         title,
-        store or default_store,
+        ground.store,
         out,
         device,
         tensorboard=tensorboard,
         replace=replace,
         say=say,
     )
-    if os.environ.get("RANK", "0") != "0":  # torchrun starts several, and one speaks
+    if not speaks:
         return
     say(str(connected))
     if connected.methods and not as_json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Device, Index, Json, Recipe, Replace, Store
+from cmcr.commands.options import Device, Index, Json, NoRecipe, Recipe, Replace, Store
 from cmcr.commands.output import answer, say
 
 
@@ -25,10 +25,10 @@ def import_connection(
     """Make a published projector checkpoint a connection."""
     from cmcr.connect import import_connection
     from cmcr.embeddings import MODALITIES
-    from cmcr.errors import UsageError
+    from cmcr.errors import UsageError, near
 
     if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", cure=f"one of: {', '.join(MODALITIES)}")
+        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
     record = import_connection(file, spaces.split(","), out, via=via, replace=replace).record
     first, second = (f"{space.name} ({space.dim})" for space in record.spaces)
     say(f"imported: {first} and {second} into {record.joint_dim} by {record.model}: {out}")
@@ -55,17 +55,18 @@ def project(
     store: Store = None,
     device: Device = "auto",
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Write embeddings in the joint space, as one more space of the store."""
     from cmcr.connect import load_connection, project_store
     from cmcr.devices import find_device
-    from cmcr.pipelines import load_pipelines
-    from cmcr.stages import find_connection, find_key
+    from cmcr.ground import find_connection, find_key, ground_to_measure, recipes
 
-    recipe = load_pipelines().named(pipeline)
-    place = store or recipe.store
-    folder = find_connection(recipe, place, connection)
+    pipelines = recipes(pipeline, no_pipeline)
+    ground = ground_to_measure(pipelines, pipeline, store, connection, dataset or [])
+    folder, place = find_connection(ground, connection), ground.store
+    say(ground.line("project", folder.name))
     done = []
     for projected in project_store(
         place,

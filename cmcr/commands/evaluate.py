@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Json, Recipe, Store, Where
-from cmcr.commands.output import show
+from cmcr.commands.options import Json, NoRecipe, Recipe, Store, Where
+from cmcr.commands.output import say, show
 
 Connection = Annotated[
     str | None, typer.Option(help="Its name or folder.", show_default="the recipe's")
@@ -37,17 +37,20 @@ def retrieval(
     ] = None,
     store: Store = None,
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Search one modality in another, both ways, beside chance and the closed forms."""
     from cmcr.evaluate import evaluate_index, evaluate_retrieval, weak_spots
-    from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_index, choose_searches, evaluate_each
+    from cmcr.ground import ground_to_measure, recipes
+    from cmcr.searches import choose_index, choose_searches, evaluate_each, names
 
     choice = choose_index(index, max_memory, max_query_time)
-    recipe = load_pipelines().named(pipeline)
-    place = store or recipe.store
-    searches = choose_searches(recipe, place, connection, query, gallery)
+    pipelines = recipes(pipeline, no_pipeline)
+    ground = ground_to_measure(pipelines, pipeline, store, connection, [query, gallery])
+    searches = choose_searches(ground, connection, query, gallery)
+    place = ground.store
+    say(ground.line("evaluate", *names(searches)))
     where = (query_where or [], gallery_where or [])
     done = list(evaluate_each(evaluate_retrieval, searches, place, *where))
     if choice:
@@ -68,16 +71,19 @@ def gap(
     gallery_where: Where = None,
     store: Store = None,
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Distance, alignment and uniformity of two modalities, before and after connecting."""
     from cmcr.evaluate import evaluate_gap
-    from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_searches, evaluate_each
+    from cmcr.ground import ground_to_measure, recipes
+    from cmcr.searches import choose_searches, evaluate_each, names
 
-    recipe = load_pipelines().named(pipeline)
-    place = store or recipe.store
-    searches = choose_searches(recipe, place, connection, query, gallery)
+    pipelines = recipes(pipeline, no_pipeline)
+    ground = ground_to_measure(pipelines, pipeline, store, connection, [query, gallery])
+    searches = choose_searches(ground, connection, query, gallery)
+    place = ground.store
+    say(ground.line("evaluate", *names(searches)))
     where = (query_where or [], gallery_where or [])
     done = evaluate_each(evaluate_gap, searches, place, *where)
     show(list(done), as_json)

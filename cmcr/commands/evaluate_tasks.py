@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from cmcr.commands.options import Json, Recipe, Store
-from cmcr.commands.output import show
+from cmcr.commands.options import Json, NoRecipe, Recipe, Store
+from cmcr.commands.output import say, show
+
+if TYPE_CHECKING:
+    from cmcr.tasks import Task
 
 Place = "SPACE/MODALITY[:DATASET]"
 Connection = Annotated[
@@ -48,15 +51,37 @@ def zero_shot(
     ] = None,
     store: Store = None,
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Classify items by the prompts nearest to them, without training examples."""
-    from cmcr import tasks
-    from cmcr.pipelines import load_pipelines
-
-    recipe = load_pipelines().named(pipeline)
     flags = {"query": query, "gallery": gallery, "classes": classes, "templates": templates}
-    show(list(tasks.zero_shot(recipe, store or recipe.store, flags, connection)), as_json)
+    asked = Asked(pipeline, no_pipeline, store, connection)
+    _evaluate("zero_shot", asked, [query, gallery], flags, as_json)
+
+
+class Asked(NamedTuple):
+    """The flags that say where to work."""
+
+    pipeline: str | None
+    no_pipeline: bool
+    store: Path | None
+    connection: str | None
+
+
+def _evaluate(
+    task: "Task", asked: Asked, places: list[str | None], flags: dict[str, Any], as_json: bool
+) -> None:
+    from cmcr.ground import ground_to_measure, recipes
+    from cmcr.tasks import choose_jobs, do_jobs
+
+    pipelines = recipes(asked.pipeline, asked.no_pipeline)
+    ground = ground_to_measure(
+        pipelines, asked.pipeline, asked.store, asked.connection, places, task
+    )
+    jobs = choose_jobs(ground, task, flags, asked.connection)
+    say(ground.line("evaluate", *dict.fromkeys(job.connection.name for job in jobs)))
+    show(list(do_jobs(ground.store, task, jobs)), as_json)
 
 
 def _about_scenes(
@@ -69,15 +94,12 @@ def _about_scenes(
         truth: Truth = None,
         store: Store = None,
         pipeline: Recipe = None,
+        no_pipeline: NoRecipe = False,
         as_json: Json = False,
     ) -> None:
-        from cmcr import tasks
-        from cmcr.pipelines import load_pipelines
-
-        recipe = load_pipelines().named(pipeline)
         flags = {"query": query, "regions": regions, "truth": tuple(truth or ())}
-        done = tasks.sounds(recipe, store or recipe.store, task, flags, connection)
-        show(list(done), as_json)
+        asked = Asked(pipeline, no_pipeline, store, connection)
+        _evaluate(task, asked, [query, regions], flags, as_json)
 
     command.__name__, command.__doc__ = task, does
     return command

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.options import Amp, Device, Index, Json, Precision, Recipe, Store, Up
+from cmcr.commands.options import Amp, Device, Index, Json, NoRecipe, Precision, Recipe, Store, Up
 from cmcr.commands.output import answer, say
 
 
@@ -78,28 +78,23 @@ def extract(
         typer.Option("--dry-run", help="Say what would be done and how long it would take."),
     ] = False,
     pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
     as_json: Json = False,
 ) -> None:
     """Turn media into embedding shards; goes on where an earlier run stopped."""
-    from cmcr.pipelines import load_pipelines
+    from cmcr.ground import ground_to_extract, recipes
     from cmcr.stages import choose_sources, extract_datasets
 
-    section, default_store = choose_sources(
-        load_pipelines(),
-        encoder,
-        source or [],
-        dataset,
-        pattern,
-        regions,
-        up and up.value,
-        checkpoint,
-        pipeline,
+    sources = source or []
+    ground = ground_to_extract(recipes(pipeline, no_pipeline), pipeline, encoder, sources, store)
+    section = choose_sources(
+        ground, encoder, sources, dataset, pattern, regions, up and up.value, checkpoint
     )
-    place = store or default_store
+    say(ground.line("extract"))
     done = []
     for summary in extract_datasets(
         section,
-        place,
+        ground.store,
         device,
         batch_size=batch_size,
         amp=amp.value,
@@ -116,4 +111,4 @@ def extract(
         say(str(summary))
         done.append(summary)
     if as_json:
-        answer({"store": str(place), "datasets": [summary.as_dict() for summary in done]})
+        answer({"store": str(ground.store), "datasets": [summary.as_dict() for summary in done]})

@@ -15,6 +15,7 @@ Recipe = Annotated[
         "--pipeline", help="Recipe for what is not given.", show_default="the first that fits"
     ),
 ]
+NoRecipe = Annotated[bool, typer.Option("--no-pipeline", help="Take nothing from a recipe.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

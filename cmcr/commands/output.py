@@ -2,7 +2,14 @@
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+
+_NARROW = 12  # columns of the terminal that a folded text keeps
+_WIDEST = 10_000
 
 
 def say(text: str) -> None:
@@ -16,21 +23,48 @@ def answer(document: Any) -> None:
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Print rows of equal kind as a table; a hash is cut to eight digits."""
-    from rich.console import Console
+    """Print rows of equal kind as a table; a hash is cut to eight digits, nothing else is."""
     from rich.table import Table
 
     names = list(dict.fromkeys(name for line in lines for name in line))
     table = Table(box=None, pad_edge=False)
     for name in names:
-        numbers = all(isinstance(line.get(name), int | float | None) for line in lines)
-        table.add_column(name, justify="right" if numbers else "left")
+        if all(isinstance(line.get(name), int | float | None) for line in lines):
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*(_cell(line.get(name)) for name in names))
+    _print(table)
+
+
+def _print(content: "Table | Group") -> None:
+    """Print as wide as the terminal, wider where a number would be cut; in a pipe cut nothing."""
+    from rich.console import Console, Group
+
     console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
+    parts = content.renderables if isinstance(content, Group) else [content]
+    wide = console.options.update(max_width=_WIDEST)
+    if console.is_terminal:
+        console.width = max(console.width, *(_narrowest(console, part) for part in parts))
+    else:
+        console.width = max(1, *(console.measure(part, options=wide).maximum for part in parts))
+    console.print(content)
+
+
+def _narrowest(console: "Console", part: "RenderableType") -> int:
+    """The least width at which a table keeps its numbers: text is folded, numbers are not."""
+    from rich.table import Table
+
+    if not isinstance(part, Table):
+        return 1
+    wide = console.options.update(max_width=_WIDEST)
+    least = []
+    for column in part.columns:
+        cells = [column.header, *column.cells]
+        longest = max(console.measure(cell, options=wide).maximum for cell in cells)
+        least.append(longest if column.no_wrap else min(longest, _NARROW))
+    return sum(least) + 2 * len(least)
 
 
 def _cell(value: Any) -> str:
@@ -46,8 +80,6 @@ def _cell(value: Any) -> str:
 
 def show(done: list[Any], as_json: bool) -> None:
     """The rows of finished evaluations, as JSON or as tables with where the pictures are."""
-    from rich.console import Console
-
     from cmcr.evaluate import results_table
 
     rows = [row for evaluated in done for row in evaluated.rows]
@@ -56,4 +88,4 @@ def show(done: list[Any], as_json: bool) -> None:
     if as_json:
         answer({"results": rows})
     else:
-        Console().print(results_table(rows))
+        _print(results_table(rows))

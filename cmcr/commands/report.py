@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cmcr.commands.output import say
+from cmcr.commands.options import Json
+from cmcr.commands.output import answer, say
 
 
 def report(
@@ -23,6 +24,7 @@ def report(
             metavar="DIR", help="Where media were moved, looked at first. Can be repeated."
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page about a store: sources, numbers, pictures, what found what."""
     from cmcr.errors import UsageError
@@ -36,3 +38,5 @@ def report(
     find = partial(find_media, roots=roots)
     page = write_report(store, out or store / "report.html", find, connection)
     say(f"report    {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if as_json:
+        answer({"report": str(page), "bytes": page.stat().st_size})

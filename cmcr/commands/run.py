@@ -21,12 +21,17 @@ def run(
     """
     from cmcr.connect import can_be_made_again
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval
+    from cmcr.ground import Ground
     from cmcr.pipelines import load_pipelines
-    from cmcr.stages import choose_searches, connect_spaces, evaluate_each, extract_datasets
+    from cmcr.searches import choose_searches, evaluate_each
+    from cmcr.stages import connect_spaces, extract_datasets
     from cmcr.tasks import run_tasks
 
-    recipe = load_pipelines().named(pipeline)
+    pipelines = load_pipelines()
+    recipe = pipelines.named(pipeline)
     place = store or recipe.store
+    ground = Ground(pipeline or pipelines.default, recipe, place)
+    say(ground.line("run", *(section.name for section in recipe.connect)))
     for section in recipe.extract:
         for summary in extract_datasets(section, place, device):
             say(f"extract   {summary}")
@@ -41,10 +46,10 @@ def run(
             say=lambda line: say(f"connect   {line}"),
         )
         say(f"connect   {connected}")
-    searches = choose_searches(recipe, place, None, None, None)
+    searches = choose_searches(ground, None, None, None) if recipe.evaluate.retrieval else []
     done = [
         *evaluate_each(evaluate_retrieval, searches, place),
-        *run_tasks(recipe, place),
+        *run_tasks(ground),
         *evaluate_each(evaluate_gap, searches, place),
     ]
     show(done, as_json)

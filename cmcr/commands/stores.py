@@ -1,6 +1,7 @@
 """Commands on a store: `cmcr import`, `info`, `verify`."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ def import_(
     ] = None,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Index = "Flat",
+    as_json: Json = False,
 ) -> None:
     """Bring in embeddings that you already have."""
     from cmcr.embeddings import Key, import_embeddings
@@ -35,6 +37,9 @@ def import_(
         index=None if index == "none" else index,
     )
     say(f"{imported.key}: {imported.rows:,} rows of {imported.dim}")
+    if as_json:
+        line = {"dataset": str(imported.key), "rows": imported.rows, "dim": imported.dim}
+        answer({"store": str(store), "datasets": [line]})
 
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
@@ -42,39 +47,65 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json 
     from cmcr.embeddings import Key, describe_store
 
     datasets = describe_store(store)
-    connections = sorted(path.parent for path in store.glob("connections/*/config.json"))
-    lines = [_connection(folder) for folder in connections]
+    folders = sorted(path.parent for path in store.glob("connections/*/config.json"))
+    connections = [_connection(folder) for folder in folders]
+    inner = {joint for line in connections for joint in line.pop("joints")}
     if as_json:
-        answer({"datasets": datasets, "connections": lines})
-    else:
-        print_table(
-            [
-                {"dataset": "{space}/{modality}:{dataset}".format(**line)}
-                | {name: line[name] for name in line if name not in Key.__annotations__}
-                for line in datasets
-            ]
-        )
-        if lines:
-            print()
-            print_table(lines)
+        answer({"datasets": datasets, "connections": connections})
+        return
+    print_table(
+        [
+            {"dataset": "{space}/{modality}:{dataset}".format(**line)}
+            | {name: line[name] for name in line if name not in Key.__annotations__}
+            for line in datasets
+            if line["space"] not in inner
+        ]
+    )
+    if connections:
+        print()
+        print_table([part for line in connections for part in _with_links(line)])
 
 
 def _connection(folder: Path) -> dict[str, Any]:
-    """The line of a connection; one that cannot be read has its `problem` there."""
+    """What `info` says of a connection; `links` where it is a chain, whose `joints` are its own."""
     from cmcr.connect import load_connection
+    from cmcr.connect.chain import Chain
 
+    line: dict[str, Any] = {"connection": folder.name, "joints": []}
     try:
-        record = load_connection(folder).record
-    except CmcrError as error:
-        return {"connection": folder.name, "problem": error.what}
-    return {
-        "connection": folder.name,
+        connection = load_connection(folder)
+    except CmcrError as problem:
+        return line | {"problem": problem.what}
+    record = connection.record
+    line |= {
         "method": record.model,
         "via": record.via,
         "spaces": " + ".join(space.name for space in record.spaces),
         "pairs": record.pairs,
         "joint_dim": record.joint_dim,
     }
+    if not isinstance(connection, Chain):
+        return line
+    links = [
+        {
+            "method": link.record.model,
+            "via": link.record.via,
+            "spaces": " + ".join(
+                "the spaces before" if space.name in connection.joints else space.name
+                for space in link.record.spaces
+            ),
+            "pairs": link.record.pairs,
+        }
+        for link in connection.links
+    ]
+    return line | {"pairs": None, "links": links, "joints": connection.joints}
+
+
+def _with_links(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line of the table, and one for each link of a chain."""
+    yield {name: value for name, value in line.items() if name != "links"}
+    for number, link in enumerate(line.get("links", ()), 1):
+        yield {"connection": f"  link {number}"} | link
 
 
 def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:

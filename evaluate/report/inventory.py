@@ -18,7 +18,7 @@ from cmcr.connect import Connection, load_connection
 from cmcr.connect.checkpoint import LOG
 from cmcr.embeddings import Key, Manifest, check_store, list_datasets
 from cmcr.embeddings.writer import FAILURES, read_manifest
-from cmcr.errors import CmcrError, UsageError
+from cmcr.errors import CmcrError, UsageError, near
 from cmcr.evaluate.pictures import read_training
 from cmcr.evaluate.results import Row, read_results
 
@@ -101,7 +101,7 @@ def take_inventory(store: Path, connection: str | None = None) -> Inventory:
             raise UsageError(
                 f"there is no connection {connection!r}",
                 where=store / "connections",
-                cure=f"one of: {', '.join(names) or 'none is there'}",
+                cure=near(connection, names),
             )
         names = [connection]
     return Inventory(
