@@ -18,6 +18,7 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -54,15 +55,19 @@ class Stored:
     stride: tuple[int, ...]
 
 
-class InertUnpickler(pickle._Unpickler):  # type: ignore[misc]
+class InertUnpickler(pickle._Unpickler):
     """Reads one pickle from `file`; `make` says what a tensor becomes, `storages` what was named.
 
     Raises Refused, or what a damaged pickle makes Python's unpickler stumble over.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    read: Callable[[int], bytes]
 
-    def __init__(self, file: IO[bytes], make: Callable[[Stored], Any] = lambda stored: stored):
+    def __init__(
+        self, file: IO[bytes] | mmap, make: Callable[[Stored], Any] = lambda stored: stored
+    ) -> None:
         super().__init__(file, encoding="utf-8")
         self.make = make
         self.storages: dict[str, Storage] = {}
@@ -75,8 +80,8 @@ class InertUnpickler(pickle._Unpickler):  # type: ignore[misc]
 
     def persistent_load(self, named: Any) -> Storage:
         """torch's name for a storage: ("storage", type, key, device, numel[, no view])."""
-        given = named if isinstance(named, tuple) else ()
-        kind, dtype, key, _, numel, *view = (*given, None, None, None, None, None)
+        given: list[Any] = [*named] if isinstance(named, tuple) else []
+        kind, dtype, key, _, numel, *view = given + [None] * 5
         if kind != "storage" or type(key) is not str or not _count(numel) or any(view):
             raise Refused(f"it refers to something else than a storage: {str(named)[:80]}")
         if not isinstance(dtype, StorageType):
@@ -87,9 +92,9 @@ class InertUnpickler(pickle._Unpickler):  # type: ignore[misc]
         return storage
 
     def load_reduce(self) -> None:
-        super().load_reduce()
-        if isinstance(self.stack[-1], Stored):
-            self.stack[-1] = self.make(self.stack[-1])
+        arguments = self.stack.pop()
+        value = self.stack[-1](*arguments)
+        self.stack[-1] = self.make(value) if isinstance(value, Stored) else value
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -97,7 +102,7 @@ class InertUnpickler(pickle._Unpickler):  # type: ignore[misc]
 
     def load_bytearray8(self) -> None:
         length = int.from_bytes(self.read(8), "little")
-        self.append(bytearray(self.read(length)))  # read first: it ends where the file does
+        self.stack.append(bytearray(self.read(length)))  # read first: it ends where the file does
 
     def refuse_extension(self) -> None:
         raise Refused("it names something by a number of Python's extension registry")
@@ -194,7 +199,7 @@ _PLAIN = re.compile(r"([biufc])(\d{1,2})|[SU]\d{1,9}")  # no objects, no records
 def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype:
     if type(code) is not str or not _PLAIN.fullmatch(code):
         raise Refused(f"it holds NumPy values of type {str(code)[:40]!r}")
-    return np.dtype(code, False, True)  # type: ignore[call-overload, no-any-return]  # a copy
+    return np.dtype(code, False, True)  # a copy
 
 
 def _scalar(dtype: Any, raw: Any = b"") -> Any:

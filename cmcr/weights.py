@@ -91,7 +91,7 @@ class _Storages(ABC):
             self.read[storage.key] = (
                 torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
                 if content
-                else torch.UntypedStorage(0)
+                else torch.empty(0).untyped_storage()
             )
         empty = torch.empty(0, dtype=stored.dtype)
         return empty.set_(self.read[storage.key], stored.offset, stored.size, stored.stride)
@@ -124,7 +124,7 @@ class _Zip(_Storages):
             )
         if self.swapped and content:
             swapped = torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
-            swapped.byteswap(storage.dtype)
+            swapped.byteswap(storage.dtype)  # type: ignore[no-untyped-call]
         return content
 
 
