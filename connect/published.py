@@ -65,9 +65,9 @@ def import_connection(
 
     `spaces` are what the store calls space A and space B; the authors' own files need none, their
     spaces are clap, clip and ulip. `via` is the modality that they were connected through, where
-    that is known. Ex-MCR's `Head1` is for the leaf's modalities that are
-    no bridge: all but `via`; without `via` audio and point clouds, for its published leaves were
-    connected through both texts and images.
+    that is known. Ex-MCR's `Head1` is for the leaf's modalities that are no bridge: all but `via`;
+    without `via` audio and point clouds, for its published leaves were connected through both
+    texts and images.
 
     Raises UsageError for other than two spaces, for spaces whose names say that they are swapped,
     or for an `out` that holds a connection; SourceError for a file that is damaged, holds more
@@ -123,7 +123,7 @@ def read_published(file: Path) -> dict[str, Tensor]:
         raise UsageError("there is no such file", where=file, cure=CURE)
     try:
         loaded = read_weights(file)
-    except WeightsError as error:
+    except (WeightsError, OSError) as error:
         raise SourceError(str(error), where=file, cure=CURE) from error
     state = {_our_name(name): tensor for name, tensor in loaded.items()}
     for name, tensor in state.items():
