@@ -39,7 +39,7 @@ def clap_weights(folder: Path) -> Path:
     """Of CLAP with feature fusion."""
     path = folder / "630k-fusion-best.pt"
     with parity_clap.quiet():
-        parity_clap.save_random(parity_clap.publisher(fusion=True).model, path)
+        parity_clap.save_random(parity_clap.publisher().model, path)
     return path
 
 

@@ -3,12 +3,15 @@
     HF_HUB_OFFLINE=1 python benchmarks/parity_clap.py                  # made-up clips
     HF_HUB_OFFLINE=1 python benchmarks/parity_clap.py --folder esc10   # and 20 clips of a folder
     HF_HUB_OFFLINE=1 python benchmarks/parity_clap.py --checkpoint 630k-fusion-best.pt
+    HF_HUB_OFFLINE=1 python benchmarks/parity_clap.py --variant music_audioset_epoch_15_esc_90.14
 
 Theirs is `laion_clap.CLAP_Module.get_audio_embedding_from_filelist` and `get_text_embedding`. Only
 what its constructor would download is replaced: RoBERTa is built from its configuration, and texts
 are token numbers. Without --checkpoint the weights are random, seeded, and saved in the layout of
 the published files. For clips longer than 10 s NumPy's global generator, from which laion_clap
-draws its chunks, gets the seed that cmcr takes from the clip.
+draws its chunks, gets the seed that cmcr takes from the clip, and torchvision shrinks their
+spectrogram as it did when the weights were trained, without antialiasing (`--antialias`: as it does
+today).
 
 Random weights leave much in common between all embeddings, so the cosine is also taken after the
 mean of all clips is taken away (`centred`); `others` is the highest such cosine that a clip has
@@ -23,6 +26,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,33 +40,38 @@ import torch
 from cmcr.extract.decode import decode
 from cmcr.extract.encoder import Encoder
 from cmcr.extract.encoders import clap_audio
-from cmcr.extract.encoders.clap import DEFAULT, FUSION, open_encoder, roberta
+from cmcr.extract.encoders.clap import DEFAULT, VARIANTS, open_encoder, roberta
+from cmcr.extract.encoders.htsat import Architecture
 from cmcr.extract.items import Item, Waveform
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 SHORT = (1.0, 5.0, 10.0)  # seconds
 LONG = (10.004, 10.02, 12.0, 31.7)  # 10.004 s is longer than the window by less than one frame
 PROMISED = 0.9999
+MUSIC = "music_audioset_epoch_15_esc_90.14"
 
 
 def main() -> None:
     """Print one line for each clip and leave with status 1 when one is below what is promised."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", choices=tuple(FUSION), action="append")
+    parser.add_argument("--variant", choices=tuple(VARIANTS), action="append")
     parser.add_argument("--checkpoint", type=Path, help="a published file, of --variant")
     parser.add_argument("--folder", type=Path, help="compare 20 of its audio files as well")
+    parser.add_argument(
+        "--antialias", action="store_true", help="theirs, as torchvision does today"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     lowest = 1.0
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, resize(antialias=arguments.antialias):
         clips = made_up(Path(scratch))
         if arguments.folder:
             found = sorted(p for p in arguments.folder.rglob("*.*") if p.suffix in (".ogg", ".wav"))
             clips += found[:: max(1, len(found) // 20)][:20]
-        for variant in arguments.variant or (DEFAULT, "630k-best"):
+        for variant in arguments.variant or (DEFAULT, "630k-best", MUSIC):
             checkpoint = arguments.checkpoint or Path(scratch, f"{variant}.pt")
             with quiet():
-                theirs = publisher(FUSION[variant])
+                theirs = publisher(VARIANTS[variant])
                 if not arguments.checkpoint:
                     save_random(theirs.model, checkpoint)
                 theirs.load_ckpt(str(checkpoint), verbose=False)
@@ -97,7 +106,7 @@ def made_up(folder: Path) -> list[Path]:
     return paths
 
 
-def publisher(fusion: bool) -> Any:
+def publisher(architecture: Architecture = VARIANTS[DEFAULT]) -> Any:
     """laion_clap's CLAP_Module, with no network."""
     import laion_clap
     from transformers import RobertaModel, RobertaTokenizer
@@ -106,7 +115,18 @@ def publisher(fusion: bool) -> Any:
         patch.object(RobertaModel, "from_pretrained", lambda name: roberta()),
         patch.object(RobertaTokenizer, "from_pretrained", lambda name: None),
     ):
-        return laion_clap.CLAP_Module(enable_fusion=fusion, device="cpu")
+        return laion_clap.CLAP_Module(
+            enable_fusion=architecture.fusion, device="cpu", amodel=f"HTSAT-{architecture.size}"
+        )
+
+
+@contextlib.contextmanager
+def resize(antialias: bool) -> Iterator[None]:
+    """Let torchvision's Resize, which laion_clap shrinks with, antialias or not."""
+    from torchvision import transforms
+
+    with patch.object(transforms, "Resize", partial(transforms.Resize, antialias=antialias)):
+        yield
 
 
 def save_random(model: Any, path: Path) -> None:
@@ -147,11 +167,11 @@ def compare_audio(variant: str, theirs: Any, ours: Encoder, clips: Sequence[Path
     for clip, *numbers in zip(clips, cosines, centred, others, strict=True):
         cosine, alone, other = numbers
         print(
-            f"{variant:20} {clip.name:30} cosine {cosine:.7f}  "
+            f"{variant:33} {clip.name:30} cosine {cosine:.7f}  "
             f"centred {alone:.7f}  others {other:.4f}"
         )
     times = ", ".join(f"{name} {spent:.1f} s" for name, spent in seconds.items())
-    print(f"{variant:20} {len(clips)} clips one by one, decoding included: {times}")
+    print(f"{variant:33} {len(clips)} clips one by one, decoding included: {times}")
     return float(min(cosines.min(), centred.min()))
 
 
@@ -179,7 +199,7 @@ def compare_text(variant: str, theirs: Any, ours: Encoder) -> float:
     embeddings = ours.encode("text", tokens).numpy()
     centred, others = sharper(expected, embeddings)
     lowest = float(min((expected * embeddings).sum(1).min(), centred.min()))
-    print(f"{variant:20} {len(tokens)} texts: lowest {lowest:.7f}  others {others.max():.4f}")
+    print(f"{variant:33} {len(tokens)} texts: lowest {lowest:.7f}  others {others.max():.4f}")
     return lowest
 
 

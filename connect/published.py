@@ -1,6 +1,6 @@
 """Projectors that the authors published, made a connection like one of ours.
 
-    import_connection(Path("clap_clip.pt"), ("clap", "clip"), store / "connections" / "published")
+    import_connection(Path("clap_clip.pt"), None, store / "connections" / "published")
 
     clap_clip.pt            Head_A, Head_B: net1, net2    A is CLAP, B is CLIP       (C-MCR)
     ulip_clip.pt            Head_A, Head_B: net           A is CLIP, B is ULIP       (C-MCR)
@@ -8,9 +8,11 @@
                                                           the base, which stays     (Ex-MCR)
 
 Such a file holds weights and nothing else, so the connection does not know for which encoders it
-was made, nor on what. https://github.com/MCR-PEFT/C-MCR and https://github.com/MCR-PEFT/Ex-MCR
+was made, nor on what. The authors' four files are known by their hash; of another the layout says
+which space comes first. https://github.com/MCR-PEFT/C-MCR and https://github.com/MCR-PEFT/Ex-MCR
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,12 +27,27 @@ from cmcr.connect.swap import NEW, settle, take_place
 from cmcr.embeddings import MODALITIES, Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.files import locked, sha256_file
+from cmcr.weights import WeightsError, read_weights
 
 # The heads of space A and space B, and the model's name in a table of results.
 LAYOUTS: dict[tuple[Kind, Kind], str] = {
     ("mlp", "mlp"): "c-mcr-published",
     ("linear", "linear"): "c-mcr-published",
     ("leaf", "identity"): "ex-mcr-published",
+}
+# The spaces of the authors' files, by the id that git gives a file's content, as it stands in their
+# repositories: C-MCR at 038dec1, Ex-MCR at 0f2baa5. `git hash-object FILE` prints it.
+AUTHORS: dict[str, tuple[str, str]] = {
+    "61099f73eabf34a1f8da2ab11ffdd87db95b20b3": ("clap", "clip"),  # clap_clip.pt
+    "350a714d9eef411985e353ba0306b885196f2610": ("clip", "ulip"),  # ulip_clip.pt
+    "f85c9a202324d9374c71b032fd9f42a9c818cf87": ("clap", "clip"),  # ex_clap.pt
+    "50b8eff07c85a0cd1084de54537282deffe04567": ("ulip", "clip"),  # ex_ulip.pt
+}
+# And of any file, by its layout: which spaces there are.
+ORDERS: dict[tuple[Kind, Kind], tuple[tuple[str, str], ...]] = {
+    ("mlp", "mlp"): (("clap", "clip"),),
+    ("linear", "linear"): (("clip", "ulip"),),
+    ("leaf", "identity"): (("clap", "clip"), ("ulip", "clip")),
 }
 _LEAF = {"Head1.": "turn_A.", "Head2.": "Head_A."}  # Ex-MCR's names and ours
 _TURN = ("turn_A.weight", "turn_A.bias")
@@ -40,15 +57,12 @@ _ENDS: dict[Kind, tuple[str, str]] = {  # the first matrix of a head, and the la
     "leaf": ("mlp1.net1.0.weight", "mlp2.net2.0.weight"),
 }
 
-CURE = (
-    "give clap_clip.pt or ulip_clip.pt of C-MCR, or ex_clap.pt or ex_ulip.pt of Ex-MCR: a state "
-    "dict that torch.save wrote"
-)
+CURE = "give clap_clip.pt or ulip_clip.pt of C-MCR, or ex_clap.pt or ex_ulip.pt of Ex-MCR"
 
 
 def import_connection(
     file: Path,
-    spaces: Sequence[str],
+    spaces: Sequence[str] | None,
     out: Path,
     *,
     via: Modality | None = None,
@@ -56,17 +70,20 @@ def import_connection(
 ) -> Connection:
     """Make the projectors in `file` a connection in the folder `out`; gives the connection.
 
-    `spaces` are what the store calls space A and space B. `via` is the modality that they were
-    connected through, where that is known. Ex-MCR's `Head1` is for the leaf's modalities that are
-    no bridge: all but `via`; without `via` audio and point clouds, for its published leaves were
-    connected through both texts and images.
+    `spaces` are what the store calls space A and space B; the authors' own files need none, their
+    spaces are clap, clip and ulip. `via` is the modality that they were connected through, where
+    that is known. Ex-MCR's `Head1` is for the leaf's modalities that are no bridge: all but `via`;
+    without `via` audio and point clouds, for its published leaves were connected through both
+    texts and images.
 
-    Raises UsageError for other than two spaces or an `out` that holds another connection, unless
-    `replace` it is, SourceError for a file that is damaged, pickled, or of something else.
+    Raises UsageError for other than two spaces, for spaces whose names say that they are swapped,
+    or for an `out` that holds another connection, unless `replace` it is; SourceError for a file
+    that is damaged, holds more than weights, or is of something else.
     """
-    first, second = _two(spaces)
+    named = None if spaces is None else _two(spaces)
     state = read_published(file)
     kinds = layout(state, file)
+    first, second = in_order(named, kinds, file)
     turned = tuple(
         modality
         for modality in (MODALITIES if via else ("audio", "pointcloud"))
@@ -108,23 +125,16 @@ def import_connection(
 def read_published(file: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under the names that a connection has for them.
 
-    Floats become float32, and the `module.` of data-parallel training is cut off. Raises
-    UsageError where there is no such file, SourceError for one that is not a state dict.
+    Floats become float32. Raises UsageError where there is no such file, SourceError for one that
+    holds no weights.
     """
     if not file.is_file():
         raise UsageError("there is no such file", where=file, cure=CURE)
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever it stumbles over
-        raise SourceError(
-            "the checkpoint is damaged or holds more than weights; pickled objects are never "
-            "loaded",
-            where=file,
-            cure=CURE,
-        ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise SourceError("the checkpoint is not a state dict", where=file, cure=CURE)
-    state = {_our_name(str(name)): tensor for name, tensor in loaded.items()}
+        loaded = read_weights(file)
+    except (WeightsError, OSError) as error:
+        raise SourceError(str(error), where=file, cure=CURE) from error
+    state = {_our_name(name): tensor for name, tensor in loaded.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point():
             state[name] = tensor.float()
@@ -144,6 +154,46 @@ def layout(state: dict[str, Tensor], file: Path) -> tuple[Kind, Kind]:
         where=file,
         cure=CURE,
     )
+
+
+def in_order(
+    named: tuple[str, str] | None, kinds: tuple[Kind, Kind], file: Path
+) -> tuple[str, str]:
+    """Space A and space B of `file`, under the names in `named` if they may be right.
+
+    A name that begins with clip, clap or ulip says what it is a space of. Raises UsageError where
+    that is not what the file, or its layout, has in its place, and where nothing tells the spaces.
+    """
+    own = AUTHORS.get(git_id(file))
+    orders = ORDERS[kinds] if own is None else (own,)
+    right = " or ".join(f"--spaces {','.join(order)}" for order in orders)
+    if named is None:
+        if own is None:
+            raise UsageError(
+                "the file is none of the authors' four, so the names of its spaces are not known",
+                where=file,
+                cure=f"name them as your store does, in this order: {right}",
+            )
+        return own
+    for order in orders:
+        if all(_may_be(name, space) for name, space in zip(named, order, strict=True)):
+            return named
+    raise UsageError(
+        f"{named[0]} is not space A of this file, or {named[1]} not its space B",
+        where=file,
+        cure=f"{right}, or what your store calls them, in this order",
+    )
+
+
+def _may_be(name: str, space: str) -> bool:
+    known = [known for known in ("clip", "clap", "ulip") if name.lower().startswith(known)]
+    return known in ([], [space])
+
+
+def git_id(file: Path) -> str:
+    """What `git hash-object` says of a file: the SHA-1 of its length and its bytes."""
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def without_data(record: Record) -> dict[str, Connection]:
@@ -171,13 +221,13 @@ def _two(spaces: Sequence[str]) -> tuple[str, str]:
         raise UsageError(
             f"a published checkpoint connects two spaces, and {','.join(spaces)!r} does not name "
             "two",
-            cure="--spaces A,B in the order of the checkpoint, such as clap,clip for clap_clip.pt",
+            cure="--spaces A,B in the order of the checkpoint, such as clap,clip for clap_clip.pt; "
+            "the authors' own files need none",
         )
     return names[0], names[1]
 
 
 def _our_name(name: str) -> str:
-    name = name.removeprefix("module.")
     for theirs, ours in _LEAF.items():
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmcr.extract.encoders import clap, clap_audio
+from cmcr.extract.encoders import clap, htsat
 from cmcr.extract.encoders.clap import END, TOKENIZER_FILES, VOCABULARY
 from cmcr.extract.encoders.pointbert import PointBERT
 
@@ -56,11 +56,11 @@ def publisher(variant: str) -> Any:
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")  # timm's and torch's, about how laion_clap uses them
         patch.setattr(RobertaModel, "from_pretrained", lambda name: shared_roberta())
-        module = clap_audio.clap_module("model")
-        fusion = clap.FUSION[variant]
+        module = htsat.clap_module("model")
+        size, fusion = clap.VARIANTS[variant].size, clap.VARIANTS[variant].fusion
         model = module.CLAP(
-            embed_dim=768,
-            audio_cfg={"model_type": "HTSAT", "model_name": "tiny", "hop_size": 480},
+            embed_dim={"tiny": 768, "base": 1024}[size],
+            audio_cfg={"model_type": "HTSAT", "model_name": size, "hop_size": 480},
             text_cfg={**dict.fromkeys(("vocab_size", "width", "heads", "layers"), 1)}
             | {"model_type": "roberta", "context_length": 77},
             enable_fusion=fusion,
@@ -93,6 +93,8 @@ def published(variant: str) -> dict[str, Any]:
         "epoch": 45,
         "name": "2022-11-10",
         "metrics": {"best": np.float64(0.5), "step": np.int64(3)},
+        "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": []},
+        "scaler": {"scale": 65536.0, "_growth_tracker": 0},
         "state_dict": {f"module.{name}": value for name, value in state.items()},
     }
 

@@ -26,7 +26,8 @@ from cmcr.extract.encoders.clap import CLAP, CONTEXT, END, PAD, TOKENIZER_FILES,
 from cmcr.extract.items import Waveform
 from cmcr.files import sha256_file
 
-VARIANTS = ("630k-fusion-best", "630k-best")
+MUSIC = "music_audioset_epoch_15_esc_90.14"
+VARIANTS = ("630k-fusion-best", "630k-best", MUSIC)
 CLIP_CASES = [(1.0, 8_000, 1), (5.0, 22_050, 2), (10.004, 48_000, 1)]
 LONG_CASE = (12.3, 16_000, 2)
 
@@ -90,7 +91,8 @@ def published_features(waveform: Waveform, fusion: bool) -> dict[str, Tensor]:
     if longer:
         thirds = np.array_split(list(range(len(mel) - 1001 + 1)), 3)
         chunks = [mel[start : start + 1001] for start in map(random.choice, thirds)]
-        mels = torch.stack([Resize([1001, 64])(mel[None])[0], *chunks])
+        shrink = Resize([1001, 64], antialias=False)  # as torchvision did when CLAP was trained
+        mels = torch.stack([shrink(mel[None])[0], *chunks])
     else:
         mels = torch.stack([mel[:1001]] * 4)
         start = random.randint(0, len(samples) - 480_000 + 1)
@@ -102,10 +104,12 @@ def published_features(waveform: Waveform, fusion: bool) -> dict[str, Tensor]:
 def test_audio_is_embedded_as_laion_clap_does(
     variant: str, load: Callable[[str], clap.ClapEncoder]
 ) -> None:
-    clips = [clip(*case) for case in (*CLIP_CASES, LONG_CASE)]
-    features = [published_features(c, clap.FUSION[variant]) for c in clips]
+    cases = (*(CLIP_CASES[:1] if variant == MUSIC else CLIP_CASES), LONG_CASE)
+    clips = [clip(*case) for case in cases]
+    features = [published_features(c, clap.VARIANTS[variant].fusion) for c in clips]
+    theirs = publisher(variant)
     with torch.inference_mode():
-        expected = publisher(variant).get_audio_embedding(features)
+        expected = theirs.get_audio_embedding(features)
     embeddings = embed(load(variant), clips)
 
     assert F.cosine_similarity(expected, embeddings).min() > 0.9999
@@ -125,6 +129,15 @@ def test_a_long_clip_has_one_embedding(load: Callable[[str], clap.ClapEncoder]) 
     assert torch.equal(chunks[0], chunks[1])
     assert not torch.equal(chunks[0], chunks[2])
     assert torch.equal(chunks[0][0], chunks[2][0])
+
+
+def test_a_long_clip_is_shrunk_without_antialiasing() -> None:
+    """Linear between the two nearest frames, as torchvision before 0.17 did by default."""
+    mel = torch.randn(3_001, 64, generator=torch.Generator().manual_seed(0)) * 20
+    places = (np.arange(1_001) + 0.5) * len(mel) / 1_001 - 0.5
+    expected = [np.interp(places, np.arange(len(mel)), column) for column in mel.double().numpy().T]
+    shrunk = clap_audio.fused(mel, np.random.RandomState(0))[0]
+    np.testing.assert_allclose(shrunk, np.stack(expected, axis=1), atol=0.05)
 
 
 def test_an_embedding_does_not_depend_on_its_batch(
@@ -233,6 +246,22 @@ def test_another_tokenizer_is_refused(hub: Path) -> None:
 # Checkpoints
 
 
+@pytest.mark.parametrize(
+    ("protocol", "zipped"), [(2, False), (3, True), (4, True), (4, False), (5, True)]
+)
+def test_published_files_of_every_protocol(protocol: int, zipped: bool, folder: Path) -> None:
+    torch.save(
+        published(VARIANTS[0]),
+        folder / "other.pt",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    read = clap.published_state(VARIANTS[0], folder / "other.pt")
+    expected = random_state(publisher(VARIANTS[0]))
+    assert read.keys() <= expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in read.items())
+
+
 def test_keys_with_and_without_prefix_and_positions(folder: Path) -> None:
     states = []
     for name, held in (
@@ -252,7 +281,9 @@ def test_the_fingerprint_names_variant_and_checkpoint(
     fingerprints = [load(variant).fingerprint() for variant in VARIANTS]
     assert fingerprints[0]["encoder"] == "clap:630k-fusion-best"
     assert fingerprints[0]["checkpoint_sha256"] == sha256_file(folder / "630k-fusion-best.pt")
-    assert fingerprints[0]["preprocessing"] != fingerprints[1]["preprocessing"]
+    assert fingerprints[0]["preprocessing"]["audio"]["antialias"] is False
+    assert "antialias" not in fingerprints[1]["preprocessing"]["audio"]
+    assert fingerprints[1]["preprocessing"] == fingerprints[2]["preprocessing"]
     canonical_json(dict(fingerprints[0]))
 
 
@@ -267,9 +298,21 @@ def test_wrong_checkpoints_are_refused(
 
     state = random_state(publisher(VARIANTS[0]))
     assert "not a checkpoint of CLAP" in refused({"weight": torch.zeros(1)})
-    assert "use --encoder clap:630k-fusion-best" in refused(state, "630k-best")
+    wrong = refused(state, MUSIC)
+    assert "HTSAT-tiny with fusion" in wrong
+    assert "clap:630k-fusion-best or clap:630k-audioset-fusion-best" in wrong
     state.pop("text_projection.0.bias")
     assert "text_projection.0.bias" in refused(state)
+
+
+def test_a_published_file_is_named_when_it_is_taken_for_another(
+    folder: Path, load: Callable[[str], clap.ClapEncoder]
+) -> None:
+    load(MUSIC)  # which writes its file
+    with pytest.raises(EncoderError) as raised:
+        CLAP.load(variant=None, checkpoint=folder / f"{MUSIC}.pt", device="cpu")
+    assert "HTSAT-base without fusion" in raised.value.what
+    assert raised.value.cure == f"write --encoder clap:{MUSIC}"
 
 
 def test_unknown_variants_and_modalities_are_refused() -> None:
@@ -302,9 +345,9 @@ import socket, sys
 def refuse(*arguments): raise AssertionError("network")
 socket.getaddrinfo = socket.socket.connect = refuse
 path = list(sys.path)
-from cmcr.extract.encoders import clap, clap_audio
+from cmcr.extract.encoders import clap, htsat
 assert not any(name.partition(".")[0] in ("laion_clap", "transformers") for name in sys.modules)
-clap_audio.htsat(fusion=True)
+htsat.untrained(htsat.Architecture("tiny", fusion=True))
 assert not any(name.partition(".")[0] in ("laion_clap", "clap_module") for name in sys.modules)
 assert sys.path == path
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from cmcr.cli import app
-from cmcr.connect import import_connection, load_connection
+from cmcr.connect import import_connection, load_connection, published
 from cmcr.embeddings import Dataset, Key
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
 from cmcr.evaluate import evaluate_retrieval
@@ -201,6 +201,66 @@ def test_the_card_says_where_the_weights_come_from(write: Callable, tmp_path: Pa
     assert "checkpoint.pt" in card
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_any_file_of_torch_save(protocol: int, zipped: bool, tmp_path: Path, x: np.ndarray) -> None:
+    """In every protocol and format, and with the state of a training around it."""
+    state = clap_clip()
+    torch.save(
+        {"epoch": np.int64(36), "state_dict": state},
+        tmp_path / "state.pt",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    connection = import_connection(tmp_path / "state.pt", ("clap", "clip"), tmp_path / "c")
+    expected = unit(through_mlp(state, "Head_A", x.astype(np.float64)))
+    assert_allclose(connection.project("clap", x), expected, atol=1e-5)
+
+
+# Which space comes first
+
+
+@pytest.mark.parametrize(
+    ("make", "spaces", "right"),
+    [
+        (clap_clip, "clip,clap", "--spaces clap,clip"),
+        (clap_clip, "clip,ulip", "--spaces clap,clip"),
+        (clap_clip, "clip-ViT-L-14-openai,mine", "--spaces clap,clip"),
+        (ulip_clip, "ulip,clip", "--spaces clip,ulip"),
+        (ulip_clip, "clap,clip", "--spaces clip,ulip"),
+        (ex_leaf, "clip,clap", "--spaces clap,clip or --spaces ulip,clip"),
+        (ex_leaf, "ulip,clap", "--spaces clap,clip or --spaces ulip,clip"),
+    ],
+)
+def test_a_wrong_order_is_told(
+    make: Callable[[], State], spaces: str, right: str, write: Callable, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="not space A of this file") as caught:
+        import_connection(write(make()), spaces.split(","), tmp_path / "c")
+    assert right in (caught.value.cure or "")
+    assert not (tmp_path / "c").exists()
+
+
+def test_the_id_of_a_file_is_gits(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"hello\n")
+    assert published.git_id(tmp_path / "file") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_the_authors_files_name_their_spaces(
+    write: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(ex_leaf())
+    with pytest.raises(UsageError, match="none of the authors' four") as caught:
+        import_connection(file, None, tmp_path / "c")
+    assert "--spaces clap,clip or --spaces ulip,clip" in (caught.value.cure or "")
+    monkeypatch.setitem(published.AUTHORS, published.git_id(file), ("ulip", "clip"))
+    connection = import_connection(file, None, tmp_path / "c")
+    assert [space.name for space in connection.record.spaces] == ["ulip", "clip"]
+    with pytest.raises(UsageError, match="not space A") as caught:
+        import_connection(file, ("clap", "clip"), tmp_path / "d")
+    assert caught.value.cure == "--spaces ulip,clip, or what your store calls them, in this order"
+
+
 # What is not such a checkpoint
 
 
@@ -220,18 +280,17 @@ def with_tensor(state: State, name: str, value: Tensor) -> State:
 
 
 OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty": (lambda: b"", "damaged or holds more"),
-    "truncated": (lambda: saved(clap_clip())[:-100], "damaged or holds more"),
-    "text": (lambda: b"Head_A", "damaged or holds more"),
-    "a whole module": (lambda: saved(torch.nn.Linear(2, 2)), "never loaded"),
-    "a pickle": (lambda: pickle.dumps(object(), protocol=2), "never loaded"),
-    "a training state": (lambda: saved({"epoch": 1, "state_dict": clap_clip()}), "not a state"),
-    "a list": (lambda: saved([1, 2]), "not a state dict"),
+    "empty": (lambda: b"", "damaged or is none"),
+    "truncated": (lambda: saved(clap_clip())[:-100], "damaged or is none"),
+    "text": (lambda: b"Head_A", "damaged or is none"),
+    "a whole module": (lambda: saved(torch.nn.Linear(2, 2)), r"names torch\.nn\.modules\.linear"),
+    "a pickle": (lambda: pickle.dumps(object(), protocol=2), "more than tensors and plain values"),
+    "a list": (lambda: saved([1, 2]), "no tensors by name"),
+    "nothing": (lambda: saved({}), "no tensors by name"),
     "an encoder": (
         lambda: saved({"visual.conv1.weight": torch.ones(2)}),
         r"no published projectors: its 1 tensors begin with visual\.conv1\.weight",
     ),
-    "nothing": (lambda: saved({}), "begin with nothing"),
     "half of one": (
         lambda: saved(without(clap_clip(), "Head_B.net2.1.bias")),
         "no published projectors",

@@ -11,11 +11,15 @@ from cmcr.commands.output import answer, say
 
 def import_connection(
     file: Annotated[Path, typer.Argument(help="A projector checkpoint of C-MCR or Ex-MCR.")],
-    spaces: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="Space A and space B of the checkpoint, by your names."),
-    ],
     out: Annotated[Path, typer.Option(help="Folder of the connection.")],
+    spaces: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Space A and space B of the checkpoint, by your names.",
+            show_default="clap, clip and ulip, for the authors' own files",
+        ),
+    ] = None,
     via: Annotated[
         str | None, typer.Option(help="The modality that they were connected through.")
     ] = None,
@@ -29,7 +33,8 @@ def import_connection(
 
     if via is not None and via not in MODALITIES:
         raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
-    record = import_connection(file, spaces.split(","), out, via=via, replace=replace).record
+    named = None if spaces is None else spaces.split(",")
+    record = import_connection(file, named, out, via=via, replace=replace).record
     first, second = (f"{space.name} ({space.dim})" for space in record.spaces)
     say(f"imported: {first} and {second} into {record.joint_dim} by {record.model}: {out}")
     if as_json:

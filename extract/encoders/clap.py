@@ -1,15 +1,15 @@
-"""clap: LAION's CLAP, HTSAT-tiny for audio and RoBERTa for text, in one space of 512 dimensions.
+"""clap: LAION's CLAP, HTSAT for audio and RoBERTa for text, in one space of 512 dimensions.
 
     cmcr extract --encoder clap --source audio=FOLDER                    # 630k-fusion-best
-    cmcr extract --encoder clap:630k-audioset-best --source audio=FOLDER
+    cmcr extract --encoder clap:music_audioset_epoch_15_esc_90.14 --source audio=FOLDER
     cmcr extract --encoder clap --checkpoint 630k-fusion-best.pt --source text=captions.txt
 
-The weights are those of https://huggingface.co/lukewys/laion_clap, the audio model is laion_clap's
-own class. The package `laion_clap` is never imported: its __init__ puts a folder on sys.path and
-imports hook.py and training/data.py, which ask a hub for three tokenizers, and its class CLAP
-fetches the weights of RoBERTa only to have them overwritten. The one file that is needed,
-clap_module/htsat.py, imports its neighbours relatively, so its folder is given to Python as a
-package of another name, and RoBERTa is built from its configuration.
+A variant is one of the publisher's files. HTSAT is tiny or base, with or without feature fusion:
+what a file holds is read off its tensors, and refused under the name of another.
+
+The weights are those of https://huggingface.co/lukewys/laion_clap. laion_clap's class CLAP fetches
+the weights of RoBERTa only to have them overwritten; here RoBERTa is built from its configuration,
+and the audio model is laion_clap's own class (htsat.py).
 
 Audio needs neither network nor tokenizer. Text needs the three files of TOKENIZER_FILES in the
 Hugging Face cache; `ready("text")` says so before anything is written.
@@ -22,7 +22,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, UsageError
 from cmcr.extract.encoder import EncoderSpec
 from cmcr.extract.encoders import clap_audio as front
+from cmcr.extract.encoders import htsat
 from cmcr.extract.encoders.weights import find_weights, load_state_dict_file, weights_cached
 from cmcr.extract.items import Decoded, Waveform
 from cmcr.files import sha256_file
@@ -39,11 +39,14 @@ from cmcr.typed import typed
 
 REPOSITORY = "lukewys/laion_clap"
 DEFAULT = "630k-fusion-best"
-FUSION: Mapping[str, bool] = {  # variant → whether it was trained with feature fusion
-    DEFAULT: True,
-    "630k-best": False,
-    "630k-audioset-best": False,
-    "630k-audioset-fusion-best": True,
+VARIANTS: Mapping[str, htsat.Architecture] = {
+    DEFAULT: htsat.Architecture("tiny", fusion=True),
+    "630k-best": htsat.Architecture("tiny", fusion=False),
+    "630k-audioset-best": htsat.Architecture("tiny", fusion=False),
+    "630k-audioset-fusion-best": htsat.Architecture("tiny", fusion=True),
+    "music_audioset_epoch_15_esc_90.14": htsat.Architecture("base", fusion=False),
+    "music_speech_epoch_15_esc_89.25": htsat.Architecture("base", fusion=False),
+    "music_speech_audioset_epoch_15_esc_89.98": htsat.Architecture("base", fusion=False),
 }
 MODALITIES: tuple[Modality, ...] = ("audio", "text")
 DIM = 512
@@ -89,11 +92,11 @@ class ClapEncoder:
 
     def __init__(self, variant: str, checkpoint: Path, device: str) -> None:
         self.variant = variant
-        self.preprocess = Preprocess(FUSION[variant])
+        self.preprocess = Preprocess(VARIANTS[variant].fusion)
         self.device = torch.device(device)
         state = published_state(variant, checkpoint)
         self.checkpoint_sha256 = sha256_file(checkpoint)
-        self.model = Clap(FUSION[variant])
+        self.model = Clap(VARIANTS[variant])
         try:
             self.model.load_state_dict(state)
         except RuntimeError as error:
@@ -102,7 +105,7 @@ class ClapEncoder:
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Checkpoint, preprocessing with its parameters, and library versions."""
-        fusion = FUSION[self.variant]
+        long = front.SHRUNK if VARIANTS[self.variant].fusion else front.CROPPED
         libraries = ("laion_clap", "numpy", "soxr", "torch", "transformers")
         return {
             "encoder": f"{self.name}:{self.variant}",
@@ -110,8 +113,7 @@ class ClapEncoder:
             "preprocessing": {
                 "audio": {
                     **front.PARAMETERS,
-                    "long": "shrunk and three chunks" if fusion else "crop",
-                    "mel_scale": "htk" if fusion else "slaney",
+                    **long,
                 },
                 "text": {"version": 1, "tokenizer": TOKENIZER, "context": CONTEXT},
             },
@@ -140,17 +142,17 @@ class ClapEncoder:
 class Clap(nn.Module):
     """The part of laion_clap's CLAP that embeds, with its names."""
 
-    def __init__(self, fusion: bool) -> None:
+    def __init__(self, architecture: htsat.Architecture) -> None:
         super().__init__()
-        self.audio_branch = front.htsat(fusion)
-        self.audio_projection = projection()
+        self.audio_branch = htsat.untrained(architecture)
+        self.audio_projection = projection(self.audio_branch.num_features)
         self.text_branch = roberta()
-        self.text_projection = projection()
+        self.text_projection = projection(768)
 
     @typed
     def audio(self, records: Int16[Tensor, "batch record"]) -> Float[Tensor, "batch dim"]:
         """What `Preprocess` makes of audio, stacked, to features."""
-        pooled = front.embedding(self.audio_branch, records)  # (batch, 768)
+        pooled = front.embedding(self.audio_branch, records)  # (batch, width)
         features: Tensor = self.audio_projection(pooled)
         return features
 
@@ -173,9 +175,9 @@ class Clap(nn.Module):
         return features
 
 
-def projection() -> nn.Sequential:
-    """From a branch to the shared space."""
-    return nn.Sequential(nn.Linear(768, DIM), nn.ReLU(), nn.Linear(DIM, DIM))
+def projection(width: int) -> nn.Sequential:
+    """From a branch of that width to the shared space."""
+    return nn.Sequential(nn.Linear(width, DIM), nn.ReLU(), nn.Linear(DIM, DIM))
 
 
 def roberta() -> Any:
@@ -240,24 +242,18 @@ def published_state(variant: str, checkpoint: Path) -> dict[str, Tensor]:
     What training needed (heads for the loss, temperatures) and the positions that older
     transformers kept with the weights are left out. Raises EncoderError.
     """
-    # The training state beside the weights holds NumPy numbers.
-    harmless: list[Any] = [
-        np.float64().__reduce__()[0],  # numpy.core.multiarray.scalar
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
-    ]
-    with torch.serialization.safe_globals(harmless):
-        state = load_state_dict_file(checkpoint)
-    if "audio_branch.patch_embed.proj.weight" not in state:
+    state = load_state_dict_file(checkpoint)
+    found = htsat.architecture_of(state)
+    if found is None:
         raise not_clap(checkpoint, f"it begins with {next(iter(state))}")
-    fused = "audio_branch.patch_embed.mel_conv2d.weight" in state
-    if fused != FUSION[variant]:
-        fitting = " or ".join(f"clap:{name}" for name, fusion in FUSION.items() if fusion == fused)
+    if found != VARIANTS[variant]:
+        fitting = [name for name, architecture in VARIANTS.items() if architecture == found]
+        named = [name for name in fitting if name == checkpoint.stem] or fitting
+        cure = f"write --encoder {' or '.join(f'clap:{name}' for name in named)}"
         raise EncoderError(
-            f"this checkpoint is {'with' if fused else 'without'} feature fusion, clap:{variant} "
-            f"is {'without' if fused else 'with'}",
+            f"this checkpoint is {found}, and clap:{variant} is {VARIANTS[variant]}",
             where=checkpoint,
-            cure=f"use --encoder {fitting}",
+            cure=cure if named else "there is no variant of it: give another checkpoint",
         )
     return {
         name: tensor
@@ -272,10 +268,10 @@ def published_state(variant: str, checkpoint: Path) -> dict[str, Tensor]:
 def not_clap(checkpoint: Path, why: str) -> EncoderError:
     """What to raise for a file that holds other weights."""
     return EncoderError(
-        f"this is not a checkpoint of CLAP with HTSAT-tiny: {why}",
+        f"this is not a checkpoint of CLAP with HTSAT: {why}",
         where=checkpoint,
         cure=f"give one of https://huggingface.co/{REPOSITORY} to --checkpoint: "
-        f"{', '.join(f'{variant}.pt' for variant in FUSION)}",
+        f"{', '.join(f'{variant}.pt' for variant in VARIANTS)}",
     )
 
 
@@ -285,10 +281,10 @@ def open_encoder(*, variant: str | None, checkpoint: Path | None, device: str) -
     Raises UsageError for a variant that there is not, EncoderError for weights that cannot be had.
     """
     variant = variant or DEFAULT
-    if variant not in FUSION:
+    if variant not in VARIANTS:
         raise UsageError(
             f"clap has no variant {variant!r}",
-            cure=f"one of: {', '.join(f'clap:{name}' for name in FUSION)}",
+            cure=f"one of: {', '.join(f'clap:{name}' for name in VARIANTS)}",
         )
     return ClapEncoder(variant, checkpoint or find_weights(REPOSITORY, f"{variant}.pt"), device)
 

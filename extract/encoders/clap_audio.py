@@ -1,11 +1,13 @@
 """CLAP's audio side: from a waveform to the features of HTSAT.
 
     record = fusion_record(waveform)                    # in a worker process: (RECORD,) int16
-    features = embedding(branch, torch.stack(records))  # on the device: (batch, 768)
+    features = embedding(branch, torch.stack(records))  # on the device: (batch, width)
 
 It gives what laion_clap's hook.py and training/data.py give: librosa's mono mix and soxr_hq
 resampling to 48 kHz, the int16 round trip, `repeatpad` to 10 s, and of longer clips the whole
-spectrogram shrunk to 10 s beside three chunks of it from front, middle and back.
+spectrogram shrunk to 10 s beside three chunks of it from front, middle and back. It is shrunk
+without antialiasing, as torchvision did until 0.17: the published embeddings are of 0.13 and 0.14
+(https://github.com/pytorch/vision/issues/6209).
 
 int16 is all that is left of the samples after the round trip, so it is what a worker sends: a
 window of 10 s, already reflected at its ends, whose spectrogram the device computes. Only of a
@@ -17,15 +19,8 @@ the same sound gives the same embedding whatever its name, its place in the sour
 """
 
 import hashlib
-import importlib
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, module_from_spec
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +29,7 @@ from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmcr.errors import EncoderError, SourceError
+from cmcr.errors import SourceError
 from cmcr.extract.items import Waveform
 from cmcr.typed import typed
 
@@ -66,6 +61,13 @@ PARAMETERS: Mapping[str, str | float] = {
     "high_hz": HIGH_HZ,
     "chunks": "RandomState(blake2b of the samples)",
 }
+# And of clips longer than 10 s, with and without feature fusion.
+SHRUNK: Mapping[str, str | bool] = {
+    "long": "shrunk and three chunks",
+    "antialias": False,
+    "mel_scale": "htk",
+}
+CROPPED: Mapping[str, str | bool] = {"long": "crop", "mel_scale": "slaney"}
 
 
 # In a worker process
@@ -161,7 +163,7 @@ def fused(
     The random numbers are drawn as laion_clap's get_audio_features draws them.
     """
     shrunk = F.interpolate(
-        mel[None, None], size=(FRAMES, MELS), mode="bilinear", align_corners=False, antialias=True
+        mel[None, None], size=(FRAMES, MELS), mode="bilinear", align_corners=False, antialias=False
     )[0, 0]  # (FRAMES, MELS)
     thirds = np.array_split(np.arange(len(mel) - FRAMES + 1), 3)
     starts = [random.choice(third) if len(third) else 0 for third in thirds]
@@ -214,14 +216,14 @@ def htk_bank() -> Tensor:
 
 @typed
 def embedding(branch: Any, records: Int16[Tensor, "batch record"]) -> Float[Tensor, "batch width"]:
-    """Stacked records through HTSAT: (batch, 768).
+    """Stacked records through HTSAT: (batch, 768), of HTSAT-base (batch, 1024).
 
     HTSAT's embedding is the mean of its last tokens; its classifier and its attention maps, which
     laion_clap computes as well, are left out. Spectrograms and patches are made in float32:
     decibels do not fit half a float, and under autocast laion_clap's fusion ends in an error.
     """
     with torch.autocast(records.device.type, enabled=False):
-        tokens = patches(branch, records)  # (batch, 4096, 96)
+        tokens = patches(branch, records)  # (batch, 4096, width)
     for layer in branch.layers:
         for block in layer.blocks:
             tokens, _ = block(tokens)
@@ -235,7 +237,7 @@ def embedding(branch: Any, records: Int16[Tensor, "batch record"]) -> Float[Tens
 def patches(
     branch: Any, records: Int16[Tensor, "batch record"]
 ) -> Float[Tensor, "batch tokens width"]:
-    """Records to (batch, 4096, 96). A clip longer than 10 s is fused, whatever is beside it."""
+    """Records to (batch, 4096, width). A clip longer than 10 s is fused, whatever is beside it."""
     if not branch.enable_fusion:
         mel = log_mel(records, branch.logmel_extractor.melW)  # (batch, FRAMES, MELS)
         return _patches(branch, mel[:, None])
@@ -252,45 +254,8 @@ def patches(
 
 
 def _patches(branch: Any, mels: Tensor, fuse: Sequence[int] | Tensor = ()) -> Tensor:
-    """Spectrograms (batch, channels, FRAMES, MELS) to (batch, 4096, 96)."""
+    """Spectrograms (batch, channels, FRAMES, MELS) to (batch, 4096, width)."""
     normal = branch.bn0(mels.transpose(1, 3)).transpose(1, 3)
     images = branch.reshape_wav2img(normal)  # (batch, channels, 256, 256)
     tokens: Tensor = branch.patch_embed(images, longer_idx=fuse)
     return tokens
-
-
-def htsat(fusion: bool) -> Any:
-    """laion_clap's HTSAT-tiny, untrained."""
-    configuration = SimpleNamespace(
-        model_name="tiny",
-        class_num=527,
-        sample_rate=SAMPLE_RATE,
-        window_size=N_FFT,
-        hop_size=HOP,
-        mel_bins=MELS,
-        fmin=LOW_HZ,
-        fmax=HIGH_HZ,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.meshgrid")  # its window attention builds indices
-        return clap_module("htsat").create_htsat_model(
-            configuration, enable_fusion=fusion, fusion_type="aff_2d" if fusion else "None"
-        )
-
-
-def clap_module(name: str) -> ModuleType:
-    """A file of laion_clap/clap_module, without what laion_clap does when it is imported."""
-    package = f"{__package__}._clap_module"
-    if package not in sys.modules:
-        found = find_spec("laion_clap")
-        if found is None or not found.submodule_search_locations:
-            raise EncoderError(
-                "the package laion_clap, which defines CLAP's audio model, is not installed",
-                cure="pip install laion_clap",
-            )
-        spec = ModuleSpec(package, None, is_package=True)
-        spec.submodule_search_locations = [
-            str(Path(folder, "clap_module")) for folder in found.submodule_search_locations
-        ]
-        sys.modules[package] = module_from_spec(spec)
-    return importlib.import_module(f"{package}.{name}")

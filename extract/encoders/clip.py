@@ -30,10 +30,12 @@ from torch import Tensor
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, UsageError
 from cmcr.extract.encoder import EncoderSpec
-from cmcr.extract.encoders.weights import explained, find_weights, is_torchscript, weights_cached
+from cmcr.extract.encoders.clip_weights import fill, untrained
+from cmcr.extract.encoders.weights import explained, find_weights, weights_cached
 from cmcr.extract.items import Decoded
 from cmcr.files import sha256_file
 from cmcr.typed import typed
+from cmcr.weights import is_torchscript
 
 DEFAULT = "ViT-B-32/openai"
 DEFAULT_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"
@@ -112,8 +114,6 @@ def load_model(variant: Variant, checkpoint: Path) -> Any:
 
     Raises EncoderError for a file that is not there or holds other than its weights.
     """
-    import open_clip
-
     if not checkpoint.is_file():
         raise EncoderError(
             "there is no such checkpoint", where=checkpoint, cure="give --checkpoint a file"
@@ -129,15 +129,12 @@ def load_model(variant: Variant, checkpoint: Path) -> Any:
             "'vocab_size')]; torch.save(s, 'clip.pt')\" and give clip.pt to --checkpoint",
         )
     with explained(checkpoint):
-        # By path, so that open_clip takes the file for the weights and asks no network; what it
-        # would have read from the tag is handed over.
-        model = open_clip.create_model(
+        model = untrained(
             variant.model,
-            pretrained=str(checkpoint.absolute()),
             force_quick_gelu=variant.config.get("quick_gelu", False),
             force_preprocess_cfg=variant.config,
-            weights_only=True,
         )
+        fill(model, checkpoint)
     return model.eval()
 
 

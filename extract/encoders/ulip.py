@@ -25,7 +25,6 @@ Read in the publishers' code:
   Here, as in CLIP, the end token takes the last place.
 """
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -257,9 +256,7 @@ def open_encoder(*, variant: str | None, checkpoint: Path | None, device: str) -
     """
     options = parse_variant(variant)
     file = checkpoint or find_weights(REPO, FILE)
-    # The publisher's file also holds its training flags, a container of plain values.
-    with torch.serialization.safe_globals([Namespace]):
-        state = load_state_dict_file(file)
+    state = load_state_dict_file(file)
     try:
         towers = build_towers(state)
     except EncoderError as error:

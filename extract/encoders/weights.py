@@ -1,4 +1,4 @@
-"""Published weights: found in the Hugging Face cache or fetched, and read without unpickling.
+"""Published weights: found in the Hugging Face cache or fetched, and loaded.
 
     path = find_weights("timm/vit_base_patch32_clip_224.openai", "open_clip_model.safetensors")
     state = load_state_dict_file(path)  # name → tensor
@@ -8,17 +8,19 @@
 The cache is huggingface_hub's own (HF_HOME); HF_HUB_OFFLINE=1 keeps it from the network.
 """
 
-import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from cmcr.errors import CmcrError, EncoderError
+from cmcr.weights import WeightsError, read_weights
+
+CURE = (
+    "give --checkpoint the publisher's file of this very model, whole: a .safetensors file (with "
+    "that suffix), or one that torch.save wrote"
+)
 
 
 def find_weights(repo: str, filename: str) -> Path:
@@ -66,73 +68,31 @@ def _repository(repo: str) -> tuple[str, str]:
 
 
 def load_state_dict_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch.save file, on the CPU, by name.
+    """The tensors of a .safetensors or torch.save file, on the CPU, by name (`read_weights`).
 
-    A nested "state_dict" is taken out, and the prefix `module.` of data-parallel training is
-    cut off. Wrap the call in `torch.serialization.safe_globals([...])` where a publisher's file
-    holds harmless classes beside the tensors.
-
-    Raises EncoderError for a file that cannot be read so.
+    Raises EncoderError for a file that holds none.
     """
     with explained(path):
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
-        tensors = {
-            name.removeprefix("module."): value
-            for name, value in state.items()
-            if isinstance(name, str) and isinstance(value, Tensor)
-        }
-        if not tensors:
-            raise ValueError("no tensors by name")
-        return tensors
+        return read_weights(path)
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turn whatever is raised while the weights in `path` are loaded into an EncoderError."""
     try:
-        if is_torchscript(path):
-            raise ValueError("this is a TorchScript archive, a program")
         yield
     except CmcrError:
         raise
     except Exception as error:  # a publisher's loader raises what it stumbles over
-        raise EncoderError(_wrong(error), where=path, cure=_cure(error, path)) from error
-
-
-def _cure(error: Exception, path: Path) -> str:
-    whole = (
-        "give --checkpoint the publisher's file of this very model, whole: a .safetensors file "
-        "(with that suffix), or one that torch.save wrote of a state dict"
-    )
-    if not isinstance(error, pickle.UnpicklingError):
-        return whole
-    return (
-        f"{whole}. A file that you trust with your account can be converted once: "
-        f"python -c \"import torch; s = torch.load('{path.name}', 'cpu', weights_only=False); "
-        "torch.save(s.get('state_dict', s), 'weights.pt')\""
-    )
+        raise EncoderError(_wrong(error), where=path, cure=CURE) from error
 
 
 def _wrong(error: Exception) -> str:
     lines = str(error).splitlines() or [type(error).__name__]
-    if isinstance(error, pickle.UnpicklingError):
-        return "the checkpoint is damaged or holds more than weights; pickles are never loaded"
+    if isinstance(error, WeightsError):
+        return lines[0]
     if isinstance(error, OSError):
         return f"the checkpoint cannot be read: {error.strerror or lines[0]}"
     if lines[0].startswith("Error(s) in loading state_dict"):
         return f"the checkpoint is of another model: {lines[1].strip()[:200]}"
     return f"the checkpoint is damaged or is none: {lines[0][:200]}"
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether torch.jit.save wrote `path`."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
