@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from cmcr.cli.recipes.pipelines import load_pipelines, parse_place
 from cmcr.connect import baselines, connect, load_connection, read_config, with_overrides
 from cmcr.embeddings import Key, open_dataset
 from cmcr.evaluate import Items, rank_both_ways, select
-from cmcr.pipelines import load_pipelines, parse_place
 
 VARIANTS = {
     "c-mcr": (),

@@ -38,12 +38,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from cmcr.connect import ConnectConfig, aggregate, read_config
-from cmcr.connect.banks import TrainingData
-from cmcr.connect.checkpoint import State
-from cmcr.connect.heads import Side, make_heads
-from cmcr.connect.heap import freed_memory_kept
-from cmcr.connect.train import Modalities, Trainer, take_step, train
-from cmcr.connect.vectors import product
+from cmcr.connect.connection.projectors import Side, make_heads
+from cmcr.connect.training.batches import TrainingData
+from cmcr.connect.training.checkpoint import State
+from cmcr.connect.training.loop import Modalities, Trainer, take_step, train
+from cmcr.devices import freed_memory_kept, product
 
 DIM = 512
 QUERIES, MEMORY, BATCH, EPOCHS = 1_024, 100_000, 4_096, 36

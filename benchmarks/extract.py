@@ -50,10 +50,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cmcr.embeddings import Modality
 from cmcr.extract import Source, extract, load_encoder, open_source
-from cmcr.extract.decode import decode
-from cmcr.extract.encoder import Encoder
-from cmcr.extract.encoding import BATCH_SIZES, find_autocast
+from cmcr.extract.encoders.registry import Encoder
+from cmcr.extract.engine.encode import BATCH_SIZES, find_autocast
 from cmcr.extract.items import Item
+from cmcr.extract.media.decode import decode
 
 ROUNDS = 5
 CORES = len(os.sched_getaffinity(0))

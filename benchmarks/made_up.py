@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from cmcr.embeddings import Modality
-from cmcr.extract.encoders.pointbert import PointBERT
+from cmcr.extract.encoders.models.ulip_towers import PointBERT
 
 WORDS = ["a", "the", "photo", "of", "two", "red", "dogs", "running", "on", "wet", "grass", "rain"]
 

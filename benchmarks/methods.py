@@ -29,9 +29,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cmcr.connect import ConnectConfig, Connection, open_spaces, read_config
-from cmcr.connect.compare import candidates, preferred
-from cmcr.connect.fit import Problem, pose, score
-from cmcr.connect.run import make
+from cmcr.connect.methods.auto import candidates, preferred
+from cmcr.connect.methods.problem import Problem, pose, score
+from cmcr.connect.methods.solve import make
 from cmcr.embeddings import Key, import_embeddings, open_dataset
 from cmcr.evaluate import rank_both_ways, select
 
@@ -165,7 +165,7 @@ def first_places(connection: Connection, store: Path) -> float:
 
 def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Run:
     """Every method on `size` of the phrases."""
-    from cmcr.pipelines import load_pipelines
+    from cmcr.cli.recipes.pipelines import load_pipelines
 
     recipe = load_pipelines().named("digits")
     config = read_config(recipe.connect[0].config | {"seed": seed})
@@ -191,7 +191,7 @@ def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Run:
 
 
 def _items(store: Path, place: str) -> object:
-    from cmcr.pipelines import parse_place
+    from cmcr.cli.recipes.pipelines import parse_place
 
     space, modality, dataset = parse_place(place)
     return select(open_dataset(store, Key(space, modality, str(dataset))))

@@ -37,12 +37,12 @@ import numpy as np
 import soundfile
 import torch
 
-from cmcr.extract.decode import decode
-from cmcr.extract.encoder import Encoder
-from cmcr.extract.encoders import clap_audio
 from cmcr.extract.encoders.clap import DEFAULT, VARIANTS, open_encoder, roberta
-from cmcr.extract.encoders.htsat import Architecture
+from cmcr.extract.encoders.models import clap_audio
+from cmcr.extract.encoders.models.htsat import Architecture
+from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.items import Item, Waveform
+from cmcr.extract.media.decode import decode
 
 RATES = (8_000, 16_000, 22_050, 44_100, 48_000)
 SHORT = (1.0, 5.0, 10.0)  # seconds

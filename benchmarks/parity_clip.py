@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from cmcr.extract import Item, Source, open_source
-from cmcr.extract.decode import decode
-from cmcr.extract.encoder import Encoder
 from cmcr.extract.encoders.clip import CLIP, Variant, parse_variant, published
+from cmcr.extract.encoders.registry import Encoder
+from cmcr.extract.media.decode import decode
 
 BATCH = 32
 TOLERANCE = 1e-6

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cmcr.extract.decode import decode
 from cmcr.extract.encoders.ulip import UlipEncoder, open_encoder
 from cmcr.extract.items import Item
+from cmcr.extract.media.decode import decode
 
 UNUSED = ("h5py", "knn_cuda", "open3d", "pointnet2_ops", "termcolor", "torch._six")
 TEXTS = (

@@ -18,8 +18,8 @@ All ways take turns, ROUNDS times after one that is not timed; printed are the m
 of ratios, and the ratios' range. `memory` is the process's peak beyond what it held before the two
 matrices were made, as a multiple of these matrices; what a way leaves cached counts for later ones.
 
-The second table is of indexes over the same gallery: `build_index`, `tune` and `measure` of
-evaluate/index.py, with 1,000 of the queries. The vectors are drawn around 1,000 directions.
+The second table is of indexes over the same gallery: `train_index`, `tune` and `measure` of
+evaluate/tasks/index.py, with 1,000 of the queries. The vectors are drawn around 1,000 directions.
 """
 
 import argparse
@@ -37,11 +37,11 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from cmcr.evaluate.bootstrap import intervals
-from cmcr.evaluate.index import RECALL, build_index, measure, tune
-from cmcr.evaluate.metrics import retrieval_metrics
-from cmcr.evaluate.neighbours import NEIGHBOURS, search
-from cmcr.evaluate.relevance import Matches
+from cmcr.embeddings.index import search, train_index
+from cmcr.evaluate.ranking.matches import Matches
+from cmcr.evaluate.ranking.metrics import intervals, retrieval_metrics
+from cmcr.evaluate.tasks.index import RECALL, measure, tune
+from cmcr.evaluate.tasks.retrieval import TOP_K
 
 CLASSES = 1000
 BLOCK = 512
@@ -75,8 +75,8 @@ def main() -> None:
     same_class = Matches(_keys(query_classes, CLASSES), _keys(gallery_classes, CLASSES))
     ways: dict[str, Callable[[], object]] = {
         "product": lambda: product(queries, gallery),
-        "search": lambda: index.search(queries.numpy(), NEIGHBOURS),
-        "topk": lambda: product(queries, gallery, NEIGHBOURS),
+        "search": lambda: index.search(queries.numpy(), TOP_K),
+        "topk": lambda: product(queries, gallery, TOP_K),
         "instance": lambda: intervals(retrieval_metrics(queries, gallery, one).per_query),
         "several": lambda: intervals(retrieval_metrics(queries, gallery, five).per_query),
         "class": lambda: intervals(retrieval_metrics(queries, gallery, same_class).per_query),
@@ -143,16 +143,16 @@ def report_indexes(queries: np.ndarray, gallery: np.ndarray, matches: Matches) -
     items, dim = gallery.shape
     cells = 4 * isqrt(items)
     sample = Matches(matches.query_keys[: len(queries)], matches.gallery_keys)
-    exact = search(queries, gallery, NEIGHBOURS)[1]  # (queries, k)
+    exact = search(queries, gallery, TOP_K)[1]  # (queries, k)
     print("\n| index | set to | recall of the exact ten | queries/s | ms alone | build s | MB |")
     print("|---|---|---:|---:|---:|---:|---:|")
     sketch = f"PQ{dim // 4}"
     for factory in ("Flat", f"IVF{cells},Flat", "HNSW32", f"IVF{cells},{sketch}", sketch):
         started = time.perf_counter()
-        index = build_index(gallery, factory)
+        index = train_index(gallery, factory)
         seconds = time.perf_counter() - started
         setting = tune(index, factory, queries, exact, seconds=None)
-        found = measure(lambda rows: index.search(rows, NEIGHBOURS)[1], queries, exact, sample)  # noqa: B023
+        found = measure(lambda rows: index.search(rows, TOP_K)[1], queries, exact, sample)  # noqa: B023
         size = faiss.serialize_index(index).nbytes / 1e6
         print(
             f"| {factory} | {setting} | {found[RECALL]:.3f} | {found['qps']:,.0f} "

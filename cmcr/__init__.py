@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cmcr import connect, embeddings, errors, evaluate, extract
     from cmcr.connect import load_connection
     from cmcr.progress import quiet
 else:

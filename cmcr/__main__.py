@@ -1,6 +1,6 @@
 """`python -m cmcr` is `cmcr`."""
 
-from cmcr.cli import main
+from cmcr.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -4,15 +4,22 @@ device = find_device("auto")
 with threads_for(batch**2 * dim): ...      # steps whose largest product has so many operations
 """
 
+import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
 
-from cmcr.errors import UsageError
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcr.errors import MismatchError, SourceError, UsageError
 
 if TYPE_CHECKING:
     import torch
+
 
 # Threads wait for each other after every product. Where one of them has less to do than this many
 # multiply-adds (some 0.5 ms), that is all they do as soon as another process takes a core.
@@ -67,3 +74,129 @@ def threads_for(operations: int) -> Iterator[int]:
             yield threads
     finally:
         torch.set_num_threads(before)
+
+
+Vectors: TypeAlias = np.ndarray | Tensor | Sequence[Sequence[float]]
+
+_SMALLEST = 1e-12  # a norm below is zero: what `normalize` would not make a unit vector
+
+
+def rows(given: object, dim: int, of: str) -> np.ndarray | Tensor:
+    """What a user gives as embeddings of the space `of`, as an array or a tensor (n, dim).
+
+    Raises MismatchError for another shape, SourceError for what are no numbers.
+    """
+    if isinstance(given, Tensor) and (given.is_complex() or given.dtype == torch.bool):
+        raise _no_numbers(of, f"they are of type {given.dtype}")
+    array = given if isinstance(given, Tensor) else _array(given, of)
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise MismatchError(
+            f"embeddings of {of} are (n, {dim}), these are {tuple(array.shape)}",
+            cure="project each space's embeddings under its own name, one vector a row",
+        )
+    return array
+
+
+def _array(given: object, of: str) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError) as error:  # rows of unequal lengths, among others
+        raise _no_numbers(of, str(error)) from error
+    if array.dtype.kind not in "fiu":
+        raise _no_numbers(of, f"they are of type {array.dtype}")
+    native = array.dtype.isnative and array.dtype.kind == "f" and array.itemsize <= 8
+    return array if native else array.astype(np.float32)
+
+
+def _no_numbers(of: str, reason: str) -> SourceError:
+    return SourceError(
+        f"embeddings of {of} are rows of numbers: {reason}",
+        cure="give an array, a tensor or a list of lists of floats",
+    )
+
+
+def refuse_what_has_no_direction(block: Tensor, of: str, start: int = 0) -> None:
+    """Raise SourceError for rows of (n, D) float32 that are not finite or zero.
+
+    `start` is the number of the first row.
+    """
+    norms = torch.linalg.vector_norm(block, dim=1)  # (n,)
+    good = norms.isfinite() & (norms > _SMALLEST)
+    if good.all():
+        return
+    bad = torch.nonzero(~good).flatten()
+    first = int(bad[0])
+    what = "is zero" if norms[first].isfinite() else "holds NaN, infinity or far too large values"
+    raise SourceError(
+        f"row {start + first} of the embeddings of {of} {what}"
+        + (f", and {len(bad) - 1:,} rows after it are no better" if len(bad) > 1 else ""),
+        cure="leave such rows out: nothing can be found by them",
+    )
+
+
+def tensor(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """`array` as a tensor on `device`, in its own precision; copied only if it must be."""
+    if isinstance(array, np.ndarray):
+        # A stored embedding is a read-only memory map, which a tensor may not share, and no tensor
+        # runs backwards.
+        shared = array.flags.writeable and min(array.strides, default=0) >= 0
+        array = torch.from_numpy(array if shared else array.copy())
+    return array.to(device)
+
+
+def float32(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
+    """`array`, of any float precision, as a float32 tensor on `device`.
+
+    float16 travels to the device before it is widened: half the bytes.
+    """
+    return tensor(array, device).float()
+
+
+@cache
+def reduced(device: torch.device) -> torch.dtype | None:
+    """The precision that `device` multiplies float32 matrices in: bfloat16, None for float32."""
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+
+
+def product(
+    x: Tensor, y: Tensor, kind: torch.dtype | None = None, out: Tensor | None = None
+) -> Tensor:
+    """x y, (n, d) and (d, m) → (n, m), in float32.
+
+    The operands are rounded to `kind`, or to what `reduced` says, where that is a precision that
+    the device has units for; sums are float32 in any case. The result goes to `out` if it is given.
+    """
+    kind = kind or reduced(x.device)
+    if kind in (None, torch.float32):
+        return torch.mm(x.float(), y.float(), out=out)
+    found = torch.mm(x.to(kind), y.to(kind), out_dtype=torch.float32)
+    return found if out is None else out.copy_(found)
+
+
+# mallopt(3). What is set at the end is where glibc's own adjustment of these values ends.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
+_RELEASE = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65_536}
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep what is freed within, and give it back at the end; elsewhere than glibc do nothing."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    _set(libc, _KEEP)
+    try:
+        yield
+    finally:
+        _set(libc, _RELEASE)
+        libc.malloc_trim(0)
+
+
+def _set(libc: ctypes.CDLL, options: dict[int, int]) -> None:
+    for option, value in options.items():
+        libc.mallopt(option, value)

@@ -13,13 +13,17 @@ fetched when it is asked for, so that importing the package does not wait for to
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "TRAINING_LOG",
+    "Chain",
     "Chained",
     "ConnectConfig",
     "Connected",
     "Connection",
     "Found",
+    "JointSpace",
     "Projected",
     "Record",
+    "SpaceRecord",
     "aggregate",
     "baselines",
     "can_be_made_again",
@@ -31,37 +35,44 @@ __all__ = [
     "parse_settings",
     "project_store",
     "read_config",
+    "read_training",
     "upgrade_store",
     "with_overrides",
     "without_data",
 ]
 
 if TYPE_CHECKING:
-    from cmcr.connect.chain import Chained, connect_chain
+    from cmcr.connect.build import Chained, Connected, connect, connect_chain
     from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
-    from cmcr.connect.connection import Connection, load_connection
-    from cmcr.connect.data import open_spaces
-    from cmcr.connect.fit import baselines
-    from cmcr.connect.memory import aggregate
+    from cmcr.connect.connection.base import JointSpace
+    from cmcr.connect.connection.chain import Chain
+    from cmcr.connect.connection.connection import Connection
+    from cmcr.connect.connection.load import load_connection
+    from cmcr.connect.connection.record import Record, SpaceRecord
+    from cmcr.connect.importer import import_connection
+    from cmcr.connect.methods.solve import baselines, without_data
     from cmcr.connect.project import Projected, project_store
-    from cmcr.connect.published import import_connection, without_data
-    from cmcr.connect.record import Record
     from cmcr.connect.replace import can_be_made_again
-    from cmcr.connect.run import Connected, connect
+    from cmcr.connect.spaces.aggregation import aggregate
+    from cmcr.connect.spaces.datasets import open_spaces
+    from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
 else:
     _MODULES = {
-        "chain": ["Chained", "connect_chain"],
+        "build": ["Chained", "Connected", "connect", "connect_chain"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],
-        "connection": ["Connection", "load_connection"],
-        "data": ["open_spaces"],
-        "fit": ["baselines"],
-        "memory": ["aggregate"],
+        "connection.base": ["JointSpace"],
+        "connection.chain": ["Chain"],
+        "connection.connection": ["Connection"],
+        "connection.load": ["load_connection"],
+        "connection.record": ["Record", "SpaceRecord"],
+        "importer": ["import_connection"],
+        "methods.solve": ["baselines", "without_data"],
         "project": ["Projected", "project_store"],
-        "published": ["import_connection", "without_data"],
-        "record": ["Record"],
         "replace": ["can_be_made_again"],
-        "run": ["Connected", "connect"],
+        "spaces.aggregation": ["aggregate"],
+        "spaces.datasets": ["open_spaces"],
+        "training.log": ["TRAINING_LOG", "read_training"],
         "upgrade": ["Found", "upgrade_store"],
     }
 

@@ -19,9 +19,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cmcr.connect.heads import Kind, Preset
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
+
+Preset = Literal["mlp", "linear", "residual"]
+Kind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
 
 Method = Literal["c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity", "auto"]
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cmcr.connect.connection import Connection
-from cmcr.connect.record import library_versions
+from cmcr.connect.connection.connection import Connection
+from cmcr.connect.methods.problem import library_versions
 from cmcr.embeddings import (
     Dataset,
     Description,
@@ -33,7 +33,8 @@ from cmcr.embeddings import (
     open_dataset,
 )
 from cmcr.embeddings.parts import part_metadata, write_part
-from cmcr.embeddings.writer import MANIFEST, begin, claim, finish, is_complete, read_manifest
+from cmcr.embeddings.schema import MANIFEST, read_manifest
+from cmcr.embeddings.writer import begin, claim, finish, is_complete
 from cmcr.errors import MismatchError, UsageError
 from cmcr.progress import progress
 

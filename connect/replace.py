@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection import read_content, read_record
-from cmcr.connect.data import Spaces
-from cmcr.connect.record import Record, space_records
+from cmcr.connect.connection.record import Record, read_content, read_record
+from cmcr.connect.methods.problem import space_records
+from cmcr.connect.spaces.datasets import Spaces
 from cmcr.errors import StoreError, UsageError, VersionError
 
 _SHOWN = 4

@@ -13,14 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from cmcr.connect.card import model_card
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection import CARD, CONFIG, REMAKE, load_connection
-from cmcr.connect.record import FORMAT, Record, SpaceRecord
+from cmcr.connect.connection.load import load_connection
+from cmcr.connect.connection.model_card import model_card
+from cmcr.connect.connection.record import CARD, CONFIG, FORMAT, REMAKE, Record, SpaceRecord
 from cmcr.connect.swap import current, settle
 from cmcr.embeddings import check_store, list_datasets
-from cmcr.embeddings.schema import SCHEMA_VERSION
-from cmcr.embeddings.writer import MANIFEST, read_manifest
+from cmcr.embeddings.schema import MANIFEST, SCHEMA_VERSION, read_manifest
 from cmcr.errors import CmcrError, StoreError, VersionError
 from cmcr.files import locked, write_text
 

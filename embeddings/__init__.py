@@ -3,9 +3,9 @@
 STORE/space=clap/modality=audio/dataset=esc10/{part-00000.parquet, ..., manifest.json}
 """
 
-from cmcr.embeddings.dataset import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.importer import import_embeddings
 from cmcr.embeddings.index import build_index, index_is_current, open_index
+from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import MODALITIES, Description, Key, Manifest, Modality, identity
 from cmcr.embeddings.verify import check_store, describe_store, verify_store
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.embeddings.dataset import Dataset, open_dataset
 from cmcr.embeddings.index import build_index, index_is_current
 from cmcr.embeddings.parts import write_part
+from cmcr.embeddings.reader import Dataset, open_dataset
 from cmcr.embeddings.schema import Description, Key, Precision
 from cmcr.embeddings.writer import begin, claim, finish
 from cmcr.errors import SourceError, UsageError

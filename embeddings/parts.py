@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cmcr.embeddings.schema import (
     FAILURE_SCHEMA,
     METADATA_KEY,
+    REMAKE,
     Description,
     Part,
     all_finite,
@@ -160,6 +161,3 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     table = pa.Table.from_pylist(list(failures), schema=FAILURE_SCHEMA)
     with replacing(path) as unfinished:
         pq.write_table(table, unfinished)
-
-
-REMAKE = "delete that file and run the command that made the dataset again"

@@ -13,13 +13,22 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from cmcr.errors import EncoderError, SourceError, UsageError, near
+from cmcr.errors import (
+    EncoderError,
+    SourceError,
+    StoreError,
+    UsageError,
+    VersionError,
+    near,
+)
+
+REMAKE = "delete that file and run the command that made the dataset again"
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"cmcr"
@@ -205,3 +214,36 @@ def all_finite(embeddings: np.ndarray) -> bool:
         # numpy widens float16 to test it; the exponent bits answer eight times as fast.
         return not np.any((embeddings.view(np.uint16) & 0x7C00) == 0x7C00)
     return bool(np.isfinite(embeddings).all())
+
+
+Described = TypeVar("Described", bound=Description)
+
+MANIFEST = "manifest.json"
+FAILURES = "failures.parquet"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
+    try:
+        return _read(Manifest, folder / MANIFEST)
+    except FileNotFoundError:
+        raise StoreError(
+            "the dataset is unfinished: it has no manifest",
+            where=folder,
+            cure="run the command that was making it again; it goes on where it stopped",
+        ) from None
+
+
+def _read(kind: type[Described], path: Path) -> Described:
+    """A description in a file, its version before its fields: a newer one may have others."""
+    content = path.read_bytes()
+    try:
+        fields = json.loads(content)
+        version = fields.get("schema_version") if isinstance(fields, dict) else None
+        if isinstance(version, int) and version != SCHEMA_VERSION:
+            raise VersionError(version, SCHEMA_VERSION, where=path)
+        return kind.model_validate_json(content)
+    except ValueError as error:
+        raise StoreError(
+            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, cure=REMAKE
+        ) from None

@@ -7,35 +7,30 @@
 A dataset is unfinished until its manifest is there, and the manifest is written last.
 """
 
-import json
+import ctypes
+import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from cmcr.embeddings.inventory import drop_sidecars, gather_inputs
-from cmcr.embeddings.parts import (
-    REMAKE,
-    Failure,
-    describe_part,
-    part_metadata,
-    part_name,
-    write_failures,
-)
+from cmcr.embeddings.parts import Failure, describe_part, part_metadata, part_name, write_failures
 from cmcr.embeddings.schema import (
+    FAILURES,
     INCIDENTAL,
-    SCHEMA_VERSION,
+    MANIFEST,
+    REMAKE,
     Description,
+    Key,
     Manifest,
+    _read,
     canonical_json,
+    read_manifest,
 )
-from cmcr.errors import MismatchError, StoreError, VersionError
+from cmcr.errors import MismatchError, StoreError
 from cmcr.files import locked, write_text
 
-Described = TypeVar("Described", bound=Description)
-
-MANIFEST = "manifest.json"
-FAILURES = "failures.parquet"
 _BEGUN = ".description.json"
 
 
@@ -160,28 +155,80 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
-    try:
-        return _read(Manifest, folder / MANIFEST)
-    except FileNotFoundError:
-        raise StoreError(
-            "the dataset is unfinished: it has no manifest",
-            where=folder,
-            cure="run the command that was making it again; it goes on where it stopped",
-        ) from None
+_FRESH = ".fresh"  # the mark
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
-def _read(kind: type[Described], path: Path) -> Described:
-    """A description in a file, its version before its fields: a newer one may have others."""
-    content = path.read_bytes()
+def fresh_store(store: Path) -> Path:
+    """The store in which datasets are made that are to replace those of `store`."""
+    return store / ".update"
+
+
+def begin_fresh(store: Path, key: Key) -> Path:
+    """Make ready to replace a dataset; gives the store in which to make the new one.
+
+    What was made there before goes on.
+    """
+    (key.folder(store) / _FRESH).unlink(missing_ok=True)
+    folder = key.folder(fresh_store(store))
+    if not (folder / _FRESH).exists():
+        discard_fresh(store, key)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FRESH).touch()
+    return fresh_store(store)
+
+
+def discard_fresh(store: Path, key: Key) -> None:
+    """Take away what lies in the other store under this name, and that store where it is empty."""
+    folder = key.folder(fresh_store(store))
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    with suppress(OSError):  # there are others
+        for parent in folder.relative_to(store).parents[:-1]:
+            (store / parent).rmdir()
+
+
+def put_in_place(store: Path, key: Key) -> None:
+    """Exchange the dataset with the finished new one, and take the old one away."""
+    folder, fresh = key.folder(store), key.folder(fresh_store(store))
+    for unfinished in fresh.glob(".*.parquet.*"):  # of a process that was killed
+        unfinished.unlink()
+    for boxes in folder.glob("regions-*.jsonl"):  # a detector's, which are made but once
+        if not (fresh / boxes.name).exists():
+            os.link(boxes, fresh / boxes.name)
     try:
-        fields = json.loads(content)
-        version = fields.get("schema_version") if isinstance(fields, dict) else None
-        if isinstance(version, int) and version != SCHEMA_VERSION:
-            raise VersionError(version, SCHEMA_VERSION, where=path)
-        return kind.model_validate_json(content)
-    except ValueError as error:
-        raise StoreError(
-            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, cure=REMAKE
-        ) from None
+        _exchange(folder, fresh)
+    except OSError:  # not Linux, or a file system that cannot: the window is one rename long
+        os.rename(folder, _aside(fresh))
+        os.rename(fresh, folder)
+        shutil.rmtree(_aside(fresh))
+    (folder / _FRESH).unlink(missing_ok=True)
+    discard_fresh(store, key)
+
+
+def recover(store: Path, key: Key) -> None:
+    """Take away an old dataset; where a process was killed between two renames, do the other."""
+    folder, fresh = key.folder(store), key.folder(fresh_store(store))
+    aside = _aside(fresh)
+    if aside.is_dir():
+        if not folder.exists():
+            os.rename(fresh if (fresh / MANIFEST).exists() else aside, folder)
+            (folder / _FRESH).unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+    if fresh_store(store).is_dir() and not (fresh / _FRESH).exists():
+        discard_fresh(store, key)
+
+
+def _aside(fresh: Path) -> Path:
+    return fresh.with_name(f".{fresh.name}")
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Each takes the other's name (renameat2). Raises OSError where there is no such call."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(library, "renameat2"):
+        raise OSError("no renameat2")
+    names = os.fsencode(one), os.fsencode(other)
+    if library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))

@@ -6,24 +6,24 @@ done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gal
 rich.print(results_table(done.rows))
 """
 
-from cmcr.evaluate.breakdown import weak_spots
-from cmcr.evaluate.budget import Budget, parse_budget
-from cmcr.evaluate.counterfactual import evaluate_counterfactual, precision_recall
-from cmcr.evaluate.gap import evaluate_gap
-from cmcr.evaluate.index import IndexChoice, evaluate_index
-from cmcr.evaluate.localization import (
+from cmcr.embeddings.index import Budget, parse_budget
+from cmcr.evaluate.inputs.items import Items, parse_where, select
+from cmcr.evaluate.inputs.truth import Pair, read_truth, truth_of
+from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
+from cmcr.evaluate.report.page import write_report
+from cmcr.evaluate.results import Results, Row, read_results, results_table, weak_spots
+from cmcr.evaluate.tasks.counterfactual import evaluate_counterfactual, precision_recall
+from cmcr.evaluate.tasks.gap import evaluate_gap
+from cmcr.evaluate.tasks.index import IndexChoice, evaluate_index
+from cmcr.evaluate.tasks.localization import (
     evaluate_localization,
     localization_metrics,
     success_rates,
 )
-from cmcr.evaluate.metrics import Measured, chance_metrics, retrieval_metrics
-from cmcr.evaluate.relevance import Matches, find_matches
-from cmcr.evaluate.results import Results, Row, read_results, results_table
-from cmcr.evaluate.retrieval import Items, Ranking, parse_where, rank_both_ways, select
-from cmcr.evaluate.reuse import Evaluated
-from cmcr.evaluate.run import evaluate_retrieval
-from cmcr.evaluate.truth import Pair, read_truth, truth_of
-from cmcr.evaluate.zero_shot import evaluate_zero_shot
+from cmcr.evaluate.tasks.retrieval import Ranking, evaluate_retrieval, rank_both_ways
+from cmcr.evaluate.tasks.runner import Evaluated
+from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
 
 __all__ = [
     "Budget",
@@ -57,4 +57,5 @@ __all__ = [
     "success_rates",
     "truth_of",
     "weak_spots",
+    "write_report",
 ]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
 
+
+Metrics = dict[str, float]
+
 _LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
 _MEASURED_COSTS = frozenset({"qps", "query_ms", "build_s", "index_mb"})
 _FORMATS = {
@@ -65,8 +68,8 @@ class Row(TypedDict):
     gallery: str
     metrics: dict[str, float]
     unmatched: NotRequired[Unmatched]
-    intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/bootstrap.py
-    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/breakdown.py
+    intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
+    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/tasks/retrieval.py
     worst: NotRequired[list[dict[str, Any]]]
 
 
@@ -202,3 +205,31 @@ def unmatched_line(unmatched: Unmatched) -> str:
         f"count nowhere, the first is {unmatched['first']!r}"
         + (f"; their labels are such as {labels}" if labels else "")
     )
+
+
+_SHOWN = 5
+
+
+def weak_spots(rows: Sequence["Row"]) -> str:
+    """For the terminal: the weakest classes and the worst failures of each row that has them."""
+    lines = []
+    for row in rows:
+        classes = sorted(row.get("per_class", []), key=lambda line: line["metrics"]["mAP"])
+        failures = row.get("worst", [])
+        if classes or failures:
+            lines.append(f"{row['query']} → {row['gallery']} by {row['model']}")
+        if classes:
+            lines.append(f"  mAP of {len(classes)} classes, lowest first: {_first(classes)}")
+        if failures:
+            lines.append(f"  worst failures, and where their first match ranks: {_first(failures)}")
+    return "\n".join(lines)
+
+
+def _first(lines: Sequence[dict[str, Any]]) -> str:
+    shown = [
+        f"{line['id']} {line['first_rank']:,}"
+        if "id" in line
+        else f"{line['label']} {line['metrics']['mAP']:.3f}"
+        for line in lines[:_SHOWN]
+    ]
+    return ", ".join(shown)

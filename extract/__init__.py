@@ -3,15 +3,26 @@
 sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset=…/part-…….parquet
 """
 
-from cmcr.extract.encoder import Encoder, EncoderSpec, encoder_spec, load_encoder, registered
+from cmcr.extract.contract import PROMISES, check_encoder
+from cmcr.extract.embed import extract
+from cmcr.extract.encoders.registry import (
+    Encoder,
+    EncoderSpec,
+    encoder_spec,
+    load_encoder,
+    registered,
+)
+from cmcr.extract.engine.summary import Summary
 from cmcr.extract.items import Item, Waveform
+from cmcr.extract.lookup import find_media
 from cmcr.extract.preview import Preview, preview_extraction
-from cmcr.extract.regions import open_regions
-from cmcr.extract.run import extract
-from cmcr.extract.sources import Source, open_source
-from cmcr.extract.summary import Summary
+from cmcr.extract.regions.boxes import open_regions
+from cmcr.extract.sources.open import open_source
+from cmcr.extract.sources.source import SUFFIXES, Source
 
 __all__ = [
+    "PROMISES",
+    "SUFFIXES",
     "Encoder",
     "EncoderSpec",
     "Item",
@@ -19,8 +30,10 @@ __all__ = [
     "Source",
     "Summary",
     "Waveform",
+    "check_encoder",
     "encoder_spec",
     "extract",
+    "find_media",
     "load_encoder",
     "open_regions",
     "open_source",

@@ -25,11 +25,13 @@ from cmcr.embeddings import Key, Modality, open_dataset
 from cmcr.embeddings.schema import as_json, canonical_json
 from cmcr.errors import MismatchError
 from cmcr.extract.contract_inputs import write_inputs
-from cmcr.extract.decode import decode
-from cmcr.extract.encoder import Encoder, EncoderSpec, encoder_spec, load_encoder
-from cmcr.extract.encoding import check_norms, check_shape
-from cmcr.extract.run import Summary, extract
-from cmcr.extract.sources import Source, open_source
+from cmcr.extract.embed import extract
+from cmcr.extract.encoders.registry import Encoder, EncoderSpec, encoder_spec, load_encoder
+from cmcr.extract.engine.encode import check_norms, check_shape
+from cmcr.extract.engine.summary import Summary
+from cmcr.extract.media.decode import decode
+from cmcr.extract.sources.open import open_source
+from cmcr.extract.sources.source import Source
 
 COSINE = 0.99999
 PART_ROWS, BATCH = 2, 2  # of three inputs: two parts

@@ -5,9 +5,12 @@ Decoded  the same input as an encoder takes it
          image: PIL.Image; audio: Waveform; text: str; pointcloud: (n, 3) float32 array, y up
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
@@ -43,3 +46,37 @@ class Waveform:
 
 
 Decoded: TypeAlias = "Image | Waveform | str | np.ndarray"
+
+LARGEST_MEMBER = 1 << 30  # bytes of one file in a tar, which is held in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Item):
+    """An input that its source found unusable: `decode` raises a SourceError with `why`."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Item):
+    """Encoded media that lie inside a larger file: the worker that decodes them reads them."""
+
+    file: str = ""
+    offset: int = 0
+    size: int = 0
+
+
+def file_uri(path: str | Path) -> str:
+    """`path` itself, or as a file: URI where its bytes are not UTF-8 and no column can hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))
+    return str(path)
+
+
+def local_path(uri: str) -> Path:
+    """The path that `file_uri` made `uri` of."""
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)

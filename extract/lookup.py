@@ -17,10 +17,10 @@ from pathlib import Path
 
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
-from cmcr.extract.decode import LARGEST_MEMBER, decode, file_uri, local_path
-from cmcr.extract.digits.sources import BUILTIN
-from cmcr.extract.items import Decoded, Item
-from cmcr.extract.webdataset import is_tar
+from cmcr.extract.digits.world.builtin import BUILTIN
+from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, file_uri, local_path
+from cmcr.extract.media.decode import decode
+from cmcr.extract.sources.webdataset import is_tar
 
 _BUILTIN = "builtin:"
 

@@ -20,14 +20,14 @@ import torch
 
 from cmcr.embeddings.schema import Precision
 from cmcr.errors import UsageError
-from cmcr.extract.encoder import Encoder
-from cmcr.extract.encoding import Amp, Autocast, encode_batches, find_autocast
-from cmcr.extract.folders import told
+from cmcr.extract.embed import PART_ROWS, compare, describe
+from cmcr.extract.encoders.registry import Encoder
+from cmcr.extract.engine.encode import Amp, Autocast, encode_batches, find_autocast
+from cmcr.extract.engine.summary import Kinds
+from cmcr.extract.engine.workers import Batch, Decoding, Loaded
 from cmcr.extract.items import Item
-from cmcr.extract.loading import Batch, Decoding, Loaded
-from cmcr.extract.rows import Source
-from cmcr.extract.run import PART_ROWS, compare, describe
-from cmcr.extract.summary import Kinds
+from cmcr.extract.sources.folders import told
+from cmcr.extract.sources.source import Source
 
 MEASURED = 16  # items
 _SHOWN = 12  # labels

@@ -20,9 +20,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cmcr.extract.encoders import clap, htsat
+from cmcr.extract.encoders import clap
 from cmcr.extract.encoders.clap import END, TOKENIZER_FILES, VOCABULARY
-from cmcr.extract.encoders.pointbert import PointBERT
+from cmcr.extract.encoders.models import htsat
+from cmcr.extract.encoders.models.ulip_towers import PointBERT
 
 SMALL_CLIP = "ViT-S-32-alt"  # 256-d; it has no published weights
 

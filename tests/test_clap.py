@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import EncoderError, SourceError, UsageError
-from cmcr.extract.encoders import clap, clap_audio
+from cmcr.extract.encoders import clap
 from cmcr.extract.encoders.clap import CLAP, CONTEXT, END, PAD, TOKENIZER_FILES, VOCABULARY
+from cmcr.extract.encoders.models import clap_audio
 from cmcr.extract.items import Waveform
 from cmcr.files import sha256_file
 

@@ -203,8 +203,8 @@ def test_a_local_recipe_replaces_the_packaged_one(tmp_path: Path) -> None:
 
 
 def test_every_recipe_is_one_that_connect_takes() -> None:
+    from cmcr.cli.recipes.pipelines import load_pipelines, parse_place
     from cmcr.connect import read_config
-    from cmcr.pipelines import load_pipelines, parse_place
 
     for recipe in load_pipelines().pipelines.values():
         made = {

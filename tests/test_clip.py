@@ -25,9 +25,9 @@ from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import CmcrError, EncoderError, UsageError
 from cmcr.extract import Item, extract, open_source
-from cmcr.extract.decode import decode
-from cmcr.extract.encoder import Encoder
 from cmcr.extract.encoders.clip import CLIP, ClipEncoder
+from cmcr.extract.encoders.registry import Encoder
+from cmcr.extract.media.decode import decode
 
 SMALL = "ViT-S-32-alt"  # 256-d; it has no published weights
 TEXTS = [

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cmcr.connect.closed_form import mean_embedding, moments, procrustes, ridge
+from cmcr.connect.methods.closed_forms import mean_embedding, moments, procrustes, ridge
 
 
 def unit(count: int, dim: int, seed: int = 0) -> Tensor:
@@ -46,7 +46,7 @@ def test_moments_are_the_same_in_blocks_and_of_scaled_rows(monkeypatch: pytest.M
     x, y = unit(50, 6), unit(50, 5, seed=1)
     means = mean_embedding([x], 6), mean_embedding([y], 5)
     whole = moments(x, y, *means)
-    monkeypatch.setattr("cmcr.connect.closed_form.BLOCK_ROWS", 7)
+    monkeypatch.setattr("cmcr.connect.methods.closed_forms.BLOCK_ROWS", 7)
     cut = moments(3 * x, y, *means)
     torch.testing.assert_close(whole.auto, cut.auto)
     torch.testing.assert_close(whole.cross, cut.cross)

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from cmcr.connect import ConnectConfig, connect, load_connection, read_config
-from cmcr.connect import info_nce as info_nce_module
-from cmcr.connect import losses as losses_module
-from cmcr.connect.banks import Banks, TrainingData
-from cmcr.connect.compare import preferred
-from cmcr.connect.data import Rows
-from cmcr.connect.info_nce import info_nce
-from cmcr.connect.validation import Held, clearly_worse, split, validate
+from cmcr.connect.methods.auto import preferred
+from cmcr.connect.methods.problem import split
+from cmcr.connect.spaces.pairs import Rows
+from cmcr.connect.training import info_nce as info_nce_module
+from cmcr.connect.training import objective as losses_module
+from cmcr.connect.training.batches import Banks, TrainingData
+from cmcr.connect.training.info_nce import info_nce
+from cmcr.connect.training.validation import Held, clearly_worse, validate
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, UsageError
 
@@ -210,7 +211,7 @@ def test_pseudo_partners_are_aggregated_once(store: Path, monkeypatch: pytest.Mo
     connect(store, config(epochs=1), name="a")
     kept = sorted((store / "pseudo").glob("*/*.npy"))
     assert len(kept) == 2
-    monkeypatch.setattr("cmcr.connect.pseudo.aggregate", None)
+    monkeypatch.setattr("cmcr.connect.spaces.pseudo.aggregate", None)
     connect(store, config(epochs=1, seed=3, intra_weight=1), name="b")
     with pytest.raises(TypeError):
         connect(store, config(epochs=1, memory_temperature=0.1), name="c")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmcr.cli import app
+from cmcr.cli.app import app
 from cmcr.connect import (
     ConnectConfig,
     Connection,
@@ -26,8 +26,8 @@ from cmcr.connect import (
     load_connection,
     read_config,
 )
-from cmcr.connect.checkpoint import State
-from cmcr.connect.losses import TERMS
+from cmcr.connect.training.checkpoint import State
+from cmcr.connect.training.objective import TERMS
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
@@ -318,7 +318,8 @@ def test_a_killed_process_goes_on_where_it_was(
     whole = connect(store, settings, name="whole").path
     script = (
         "import os, signal; from pathlib import Path; from cmcr.connect import *\n"
-        "import torch; torch.set_num_threads(1); from cmcr.connect.checkpoint import State\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "from cmcr.connect.training.checkpoint import State\n"
         "save = State.save\n"
         "def kill(state, path, identity):\n"
         "    if len(state.log) == 3: path.with_name(f'.{path.name}.1').write_bytes(b'half')\n"

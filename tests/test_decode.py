@@ -19,7 +19,7 @@ from PIL import Image
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
 from cmcr.extract import Item, Waveform
-from cmcr.extract.decode import decode
+from cmcr.extract.media.decode import decode
 
 TONE = 0.5 * np.sin(np.arange(4800) * 440 / 48_000 * 6.283)
 

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import EncoderError, SourceError, UsageError
-from cmcr.extract.crops import Box, Crop, crop
-from cmcr.extract.digits import phrases as written
-from cmcr.extract.digits.branches import shipped
-from cmcr.extract.digits.handwriting import pictures
-from cmcr.extract.digits.phrases import Kind, phrases
-from cmcr.extract.digits.scenes import scenes
-from cmcr.extract.digits.shapes import extruded, turned
-from cmcr.extract.digits.sources import BUILTIN
-from cmcr.extract.digits.speech import SHIPPED, clips
-from cmcr.extract.encoder import Encoder, load_encoder
+from cmcr.extract.digits.towers import shipped
+from cmcr.extract.digits.world import phrases as written
+from cmcr.extract.digits.world.builtin import BUILTIN
+from cmcr.extract.digits.world.handwriting import pictures
+from cmcr.extract.digits.world.phrases import Kind, phrases
+from cmcr.extract.digits.world.scenes import scenes
+from cmcr.extract.digits.world.shapes import extruded, turned
+from cmcr.extract.digits.world.speech import SHIPPED, clips
+from cmcr.extract.encoders.registry import Encoder, load_encoder
 from cmcr.extract.items import Decoded, Item, Waveform
+from cmcr.extract.media.crops import Box, Crop, crop
 
 NAMES = ("digits-clip", "digits-clap", "digits-ulip")
 READERS = ("digits-clip", "digits-clap")  # of text

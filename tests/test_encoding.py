@@ -14,7 +14,7 @@ import torch
 from cmcr.embeddings import Key, open_dataset
 from cmcr.errors import EncoderError
 from cmcr.extract import Encoder, extract, open_source
-from cmcr.extract.encoding import find_autocast
+from cmcr.extract.engine.encode import find_autocast
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cmcr.cli import app
+from cmcr.cli.app import app
 from cmcr.connect import load_connection
-from cmcr.connect.record import FORMAT
+from cmcr.connect.connection.record import FORMAT
 from cmcr.embeddings import (
     Description,
     Key,
@@ -27,7 +27,7 @@ from cmcr.embeddings import (
 from cmcr.embeddings.schema import SCHEMA_VERSION
 from cmcr.embeddings.writer import begin
 from cmcr.errors import VersionError
-from cmcr.evaluate.report import write_report
+from cmcr.evaluate import write_report
 from cmcr.extract.lookup import find_media
 
 HERE = Path(__file__).parent / "formats"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmcr.cli import main
+from cmcr.cli.app import main
 from cmcr.embeddings import Dataset, Key, open_dataset
 
 Cmcr = Callable[..., Any]

@@ -14,7 +14,7 @@ from seeded import SMALL_CLIP, clip_checkpoint
 
 from cmcr.connect import connect, read_config
 from cmcr.embeddings import Dataset, Key, Modality
-from cmcr.embeddings.health import measure
+from cmcr.embeddings.verify import measure
 from cmcr.extract import extract, load_encoder, open_source
 
 Make = Callable[..., Dataset]

@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmcr.cli import main
+from cmcr.cli.app import main
 from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.schema import canonical_json, identity
 from cmcr.errors import EncoderError, SourceError, UsageError
 from cmcr.extract import encoder_spec, load_encoder
-from cmcr.extract.encoders import clap_audio
-from cmcr.extract.encoders.hf import HfEncoder
+from cmcr.extract.encoders.hf.encoder import HfEncoder
+from cmcr.extract.encoders.models import clap_audio
 from cmcr.extract.items import Waveform
 
 IMAGE_MODELS = ("clip", "siglip", "siglip2", "altclip", "chinese-clip")

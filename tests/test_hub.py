@@ -107,7 +107,7 @@ def test_a_connection_of_the_hub_is_fetched(folder: Path, monkeypatch: pytest.Mo
         asked.append((repository, options))
         return str(folder)
 
-    monkeypatch.setattr("cmcr.connect.connection.snapshot_download", snapshot)
+    monkeypatch.setattr("cmcr.connect.connection.connection.snapshot_download", snapshot)
     assert same(load_connection("me/see-hear"), load_connection(folder))
     assert asked == [("me/see-hear", {"allow_patterns": ["*.json", "*.safetensors"]})]
     with pytest.raises(StoreError, match="no finished connection"):

@@ -22,8 +22,8 @@ from cmcr.evaluate import (
     success_rates,
     truth_of,
 )
-from cmcr.evaluate.boxes import CENTRE, GRID, consensus_iou, truth_map
-from cmcr.evaluate.scenes import find_scenes
+from cmcr.evaluate.inputs.ciou import CENTRE, GRID, consensus_iou, truth_map
+from cmcr.evaluate.inputs.scenes import find_scenes
 from cmcr.extract import extract, open_source
 
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmcr.errors import CmcrError
-from cmcr.evaluate import ranks
-from cmcr.evaluate.metrics import CUTOFFS, chance_metrics, retrieval_metrics
-from cmcr.evaluate.ranks import ranks_by_buckets, ranks_by_comparing
-from cmcr.evaluate.relevance import find_matches
+from cmcr.evaluate.ranking import ranks
+from cmcr.evaluate.ranking.matches import find_matches
+from cmcr.evaluate.ranking.metrics import CUTOFFS, chance_metrics, retrieval_metrics
+from cmcr.evaluate.ranking.ranks import ranks_by_buckets, ranks_by_comparing
 
 
 def items(labels=None, groups=None):

@@ -12,8 +12,8 @@ import pytest
 import typer
 
 from cmcr import __version__, errors
-from cmcr.cli import app, main
-from cmcr.commands.output import print_table
+from cmcr.cli.app import app, main
+from cmcr.cli.console import print_table
 from cmcr.embeddings import Dataset
 
 ROOT = Path(__file__).parents[1]

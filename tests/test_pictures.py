@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cmcr.connect.training.log import read_training
 from cmcr.errors import CmcrError
-from cmcr.evaluate.joint_space import Cloud, draw_joint_space, embed_2d, map_together
-from cmcr.evaluate.metrics import RECALL_LEVELS
-from cmcr.evaluate.pictures import Curve, draw_precision, draw_training, read_training
+from cmcr.evaluate.figures.joint_space import Cloud, draw_joint_space, embed_2d, map_together
+from cmcr.evaluate.figures.plots import Curve, draw_precision, draw_training
+from cmcr.evaluate.ranking.metrics import RECALL_LEVELS
 
 
 def cloud(space, modality, dim, classes, items=24):

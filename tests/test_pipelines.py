@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmcr.cli import main
-from cmcr.pipelines import load_pipelines
-from cmcr.schema import schema
+from cmcr.cli.app import main
+from cmcr.cli.recipes.pipelines import load_pipelines
+from cmcr.cli.recipes.schema import schema
 
 ROOT = Path(__file__).parents[1]
 Cmcr = Callable[..., Any]
@@ -112,7 +112,7 @@ def test_init_says_what_is_missing(cmcr: Cmcr, tmp_path: Path) -> None:
 
 
 def test_the_schema_is_the_one_that_the_code_has() -> None:
-    """Made by `python -m cmcr.schema > pipelines.schema.json`."""
+    """Made by `python -m cmcr.cli.recipes.schema > pipelines.schema.json`."""
     shipped = (ROOT / "pipelines.schema.json").read_text(encoding="utf-8")
     assert json.loads(shipped) == schema()
     first = (ROOT / "pipelines.yaml").read_text(encoding="utf-8").splitlines()[0]

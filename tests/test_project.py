@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
-from cmcr.cli import app
+from cmcr.cli.app import app
 from cmcr.connect import (
     ConnectConfig,
     Connection,

@@ -7,7 +7,7 @@ import pytest
 
 from cmcr.errors import UsageError
 from cmcr.extract import extract, open_source
-from cmcr.prompts import fill, read_classes, read_templates
+from cmcr.templates import fill, read_classes, read_templates
 
 
 def test_the_lists_that_ship():

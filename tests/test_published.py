@@ -18,8 +18,9 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 from typer.testing import CliRunner
 
-from cmcr.cli import app
-from cmcr.connect import import_connection, load_connection, published
+from cmcr.cli.app import app
+from cmcr.connect import import_connection, load_connection
+from cmcr.connect.connection import published
 from cmcr.embeddings import Dataset, Key
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
 from cmcr.evaluate import evaluate_retrieval

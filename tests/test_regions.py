@@ -18,14 +18,14 @@ from PIL import Image
 
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
-from cmcr.evaluate.retrieval import select
-from cmcr.evaluate.scenes import find_scenes
-from cmcr.evaluate.truth import Pair
+from cmcr.evaluate.inputs.items import select
+from cmcr.evaluate.inputs.scenes import find_scenes
+from cmcr.evaluate.inputs.truth import Pair
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
-from cmcr.extract.crops import crop, crops
 from cmcr.extract.items import Item
-from cmcr.extract.proposals import propose
-from cmcr.extract.regions import GRID
+from cmcr.extract.media.crops import crop, crops
+from cmcr.extract.regions.boxes import GRID
+from cmcr.extract.regions.detector import propose
 
 BOX = ("x0", "y0", "x1", "y1")
 
@@ -237,7 +237,7 @@ def test_a_crop_is_the_rounded_box(
     picture = Image.fromarray(np.arange(size[0] * size[1], dtype=np.int32).reshape(size[::-1]))
     x0, y0, x1, y1 = (min(max(place, 0.0), 1.0) for place in box)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmcr.extract.crops.decode", lambda *_: picture)
+        patch.setattr("cmcr.extract.media.crops.decode", lambda *_: picture)
         if x0 >= x1 or y0 >= y1:
             with pytest.raises(SourceError, match="no area"):
                 crop(region)
@@ -271,8 +271,8 @@ def test_a_box_at_the_corner_of_a_picture_is_cut_there(
     (region,) = crops(Item("a", "a", content=b""), [((*fractions,), None)])
     with pytest.MonkeyPatch.context() as patch:
         picture = SimpleNamespace(size=size, crop=lambda box: box)
-        patch.setattr("cmcr.extract.crops.decode", lambda *_: picture)
-        patch.setattr("cmcr.extract.crops.refuse_line", lambda *_: None)
+        patch.setattr("cmcr.extract.media.crops.decode", lambda *_: picture)
+        patch.setattr("cmcr.extract.media.crops.refuse_line", lambda *_: None)
         known, cut = crop(region)
     assert cut == (*first, width, height)
     assert places([known.extra])[0][2:] == pytest.approx([1, 1], abs=1e-6)
@@ -291,7 +291,7 @@ def test_boxes_that_leave_the_picture_are_clipped_and_pixels_are_pixels() -> Non
         (region,) = crops(Item("a", "a", content=b""), [(box, None)])
         with pytest.MonkeyPatch.context() as patch:
             picture = SimpleNamespace(size=(40, 20), crop=lambda box: box)
-            patch.setattr("cmcr.extract.crops.decode", lambda *_, picture=picture: picture)
+            patch.setattr("cmcr.extract.media.crops.decode", lambda *_, picture=picture: picture)
             assert crop(region)[1] == expected
 
 
@@ -342,7 +342,7 @@ def test_what_a_detector_finds_lies_in_the_picture(photos: Path, tmp_path: Path)
 def test_detection_goes_on_where_it_stopped(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cmcr.extract.proposals.RUN", 1)
+    monkeypatch.setattr("cmcr.extract.regions.detector.RUN", 1)
     pictures = open_source("image", str(photos))
     seen: list[int] = []
 

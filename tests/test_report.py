@@ -20,7 +20,7 @@ import soundfile
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmcr.cli import app
+from cmcr.cli.app import app
 from cmcr.connect import connect, read_config
 from cmcr.embeddings import Key, import_embeddings
 from cmcr.errors import UsageError
@@ -30,9 +30,9 @@ from cmcr.evaluate import (
     evaluate_localization,
     evaluate_retrieval,
     evaluate_zero_shot,
+    write_report,
 )
-from cmcr.evaluate.report import write_report
-from cmcr.evaluate.report.gallery import parse_key
+from cmcr.evaluate.report.examples import parse_key
 from cmcr.extract import extract, load_encoder, open_source
 from cmcr.extract.lookup import find_media
 
@@ -139,7 +139,7 @@ def made(tmp_path_factory, media):
     connect(store, read_config(fields), name="made")
     path = store / "connections" / "made"
     with pytest.MonkeyPatch.context() as patch:  # the PNGs of retrieval are tested elsewhere
-        patch.setattr("cmcr.evaluate.run._draw", lambda *_: [])
+        patch.setattr("cmcr.evaluate.tasks.retrieval._draw", lambda *_: [])
         evaluate_retrieval(store, path, SOUNDS, PICTURES)
         evaluate_retrieval(store, path, SHAPES, TEXTS)
     evaluate_gap(store, path, SOUNDS, PICTURES)

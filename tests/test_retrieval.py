@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cmcr.connect import baselines, connect, load_connection, read_config
 from cmcr.embeddings import Key, import_embeddings, open_dataset
+from cmcr.embeddings.index import search
 from cmcr.errors import CmcrError, MismatchError, UsageError
 from cmcr.evaluate import (
     evaluate_retrieval,
@@ -24,7 +25,6 @@ from cmcr.evaluate import (
     results_table,
     select,
 )
-from cmcr.evaluate.neighbours import search
 
 CLASSES = ("cat", "dog", "owl", "pig", "rat")
 SOUNDS = Key("ear", "audio", "sounds")

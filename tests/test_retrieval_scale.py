@@ -21,6 +21,7 @@ from torchmetrics.functional.retrieval import (
 
 from cmcr.connect import connect, load_connection, read_config
 from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings.index import choose_factory, search, train_index
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate import (
     Budget,
@@ -36,14 +37,11 @@ from cmcr.evaluate import (
     select,
     weak_spots,
 )
-from cmcr.evaluate.bootstrap import intervals
-from cmcr.evaluate.breakdown import per_class
-from cmcr.evaluate.budget import choose_index
-from cmcr.evaluate.gap import alignment, distance, uniformity
-from cmcr.evaluate.index import INDEX, RECALL, build_index, share_found, tune
-from cmcr.evaluate.metrics import CUTOFFS, PerQuery
-from cmcr.evaluate.neighbours import search
-from cmcr.evaluate.ranks import TIE, ranks_by_buckets, ranks_by_comparing
+from cmcr.evaluate.ranking.metrics import CUTOFFS, PerQuery, intervals
+from cmcr.evaluate.ranking.ranks import TIE, ranks_by_buckets, ranks_by_comparing
+from cmcr.evaluate.tasks.gap import alignment, distance, uniformity
+from cmcr.evaluate.tasks.index import INDEX, RECALL, share_found, tune
+from cmcr.evaluate.tasks.retrieval import per_class
 
 SOUNDS, PHOTOS = Key("ear", "audio", "sounds"), Key("eye", "image", "photos")
 
@@ -292,7 +290,7 @@ def test_the_time_of_a_query_bounds_how_far_an_index_looks(world):
 def test_an_index_looks_no_further_than_it_finds_more():
     gallery, queries = unit(2000, 16).numpy(), unit(50, 16, seed=1).numpy()
     exact = search(queries, gallery, 10)[1]
-    sketched, whole = (build_index(gallery, factory) for factory in ("IVF32,PQ1", "IVF32,Flat"))
+    sketched, whole = (train_index(gallery, factory) for factory in ("IVF32,PQ1", "IVF32,Flat"))
     looks = tune(sketched, "IVF32,PQ1", queries, exact, None)
     assert int(looks.removeprefix("nprobe=")) < 32
     tune(whole, "IVF32,Flat", queries, exact, None)
@@ -311,14 +309,14 @@ def test_an_index_looks_no_further_than_it_finds_more():
     ],
 )
 def test_a_budget_chooses_the_first_index_that_fits(memory, seconds, chosen):
-    assert choose_index(1_000_000, 512, parse_budget(memory, seconds)) == chosen
+    assert choose_factory(1_000_000, 512, parse_budget(memory, seconds)) == chosen
 
 
 def test_a_budget_that_nothing_fits_names_the_least():
     with pytest.raises(UsageError, match="no index of 1,000,000 items") as error:
-        choose_index(1_000_000, 512, parse_budget("1M", None))
+        choose_factory(1_000_000, 512, parse_budget("1M", None))
     least = error.value.cure.split()[1]
-    assert choose_index(1_000_000, 512, parse_budget(least, None)) == "IVF4000,PQ8"
+    assert choose_factory(1_000_000, 512, parse_budget(least, None)) == "IVF4000,PQ8"
 
 
 @pytest.mark.parametrize("budget", [("4", None), ("4X", None), (None, "10"), (None, "0ms")])

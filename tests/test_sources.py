@@ -21,7 +21,7 @@ from PIL import Image
 from cmcr.embeddings import Key, Modality, open_dataset
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract import Encoder, extract, open_source, preview_extraction
-from cmcr.extract.decode import decode
+from cmcr.extract.media.decode import decode
 
 
 def wav(samples: int = 800, rate: int = 8_000, subtype: str = "PCM_16") -> bytes:

@@ -15,7 +15,12 @@ from torch import Tensor
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
 from cmcr.extract import extract, open_source
-from cmcr.extract.encoders.pointbert import PointBERT, farthest_points, nearest_points
+from cmcr.extract.encoders.models.ulip_towers import (
+    PointBERT,
+    PointTower,
+    farthest_points,
+    nearest_points,
+)
 from cmcr.extract.encoders.ulip import (
     ULIP,
     Preprocess,
@@ -25,7 +30,6 @@ from cmcr.extract.encoders.ulip import (
     parse_variant,
     prepare_points,
 )
-from cmcr.extract.encoders.ulip_towers import PointTower
 
 # By n, the first six values of the unit embedding of `cloud(n)` under the weights
 # `seeded(…, 0.1)`, as salesforce/ULIP's own ULIP_PointBERT gives them (commit 2fed30f,

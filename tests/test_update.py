@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cmcr.embeddings import Key, Modality, exchange, open_dataset
+from cmcr.embeddings import Key, Modality, open_dataset, writer
 from cmcr.errors import MismatchError, SourceError, UsageError
 from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
 
@@ -97,7 +97,7 @@ def test_touching_changes_nothing_and_is_read_once(
     def refuse(item: Any) -> str:
         raise AssertionError(f"{item.id} was read")
 
-    monkeypatch.setattr("cmcr.extract.changes.digest", refuse)
+    monkeypatch.setattr("cmcr.extract.engine.changes.digest", refuse)
     assert run(tmp_path / "store", encoder, media).made == 0
 
 
@@ -279,14 +279,14 @@ class KilledError(BaseException):
 
 
 STEPS = [
-    "cmcr.extract.making.write_inputs",
-    "cmcr.extract.making.write_part",
+    "cmcr.extract.engine.local.write_inputs",
+    "cmcr.extract.engine.local.write_part",
     "cmcr.embeddings.writer.gather_inputs",
     "cmcr.embeddings.writer.drop_sidecars",
-    "cmcr.extract.run.build_index",
-    "cmcr.extract.run.put_in_place",
-    "cmcr.embeddings.exchange._exchange",
-    "cmcr.embeddings.exchange.discard_fresh",
+    "cmcr.extract.embed.build_index",
+    "cmcr.extract.embed.put_in_place",
+    "cmcr.embeddings.writer._exchange",
+    "cmcr.embeddings.writer.discard_fresh",
 ]
 
 
@@ -305,7 +305,7 @@ def test_an_update_killed_anywhere_leaves_the_old_dataset_or_the_new_one(
         whole, calls = _named(step), iter(range(100))
 
         def kill(*values: Any, **named: Any) -> Any:
-            last = next(calls) == (1 if step.startswith("cmcr.extract.making") else 0)
+            last = next(calls) == (1 if step.startswith("cmcr.extract.engine.local") else 0)
             if last and when == "before":
                 raise KilledError
             result = whole(*values, **named)
@@ -345,7 +345,7 @@ def test_what_an_update_had_embedded_is_not_embedded_again(
 
 
 @pytest.mark.parametrize(
-    "step", ["cmcr.extract.making.write_part", "cmcr.embeddings.exchange.discard_fresh"]
+    "step", ["cmcr.extract.engine.local.write_part", "cmcr.embeddings.writer.discard_fresh"]
 )
 def test_a_process_that_ends_at_once_leaves_nothing_that_stays(
     tmp_path: Path, encoder: Encoder, media: Path, step: str
@@ -396,9 +396,9 @@ def test_where_folders_cannot_be_exchanged_they_are_renamed(
     def refuse(*_: Any) -> None:
         raise OSError("not here")
 
-    monkeypatch.setattr(exchange, "_exchange", refuse)
+    monkeypatch.setattr(writer, "_exchange", refuse)
     with monkeypatch.context() as patched:
-        patched.setattr("cmcr.embeddings.exchange.os.rename", counted)
+        patched.setattr("cmcr.embeddings.writer.os.rename", counted)
         if renames < 2:
             with pytest.raises(KilledError):
                 run(store, encoder, media, update=True)
@@ -443,7 +443,7 @@ def test_what_is_not_embedded_yet_may_change(
     tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("cmcr.extract.making.write_part", _kill)
+        patched.setattr("cmcr.extract.engine.local.write_part", _kill)
         with pytest.raises(KilledError):
             run(tmp_path / "store", encoder, media)
     write_tone(media / "dog" / "3.wav", 51)  # of the same size

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmcr.cli import app
+from cmcr.cli.app import app
 from cmcr.connect import connect, read_config
 from cmcr.embeddings import Key
 from cmcr.errors import CmcrError, UsageError
 from cmcr.evaluate import evaluate_zero_shot
-from cmcr.evaluate.zero_shot import (
+from cmcr.evaluate.tasks.zero_shot import (
     chance_metrics,
     class_accuracy,
     class_vectors,

@@ -12,7 +12,3 @@ page        all of it, section by section; template/ has HTML, style and script
 Pictures, sounds and points are embedded. Where media, datasets or results are gone, the page says
 so in their place.
 """
-
-from cmcr.evaluate.report.page import write_report
-
-__all__ = ["write_report"]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from cmcr.evaluate.joint_space import Cloud, darker, label_classes, maps, sample, scatter
-from cmcr.evaluate.pictures import FAINT, INK, PALETTE, RULE, plain_axes
+from cmcr.evaluate.figures.joint_space import Cloud, darker, label_classes, maps, sample, scatter
+from cmcr.evaluate.figures.style import FAINT, INK, PALETTE, RULE, plain_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,12 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import Connection, load_connection
-from cmcr.connect.checkpoint import LOG
+from cmcr.connect import TRAINING_LOG, Connection, load_connection, read_training
 from cmcr.embeddings import Key, Manifest, check_store, list_datasets
-from cmcr.embeddings.writer import FAILURES, read_manifest
+from cmcr.embeddings.schema import FAILURES, read_manifest
 from cmcr.errors import CmcrError, UsageError, near
-from cmcr.evaluate.pictures import read_training
 from cmcr.evaluate.results import Row, read_results
 
 TASKS = ("retrieval", "index", "zero-shot", "localization", "counterfactual", "gap")
@@ -140,8 +138,8 @@ def _connection(store: Path, name: str) -> ConnectionFacts:
     connection, training, problem = None, [], ""
     try:
         connection = load_connection(folder)
-        if (folder / LOG).exists():
-            training = read_training(folder / LOG)
+        if (folder / TRAINING_LOG).exists():
+            training = read_training(folder / TRAINING_LOG)
     except CmcrError as error:
         problem = error.what
     found = [

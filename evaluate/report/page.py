@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings import open_dataset
 from cmcr.errors import CmcrError
-from cmcr.evaluate.counterfactual import LOCALISED, precision_recall
-from cmcr.evaluate.joint_space import LEAST_POINTS, Cloud
-from cmcr.evaluate.localization import THRESHOLDS, success_rates
+from cmcr.evaluate.figures.joint_space import LEAST_POINTS, Cloud
+from cmcr.evaluate.inputs.items import select
 from cmcr.evaluate.report.charts import (
     Chart,
     bar_chart,
@@ -26,14 +25,14 @@ from cmcr.evaluate.report.charts import (
     line_chart,
     loss_charts,
 )
-from cmcr.evaluate.report.gallery import Answer, Gallery, answers, galleries, parse_key
+from cmcr.evaluate.report.examples import Answer, Gallery, answers, galleries, parse_key
 from cmcr.evaluate.report.inventory import (
     ConnectionFacts,
     Evaluation,
     Inventory,
     take_inventory,
 )
-from cmcr.evaluate.report.media import Find
+from cmcr.evaluate.report.previews import Find
 from cmcr.evaluate.report.tables import (
     Table,
     accuracy_table,
@@ -43,7 +42,8 @@ from cmcr.evaluate.report.tables import (
     result_tables,
 )
 from cmcr.evaluate.results import Row
-from cmcr.evaluate.retrieval import select
+from cmcr.evaluate.tasks.counterfactual import LOCALISED, precision_recall
+from cmcr.evaluate.tasks.localization import THRESHOLDS, success_rates
 from cmcr.files import write_text
 
 _MOST_POINTS = 20_000

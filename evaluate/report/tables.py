@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cmcr.evaluate.relevance import plain_name
-from cmcr.evaluate.results import (
-    COUNTS,
-    Row,
-    best_values,
-    counts_line,
-    format_value,
-    metric_names,
-)
-from cmcr.evaluate.zero_shot import CLASSES, PREDICTIONS, confusion
+from cmcr.evaluate.ranking.matches import plain_name
+from cmcr.evaluate.results import COUNTS, Row, best_values, counts_line, format_value, metric_names
+from cmcr.evaluate.tasks.zero_shot import CLASSES, PREDICTIONS, confusion
 
 _SHOWN_METRICS = ("hit_rate@1", "hit_rate@10", "mAP", "median_rank")  # of a class
 MOST_CLASSES = 20  # of a confusion table

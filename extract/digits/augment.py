@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cmcr.extract.digits.phrases import NUMERALS, WORDS
 from cmcr.extract.digits.preprocess import SAMPLE_RATE
+from cmcr.extract.digits.world.phrases import NUMERALS, WORDS
 from cmcr.typed import typed
 
 # Everyday words, among them those that sound or look like digits.

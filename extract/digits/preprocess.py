@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from cmcr.errors import SourceError
+from cmcr.extract.digits.world.shapes import POINTS
 from cmcr.extract.items import Waveform
 from cmcr.typed import typed
 
@@ -28,7 +29,7 @@ SIZE = 8
 SAMPLE_RATE, WINDOW = 8000, 8000
 N_FFT, HOP, MELS, LOW_HZ = 256, 80, 40, 60.0
 SILENCE_DB = 35.0
-POINTS = 256
+
 BYTES, WORDS, BUCKETS = 64, 24, 2048
 
 PARAMETERS: Mapping[str, Mapping[str, float]] = {

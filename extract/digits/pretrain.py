@@ -27,10 +27,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cmcr.embeddings.schema import Modality
-from cmcr.extract.digits import Split, augment, handwriting, shapes, speech
-from cmcr.extract.digits.branches import DATA, ENCODERS, untrained
-from cmcr.extract.digits.phrases import Kind, phrases
+from cmcr.extract.digits import augment
 from cmcr.extract.digits.preprocess import centred, log_mel, spoken
+from cmcr.extract.digits.towers import DATA, ENCODERS, untrained
+from cmcr.extract.digits.world import handwriting, shapes, speech
+from cmcr.extract.digits.world.handwriting import Split
+from cmcr.extract.digits.world.phrases import Kind, phrases
 from cmcr.typed import typed
 
 TEMPERATURE = 0.1

@@ -22,9 +22,9 @@ from itertools import product
 from pathlib import Path
 
 from cmcr.errors import CmcrError
-from cmcr.extract.digits.phrases import WORDS
 from cmcr.extract.digits.preprocess import SAMPLE_RATE, spoken
-from cmcr.extract.digits.speech import SHIPPED
+from cmcr.extract.digits.world.phrases import WORDS
+from cmcr.extract.digits.world.speech import SHIPPED
 from cmcr.extract.items import Waveform
 
 TAKES = 2

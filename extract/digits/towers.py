@@ -7,11 +7,18 @@
 What they take is made by `cmcr.extract.digits.preprocess`.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from cmcr.embeddings.schema import Modality
+from cmcr.extract.digits import preprocess
 from cmcr.extract.digits.preprocess import BUCKETS, BYTES
 from cmcr.typed import typed
 
@@ -163,3 +170,39 @@ class WordTower(nn.Module):
         """Unit vectors."""
         states = self.gru(self.word(codes))[0]  # (B, L, 2 * hidden)
         return F.normalize(self.head(states.amax(1)), dim=1)
+
+
+DATA = Path(__file__).parent / "data"
+
+
+class Branch(NamedTuple):
+    """What turns one decoded input into a tensor, and what embeds a stack of those."""
+
+    preprocess: Callable[[Any], Tensor]
+    tower: Callable[[], nn.Module]
+
+
+ENCODERS: Mapping[str, Mapping[Modality, Branch]] = {
+    "digits-clip": {
+        "image": Branch(preprocess.ink, ImageTower),
+        "text": Branch(preprocess.text_bytes, ByteTower),
+    },
+    "digits-clap": {
+        "audio": Branch(preprocess.sound, AudioTower),
+        "text": Branch(preprocess.text_words, WordTower),
+    },
+    "digits-ulip": {
+        "pointcloud": Branch(preprocess.points, PointTower),
+        "image": Branch(preprocess.ink, partial(ImageTower, (16, 24, 24, 24))),
+    },
+}
+
+
+def shipped(name: str) -> Path:
+    """The weights that come with the package: safetensors, keys `MODALITY.…`."""
+    return DATA / f"{name}.safetensors"
+
+
+def untrained(name: str) -> nn.ModuleDict:
+    """The towers of an encoder by modality, freshly initialised."""
+    return nn.ModuleDict({modality: branch.tower() for modality, branch in ENCODERS[name].items()})

@@ -29,10 +29,10 @@ from torch.nn import functional as F
 
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, UsageError
-from cmcr.extract.encoder import EncoderSpec
-from cmcr.extract.encoders import clap_audio as front
-from cmcr.extract.encoders import htsat
-from cmcr.extract.encoders.weights import find_weights, load_state_dict_file, weights_cached
+from cmcr.extract.encoders.hub import find_weights, load_state_dict_file, weights_cached
+from cmcr.extract.encoders.models import clap_audio as front
+from cmcr.extract.encoders.models import htsat
+from cmcr.extract.encoders.registry import EncoderSpec
 from cmcr.extract.items import Decoded, Waveform
 from cmcr.files import sha256_file
 from cmcr.typed import typed

@@ -11,7 +11,7 @@ is open_clip's own configuration of it, for weights that have no tag.
 
 Model, transform and tokenizer are open_clip's: pictures are resized in the mode in which they were
 decoded (palettes by the nearest pixel), then become RGB without their alpha; 16-bit grey has been
-scaled to 8 by `cmcr.extract.images`. `benchmarks/parity_clip.py` compares the numbers.
+scaled to 8 by `cmcr.extract.media.images`. `benchmarks/parity_clip.py` compares the numbers.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ from torch import Tensor
 
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, UsageError
-from cmcr.extract.encoder import EncoderSpec
-from cmcr.extract.encoders.clip_weights import fill, untrained
-from cmcr.extract.encoders.weights import explained, find_weights, weights_cached
+from cmcr.extract.encoders.hub import explained, find_weights, weights_cached
+from cmcr.extract.encoders.models.clip_weights import fill, untrained
+from cmcr.extract.encoders.registry import EncoderSpec
 from cmcr.extract.items import Decoded
 from cmcr.files import sha256_file
 from cmcr.typed import typed

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, UsageError
-from cmcr.extract.digits.branches import ENCODERS, Branch, shipped, untrained
 from cmcr.extract.digits.preprocess import PARAMETERS
-from cmcr.extract.digits.towers import DIM
-from cmcr.extract.encoder import EncoderSpec
+from cmcr.extract.digits.towers import DIM, ENCODERS, Branch, shipped, untrained
+from cmcr.extract.encoders.registry import EncoderSpec
 from cmcr.extract.items import Decoded
 
 

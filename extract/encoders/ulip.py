@@ -40,10 +40,9 @@ from torch import Tensor, nn
 
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import EncoderError, SourceError, UsageError
-from cmcr.extract.encoder import EncoderSpec
-from cmcr.extract.encoders.pointbert import GROUP_SIZE, GROUPS
-from cmcr.extract.encoders.ulip_towers import CONTEXT, DIM, build_towers
-from cmcr.extract.encoders.weights import find_weights, load_state_dict_file, weights_cached
+from cmcr.extract.encoders.hub import find_weights, load_state_dict_file, weights_cached
+from cmcr.extract.encoders.models.ulip_towers import CONTEXT, DIM, GROUP_SIZE, GROUPS, build_towers
+from cmcr.extract.encoders.registry import EncoderSpec
 from cmcr.extract.items import Decoded
 from cmcr.files import sha256_file
 from cmcr.typed import typed

@@ -1,0 +1,103 @@
+"""The command line.
+
+    cmcr run                            everything, on the world that ships with the package
+    cmcr extract --encoder clap         media to embedding shards
+    cmcr connect --via text             shards to projectors
+    cmcr evaluate retrieval             projectors to numbers
+
+A flag beats the recipe (`./pipelines.yaml`, else the packaged one), the recipe beats the default.
+Results go to stdout; progress and messages go to stderr. With `--json` stdout is one document, that
+of an error too. docs/cli.md lists the commands and the exit codes. What a command needs is imported
+when it runs, so `cmcr --help` is quick.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cmcr import __version__
+from cmcr.cli.about import doctor, encoders, pipelines
+from cmcr.cli.connect import connect, import_connection, project
+from cmcr.cli.console import answer, say
+from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
+from cmcr.cli.extract import extract
+from cmcr.cli.run import init, run
+from cmcr.cli.store import import_, info, report, upgrade, verify
+from cmcr.errors import CmcrError
+
+STOPPED = 130
+
+app = typer.Typer(
+    name="cmcr",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing rich would take longer than everything else in --help
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cmcr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Connect pretrained multi-modal contrastive representations without paired data."""
+
+
+for main_command in (init, run, extract, connect):
+    app.command()(main_command)
+
+evaluate = typer.Typer(
+    help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
+)
+evaluate.command()(retrieval)
+evaluate.command()(gap)
+evaluate.command()(zero_shot)
+evaluate.command()(localization)
+evaluate.command()(counterfactual)
+app.add_typer(evaluate, name="evaluate")
+
+app.command("import")(import_)
+app.command("import-connection")(import_connection)
+for command in (report, project, info, verify, upgrade, encoders, doctor, pipelines):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a mistake that a user can mend ends without a traceback.
+
+    With `--json` an error is a document too: {"error": {"what", "where", "cure", "type"}}.
+    """
+    try:
+        code = app(standalone_mode=False)
+    except CmcrError as error:
+        say(f"error: {error}")
+        _answer(error.what, error.where, error.cure, type(error).__name__)
+        sys.exit(error.exit_code)
+    except typer.TyperException as error:  # the line cannot be parsed
+        error.show()  # type: ignore[attr-defined]
+        path = getattr(getattr(error, "ctx", None), "command_path", "cmcr")
+        _answer(error.format_message(), path, f"{path} --help", "UsageError")
+        sys.exit(error.exit_code)
+    except Exception as error:
+        _answer(str(error), None, None, type(error).__name__)
+        raise
+    if code == STOPPED:
+        say("stopped; the same command goes on where it stopped")
+        _answer("stopped", None, "the same command goes on where it stopped", "KeyboardInterrupt")
+    sys.exit(code)
+
+
+def _answer(what: str, where: str | None, cure: str | None, kind: str) -> None:
+    if "--json" in sys.argv:
+        answer({"error": {"what": what, "where": where, "cure": cure, "type": kind}})

@@ -1,0 +1,145 @@
+"""Options that several commands take."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group, RenderableType
+    from rich.table import Table
+
+
+Store = Annotated[
+    Path | None, typer.Option(help="Folder of the embeddings.", show_default="the recipe's")
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        "--pipeline", help="Recipe for what is not given.", show_default="the first that fits"
+    ),
+]
+NoRecipe = Annotated[bool, typer.Option("--no-pipeline", help="Take nothing from a recipe.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace", help="Take the place of another connection of that name, once finished."
+    ),
+]
+Names = Annotated[list[str] | None, typer.Option(metavar="DATASET", help="Can be repeated.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLUMN=VALUE,...", help="Only rows with such a value. Can be repeated."),
+]
+
+
+class Precision(StrEnum):
+    """How a stored value is kept."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Up(StrEnum):
+    """An axis."""
+
+    y = "y"
+    z = "z"
+
+
+class Amp(StrEnum):
+    """How numbers are kept while a GPU encodes."""
+
+    auto = "auto"
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+_NARROW = 12  # columns of the terminal that a folded text keeps
+_WIDEST = 10_000
+
+
+def say(text: str) -> None:
+    """A message to the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def answer(document: Any) -> None:
+    """The one JSON document on stdout."""
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Print rows of equal kind as a table; a hash is cut to eight digits, nothing else is."""
+    from rich.table import Table
+
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        if all(isinstance(line.get(name), int | float | None) for line in lines):
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(*(_cell(line.get(name)) for name in names))
+    _print(table)
+
+
+def _print(content: "Table | Group") -> None:
+    """Print as wide as the terminal, wider where a number would be cut; in a pipe cut nothing."""
+    from rich.console import Console, Group
+
+    console = Console()
+    parts = content.renderables if isinstance(content, Group) else [content]
+    wide = console.options.update(max_width=_WIDEST)
+    if console.is_terminal:
+        console.width = max(console.width, *(_narrowest(console, part) for part in parts))
+    else:
+        console.width = max(1, *(console.measure(part, options=wide).maximum for part in parts))
+    console.print(content)
+
+
+def _narrowest(console: "Console", part: "RenderableType") -> int:
+    """The least width at which a table keeps its numbers: text is folded, numbers are not."""
+    from rich.table import Table
+
+    if not isinstance(part, Table):
+        return 1
+    wide = console.options.update(max_width=_WIDEST)
+    least = []
+    for column in part.columns:
+        cells = [column.header, *column.cells]
+        longest = max(console.measure(cell, options=wide).maximum for cell in cells)
+        least.append(longest if column.no_wrap else min(longest, _NARROW))
+    return sum(least) + 2 * len(least)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    return text[:8] if len(text) == 64 else text
+
+
+def show(done: list[Any], as_json: bool) -> None:
+    """The rows of finished evaluations, as JSON or as tables with where the pictures are."""
+    from cmcr.evaluate import results_table
+
+    rows = [row for evaluated in done for row in evaluated.rows]
+    for evaluated in done:
+        say(f"evaluate  {evaluated}")
+    if as_json:
+        answer({"results": rows})
+    else:
+        _print(results_table(rows))

@@ -1,0 +1,277 @@
+"""Recipes: `./pipelines.yaml`, else the one that ships with the package.
+
+    pipelines = load_pipelines()
+    pipeline = pipelines.named("digits")
+    for name, pipeline in pipelines.candidates(): ...     # the default one first
+
+A pipeline says which sources go through which encoders, what is connected, and what is
+evaluated; a flag on the command line beats it. One that does not fit hinders no other.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cmcr.embeddings.schema import Key, Modality
+from cmcr.errors import UsageError, near
+
+if TYPE_CHECKING:
+    from cmcr.embeddings import Key
+
+
+FILE = "pipelines.yaml"
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSection(_Section):
+    """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
+
+    With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
+    of point clouds that points upwards.
+    """
+
+    modality: Modality
+    where: str
+    dataset: str
+    pattern: str | None = None
+    regions: str | None = None
+    up: Literal["y", "z"] = "y"
+
+
+class ExtractSection(_Section):
+    """One encoder and what goes through it."""
+
+    encoder: str
+    checkpoint: Path | None = None
+    sources: Annotated[list[SourceSection], Field(min_length=1)]
+
+
+class ConnectSection(BaseModel):
+    """A name and the fields of `cmcr.connect.ConnectConfig`; more than two spaces are a chain."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    via: Modality | None = None
+    spaces: Annotated[tuple[str, ...], Field(min_length=2)]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields for `ConnectConfig`."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+
+class _Measured(_Section):
+    """`connection` is the one to measure, the recipe's first where it is not named."""
+
+    connection: str | None = None
+
+
+class RetrievalSection(_Measured):
+    """One pair of datasets to search in each other, as SPACE/MODALITY:DATASET."""
+
+    query: str
+    gallery: str
+
+
+class ZeroShotSection(_Measured):
+    """Items to classify and the prompts of the classes, as SPACE/MODALITY:DATASET.
+
+    `classes` and `templates` choose among the prompts, as the flags of these names do.
+    """
+
+    query: str
+    gallery: str
+    classes: str | None = None
+    templates: str | None = None
+
+
+class SoundsSection(_Measured):
+    """Sounds and the regions of pictures to find them in, as SPACE/MODALITY:DATASET.
+
+    `truth` are files that say where; without them the columns of the sounds do.
+    """
+
+    query: str
+    regions: str
+    truth: tuple[Path, ...] = ()
+
+
+class EvaluateSection(_Section):
+    """What is measured, task by task."""
+
+    retrieval: list[RetrievalSection] = []
+    zero_shot: list[ZeroShotSection] = []
+    localization: list[SoundsSection] = []
+    counterfactual: list[SoundsSection] = []
+
+
+def _listed(value: object) -> object:
+    """One connection may stand without a list around it."""
+    return [value] if isinstance(value, Mapping) else value
+
+
+class Pipeline(_Section):
+    """A named recipe, from sources to numbers."""
+
+    description: str
+    store: Path
+    extract: Annotated[list[ExtractSection], Field(min_length=1)]
+    connect: Annotated[list[ConnectSection], BeforeValidator(_listed), Field(min_length=1)]
+    evaluate: EvaluateSection = EvaluateSection()
+
+    def connection(
+        self, *, via: str | None = None, spaces: Sequence[str] | None = None
+    ) -> ConnectSection | None:
+        """The first connection that fits."""
+        for section in self.connect:
+            if via in (None, section.via) and (
+                spaces is None or set(spaces) == set(section.spaces)
+            ):
+                return section
+        return None
+
+    @property
+    def encoders(self) -> list[str]:
+        """The encoders that something goes through."""
+        return [section.encoder for section in self.extract]
+
+    @property
+    def spaces(self) -> set[str]:
+        """The spaces that are connected."""
+        return {space for section in self.connect for space in section.spaces}
+
+
+class PipelinesFile(_Section):
+    """What pipelines.yaml holds; `default` names the recipe that a stage without flags takes."""
+
+    default: str
+    pipelines: dict[str, Pipeline]
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """All recipes of a file, and the error of each that does not fit, raised when it is used."""
+
+    default: str
+    pipelines: dict[str, Pipeline]
+    problems: dict[str, UsageError]
+
+    def named(self, name: str | None = None) -> Pipeline:
+        """The pipeline `name`, or the default one. Raises UsageError when there is none."""
+        wanted = self.default if name is None else name
+        if wanted in self.problems:
+            raise self.problems[wanted]
+        if wanted not in self.pipelines:
+            raise UsageError(
+                f"there is no pipeline named {wanted!r}",
+                cure=near(wanted, [*self.pipelines, *self.problems]),
+            )
+        return self.pipelines[wanted]
+
+    def candidates(self) -> Iterator[tuple[str, Pipeline]]:
+        """Name and recipe of each that can be used, the default one first."""
+        for name in sorted(self.pipelines, key=lambda name: name != self.default):
+            yield name, self.pipelines[name]
+
+
+def load_pipelines() -> Pipelines:
+    """Read `./pipelines.yaml`, else the packaged one.
+
+    Raises UsageError for a file that is not one of recipes; a recipe that does not fit is kept as
+    a problem.
+    """
+    import yaml
+
+    local = Path(FILE)
+    place = local if local.exists() else Path(str(files("cmcr") / FILE))
+    try:
+        content = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UsageError(f"the file is not YAML: {error}", where=place) from error
+    recipes = content.get("pipelines") if isinstance(content, dict) else None
+    if not isinstance(recipes, dict):
+        checked(PipelinesFile, content, place)  # raises what says so
+        raise AssertionError
+    sound: dict[str, Pipeline] = {}
+    problems: dict[str, UsageError] = {}
+    for name, recipe in recipes.items():
+        try:
+            sound[str(name)] = checked(Pipeline, recipe, f"{place}, pipelines.{name}")
+        except UsageError as problem:
+            problems[str(name)] = problem
+    file = checked(PipelinesFile, content | {"pipelines": sound}, place)
+    return Pipelines(file.default, file.pipelines, problems)
+
+
+def checked(section: type[Section], content: object, where: object) -> Section:
+    """`content` as a `section`. Raises UsageError that names each field that does not fit."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise UsageError(f"it does not fit: {problems}", where=where) from error
+
+
+def parse_place(text: str) -> tuple[str, Modality, str | None]:
+    """`SPACE/MODALITY[:DATASET]` as its three parts. Raises UsageError for anything else."""
+    place, _, dataset = text.partition(":")
+    space, slash, modality = place.partition("/")
+    if not slash:
+        raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", cure="such as clap/audio:esc10")
+    key = Key(space, modality, dataset or "any")  # type: ignore[arg-type]
+    return key.space, key.modality, dataset or None
+
+
+def read_sources(
+    sources: Sequence[str],
+    dataset: str | None = None,
+    pattern: str | None = None,
+    regions: str | None = None,
+    up: str | None = None,
+) -> list[SourceSection]:
+    """What the `MODALITY=WHERE` of --source name. Raises UsageError for one that is none."""
+    wanted = [_source(source, dataset, pattern, regions, up) for source in sources]
+    if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
+        raise UsageError(
+            "two sources of one modality would become one dataset",
+            cure="extract them one by one, each with its own --dataset",
+        )
+    return wanted
+
+
+def space_of(encoder: str) -> str:
+    """What the space of NAME or NAME:VARIANT is called: clip:ViT-L-14/openai has one too."""
+    return re.sub("[^A-Za-z0-9._+-]", "-", encoder)
+
+
+def _source(
+    text: str, dataset: str | None, pattern: str | None, regions: str | None, up: str | None
+) -> SourceSection:
+    modality, equals, where = text.partition("=")
+    if not equals or not where:
+        raise UsageError(
+            f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
+        )
+    stem = Path(where.rpartition(":")[2]).resolve().stem
+    section = {
+        "modality": modality,
+        "where": where,
+        "dataset": dataset or (f"{stem}-regions" if regions else stem),
+        "pattern": pattern,
+        "regions": regions,
+        "up": up or "y",
+    }
+    return checked(SourceSection, section, text)

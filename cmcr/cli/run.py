@@ -1,0 +1,108 @@
+"""`cmcr run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cmcr.cli.console import Device, Json, Store, answer, say, show
+
+
+def run(
+    pipeline: Annotated[str | None, typer.Argument(help="A recipe.")] = None,
+    store: Store = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Extract, connect and evaluate a whole recipe, skipping what is up to date.
+
+    What the recipe connects follows it: where it or its data changed, its connections are made
+    anew, the old ones kept until then. An imported connection of that name stays.
+    """
+    from cmcr.cli.connect import connect_spaces
+    from cmcr.cli.extract import extract_datasets
+    from cmcr.cli.recipes.ground import Ground
+    from cmcr.cli.recipes.pipelines import load_pipelines
+    from cmcr.cli.recipes.searches import choose_searches, evaluate_each
+    from cmcr.cli.recipes.tasks import run_tasks
+    from cmcr.connect import can_be_made_again
+    from cmcr.evaluate import evaluate_gap, evaluate_retrieval
+
+    pipelines = load_pipelines()
+    recipe = pipelines.named(pipeline)
+    place = store or recipe.store
+    ground = Ground(pipeline or pipelines.default, recipe, place)
+    say(ground.line("run", *(section.name for section in recipe.connect)))
+    for section in recipe.extract:
+        for summary in extract_datasets(section, place, device):
+            say(f"extract   {summary}")
+    for connection in recipe.connect:
+        connected = connect_spaces(
+            connection.config,
+            connection.name,
+            place,
+            None,
+            device,
+            replace=can_be_made_again(place / "connections" / connection.name),
+            say=lambda line: say(f"connect   {line}"),
+        )
+        say(f"connect   {connected}")
+    searches = choose_searches(ground, None, None, None) if recipe.evaluate.retrieval else []
+    done = [
+        *evaluate_each(evaluate_retrieval, searches, place),
+        *run_tasks(ground),
+        *evaluate_each(evaluate_gap, searches, place),
+    ]
+    show(done, as_json)
+    say(f"to look at it all: cmcr report {place}")
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="Of the recipe.")] = "mine",
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODALITY=WHERE",
+            help="As `cmcr extract` takes it. Can be repeated.",
+            show_default="the media folders here",
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Texts, the same as --source text=FILE."),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(help="Can be repeated.", show_default="clip, clap and ulip by modality"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the embeddings.", show_default="stores/NAME")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a first recipe for your own folders, ./pipelines.yaml."""
+    from cmcr.cli.recipes.pipelines import FILE, read_sources
+    from cmcr.cli.recipes.starter import find_sources, starter, usual_encoders
+    from cmcr.embeddings import Key
+    from cmcr.errors import UsageError
+    from cmcr.files import write_text
+
+    Key(name, "text", name)  # raises for what cannot be a name
+    target = Path(FILE)
+    if target.exists():
+        raise UsageError(
+            "there is a file of recipes already, which is left as it is",
+            where=target.resolve(),
+            cure="write the recipe into it, or work in another folder",
+        )
+    given = [*(source or []), *([f"text={text}"] if text else [])]
+    sources = read_sources(given) if source else [*find_sources(Path()), *read_sources(given)]
+    if text and not source:
+        sources = [one for one in sources if one.modality != "text" or one.where == text]
+    encoders = list(dict.fromkeys(encoder or usual_encoders(sources)))
+    write_text(target, starter(name, sources, encoders, store or Path("stores") / name))
+    say(f"init      {target}, recipe {name}: {', '.join(encoders)}")
+    say(f"next: cmcr run {name}")
+    if as_json:
+        answer({"file": str(target), "pipeline": name, "encoders": encoders,
+                "sources": [one.model_dump(exclude_none=True) for one in sources]})  # fmt: skip

@@ -1,0 +1,190 @@
+"""Commands on a store: `cmcr import`, `info`, `verify`."""
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cmcr.cli.console import Index, Json, Precision, answer, print_table, say
+from cmcr.errors import CmcrError, VersionError
+
+
+def import_(
+    space: Annotated[str, typer.Option(help="Name of the space the vectors lie in.")],
+    modality: Annotated[str, typer.Option(help="audio, image, pointcloud or text.")],
+    dataset: Annotated[str, typer.Option(help="Name in the store.")],
+    embeddings: Annotated[Path, typer.Option(help=".npy, .npz, .parquet or .safetensors.")],
+    store: Annotated[Path, typer.Option(help="Folder of the embeddings.")],
+    metadata: Annotated[
+        Path | None, typer.Option(help=".parquet, .csv, .tsv or .jsonl, a row an embedding.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
+    index: Index = "Flat",
+    as_json: Json = False,
+) -> None:
+    """Bring in embeddings that you already have."""
+    from cmcr.embeddings import Key, import_embeddings
+
+    imported = import_embeddings(
+        store,
+        Key(space, modality, dataset),  # type: ignore[arg-type]
+        embeddings,
+        metadata,
+        precision=precision.value,
+        index=None if index == "none" else index,
+    )
+    say(f"{imported.key}: {imported.rows:,} rows of {imported.dim}")
+    if as_json:
+        line = {"dataset": str(imported.key), "rows": imported.rows, "dim": imported.dim}
+        answer({"store": str(store), "datasets": [line]})
+
+
+def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+    """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
+    from cmcr.embeddings import Key, describe_store
+
+    datasets = describe_store(store)
+    folders = sorted(path.parent for path in store.glob("connections/*/config.json"))
+    connections = [_connection(folder) for folder in folders]
+    inner = {joint for line in connections for joint in line.pop("joints")}
+    if as_json:
+        answer({"datasets": datasets, "connections": connections})
+        return
+    print_table(
+        [
+            {"dataset": "{space}/{modality}:{dataset}".format(**line)}
+            | {name: line[name] for name in line if name not in Key.__annotations__}
+            for line in datasets
+            if line["space"] not in inner
+        ]
+    )
+    if connections:
+        print()
+        print_table([part for line in connections for part in _with_links(line)])
+
+
+def _connection(folder: Path) -> dict[str, Any]:
+    """What `info` says of a connection; `links` where it is a chain, whose `joints` are its own."""
+    from cmcr.connect import Chain, load_connection
+
+    line: dict[str, Any] = {"connection": folder.name, "joints": []}
+    try:
+        connection = load_connection(folder)
+    except CmcrError as problem:
+        return line | {"problem": problem.what}
+    record = connection.record
+    line |= {
+        "method": record.model,
+        "via": record.via,
+        "spaces": " + ".join(space.name for space in record.spaces),
+        "pairs": record.pairs,
+        "joint_dim": record.joint_dim,
+    }
+    if not isinstance(connection, Chain):
+        return line
+    links = [
+        {
+            "method": link.record.model,
+            "via": link.record.via,
+            "spaces": " + ".join(
+                "the spaces before" if space.name in connection.joints else space.name
+                for space in link.record.spaces
+            ),
+            "pairs": link.record.pairs,
+        }
+        for link in connection.links
+    ]
+    return line | {"pairs": None, "links": links, "joints": connection.joints}
+
+
+def _with_links(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A line of the table, and one for each link of a chain."""
+    yield {name: value for name, value in line.items() if name != "links"}
+    for number, link in enumerate(line.get("links", ()), 1):
+        yield {"connection": f"  link {number}"} | link
+
+
+def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+    """Re-hash and check every part, index and connection of a store; name what is wrong."""
+    from cmcr.connect import load_connection
+    from cmcr.embeddings import verify_store
+
+    problems: list[CmcrError] = []
+    for verdict in verify_store(store):
+        if verdict.problem is None:
+            say(f"sound    {verdict.key}  {verdict.rows:,} rows")
+        else:
+            problems.append(verdict.problem)
+            say(f"{_state(verdict.problem)}  {verdict.key}  {verdict.problem}")
+    for config in sorted(store.glob("connections/*/config.json")):
+        try:
+            load_connection(config.parent)
+            say(f"sound    connection {config.parent.name}")
+        except CmcrError as problem:
+            problems.append(problem)
+            say(f"{_state(problem)}  connection {config.parent.name}  {problem}")
+    if as_json:
+        answer({"problems": [vars(problem) for problem in problems]})
+    if problems:
+        sys.exit(1)
+
+
+def _state(problem: CmcrError) -> str:
+    if isinstance(problem, VersionError):
+        return "newer  " if problem.newer else "older  "
+    return "damaged"
+
+
+def upgrade(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+    """List the formats that a store is written in, and upgrade what is older and can be."""
+    from cmcr.connect import upgrade_store
+
+    found = list(upgrade_store(store))
+    lines = [{"kind": one.kind, "name": one.name, "format": one.format, "state": one.state}
+             for one in found]  # fmt: skip
+    if as_json:
+        problems = [None if one.problem is None else vars(one.problem) for one in found]
+        answer({"found": [line | {"problem": problem}
+                          for line, problem in zip(lines, problems, strict=True)]})  # fmt: skip
+    else:
+        print_table(lines)
+    for one in found:
+        if one.problem is not None:
+            say(f"{one.kind} {one.name}: {one.problem}")
+    if not all(one.done for one in found):
+        sys.exit(1)
+
+
+def report(
+    store: Annotated[Path, typer.Argument(help="A store.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page.", show_default="STORE/report.html")
+    ] = None,
+    connection: Annotated[
+        str | None, typer.Option(help="Only this one.", show_default="all")
+    ] = None,
+    media_root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="Where media were moved, looked at first. Can be repeated."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page about a store: sources, numbers, pictures, what found what."""
+    from cmcr.errors import UsageError
+    from cmcr.evaluate import write_report
+    from cmcr.extract import find_media
+
+    roots = media_root or []
+    for root in roots:
+        if not root.is_dir():
+            raise UsageError("there is no such folder", where=root, cure="--media-root DIR")
+    find = partial(find_media, roots=roots)
+    page = write_report(store, out or store / "report.html", find, connection)
+    say(f"report    {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    if as_json:
+        answer({"report": str(page), "bytes": page.stat().st_size})

@@ -1,0 +1,119 @@
+"""What every connection is, a pair or a chain: spaces in, one joint space out.
+
+joint = connection.project("clap", embeddings, "audio")      # (n, joint), unit norm
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from jaxtyping import Float
+from torch import Tensor
+
+from cmcr.connect.config import ConnectConfig
+from cmcr.connect.connection.record import Record
+from cmcr.devices import Vectors, float32, refuse_what_has_no_direction, rows
+from cmcr.embeddings import Modality
+from cmcr.errors import MismatchError, UsageError, near
+
+BLOCK_ROWS = 65_536
+
+
+class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multimodal"]):
+    """Frozen spaces made one. `load_connection` reads either kind."""
+
+    record: Record
+    device: torch.device
+
+    def __repr__(self) -> str:
+        record = self.record
+        spaces = " + ".join(f"{space.name} ({space.dim})" for space in record.spaces)
+        via = f", via {record.via}" if record.via else ""
+        return f"<{type(self).__name__} {spaces} → {record.joint_dim}, {record.model}{via}>"
+
+    @property
+    def config(self) -> ConnectConfig | None:
+        """How it was made; None for one that was trained elsewhere."""
+        return self.record.config
+
+    @property
+    def model_name(self) -> str:
+        """How it is called in a table of results."""
+        return self.record.model
+
+    @property
+    def joint_dim(self) -> int:
+        """Dimensions of the joint space."""
+        return self.record.joint_dim
+
+    @abstractmethod
+    def knows(self, space: str, modality: Modality) -> bool:
+        """Whether `modality` of `space` can be projected."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Move to `device`; returns itself."""
+
+    @abstractmethod
+    def check(self, space: str, encoder_identity: str) -> None:
+        """Raise MismatchError unless `encoder_identity` is the one this was made for.
+
+        A connection that was trained elsewhere does not say what it was made for.
+        """
+
+    @abstractmethod
+    def check_modality(self, space: str, modality: Modality | None) -> None:
+        """Raise UsageError or MismatchError for a modality that cannot be projected."""
+
+    @abstractmethod
+    def joined(
+        self, space: str, block: Float[Tensor, "n d"], modality: Modality | None
+    ) -> Float[Tensor, "n joint"]:
+        """`project` without looking at what it is given."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write it into the folder `path`, the record last."""
+
+    @torch.no_grad()
+    def project(
+        self, space: str, embeddings: Vectors, modality: Modality | None = None
+    ) -> Float[Tensor, "n joint"]:
+        """Embeddings of `space`, (n, D) of any float precision, in the joint space.
+
+        An array, a tensor, or a list of lists. They are L2-normalised before and after; the
+        result is float32 on this connection's device. A centred connection and Ex-MCR need
+        `modality`. Raises MismatchError for a space, a dim or a modality that it was not made for,
+        UsageError for a modality left out or unknown, SourceError for rows that are not finite or
+        zero.
+        """
+        given = rows(embeddings, self.record.spaces[self.place_of(space)].dim, space)
+        self.check_modality(space, modality)
+        blocks = []
+        for start in range(0, max(len(given), 1), BLOCK_ROWS):
+            block = float32(given[start : start + BLOCK_ROWS], self.device)  # (rows, D)
+            refuse_what_has_no_direction(block, space, start)
+            blocks.append(self.joined(space, block, modality))
+        return torch.cat(blocks)  # (n, joint)
+
+    def place_of(self, space: str) -> int:
+        """The place of `space` among the record's. Raises MismatchError for another one."""
+        names = [record.name for record in self.record.spaces]
+        if space not in names:
+            raise MismatchError(
+                f"the connection is between {' and '.join(names)}, not of {space}",
+                cure=f"{near(space, names)}; or connect that space first",
+            )
+        return names.index(space)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, **options: Any) -> Self:
+        raise UsageError(
+            "a connection of either kind is read by load_connection",
+            cure="cmcr.load_connection(PATH or OWNER/NAME)",
+        )

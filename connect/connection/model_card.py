@@ -1,0 +1,93 @@
+"""The model card of a connection: what it is, what made it, how well it does, and its licence.
+
+It is the README.md beside the weights, with the header that the Hugging Face Hub reads.
+"""
+
+import yaml
+
+from cmcr.connect.connection.record import Record, SpaceRecord
+
+PAPER = "https://arxiv.org/abs/2305.14381"
+IMPORTED = (
+    "These weights were imported; their training is not recorded. They have the licence of the "
+    "checkpoint that they were read from."
+)
+UNKNOWN = "not recorded; see its publisher"
+
+
+def model_card(record: Record) -> str:
+    """The card in Markdown."""
+    names = " and ".join(space.name for space in record.spaces)
+    header = {
+        "library_name": "cmcr",
+        "tags": ["c-mcr", "multimodal", *(space.name for space in record.spaces)],
+    }
+    through = f", connected via {record.via}" if record.via else ""
+    blocks = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {names}{through}",
+        f"Projectors that take the frozen embeddings of {names} into one space of "
+        f"{record.joint_dim} dimensions, without paired data, by the method `{record.model}` "
+        f"([C-MCR]({PAPER})).",
+        _usage(record),
+        *(_space(space) for space in record.spaces),
+        _fit(record),
+        _licences(record),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _usage(record: Record) -> str:
+    first = record.spaces[0]
+    modality = first.memory or first.bridge or next(iter(first.turned), None)
+    given = f', modality="{modality}"' if modality else ""
+    return (
+        "```python\nimport cmcr\n\n"
+        'connection = cmcr.load_connection("PATH or OWNER/NAME")\n'
+        f'joint = connection.project("{first.name}", embeddings{given})  '
+        f"# (n, {first.dim}) → (n, {record.joint_dim}), unit norm\n```"
+    )
+
+
+def _space(space: SpaceRecord) -> str:
+    lines = [f"## {space.name}", ""]
+    lines += [
+        f"- {name.replace('_', ' ')}: `{value}`"
+        for name, value in space.encoder.items()
+        if name != "licence"
+    ]
+    lines.append(f"- head: `{space.head}`, {space.dim} dimensions in")
+    if space.centred:
+        lines.append(f"- centred: {', '.join(space.centred)}")
+    lines += [f"- data: `{name}` ({digest[:12]})" for name, digest in space.datasets.items()]
+    return "\n".join(lines)
+
+
+def _fit(record: Record) -> str:
+    if record.config is None:
+        lines = [f"- {name}: `{value}`" for name, value in record.imported.items()]
+        return "\n".join(["## Training", "", IMPORTED, "", *lines])
+    lines = [
+        "## Training",
+        "",
+        f"{record.pairs - record.held_out:,} {record.via} pairs"
+        + (f", {record.held_out:,} held out" if record.held_out else "")
+        + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
+        "",
+    ]
+    skipped = {"spaces", "via", "train", "memory", "method", "seed"}
+    settings = record.config.model_dump(exclude_defaults=True, exclude=skipped)
+    lines += [f"- `{name}`: {value}" for name, value in settings.items()] or ["- none"]
+    if record.validation:
+        lines += [
+            "",
+            "Pseudo partners of held-out pairs, searching for their partner in the other space:",
+            "",
+            *(f"- {name}: {value:.4f}" for name, value in record.validation.items()),
+        ]
+    return "\n".join(lines)
+
+
+def _licences(record: Record) -> str:
+    lines = [f"- {space.name}: {space.encoder.get('licence', UNKNOWN)}" for space in record.spaces]
+    return "\n".join(["## Licences of the encoders' weights", "", *lines])

@@ -1,0 +1,181 @@
+"""Heads: what takes the embeddings of one space into the joint space.
+
+head = make_head("mlp", dim=512, joint_dim=512)    # CLIP-CLAP: net1.0, net1.1, net2.0, net2.1
+side = Side(head, means={"image": mean})
+side.project(embeddings, "image")                  # (n, 512) → (n, joint), unit norm
+
+The state-dict keys of `mlp`, `linear` and `leaf` are those of the published checkpoints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cmcr.connect.config import Kind
+from cmcr.connect.distributed import total_both_ways, world_size
+from cmcr.embeddings import Modality
+from cmcr.typed import typed
+
+Means = Mapping[Modality, Tensor]
+
+
+def _linear(dim: int, channels: int) -> nn.Linear:
+    """A layer before BatchNorm, which takes its bias away again.
+
+    The bias has no gradient but rounding, and AdamW would make that as large as any other: it is
+    there for the layout of the published files, and stays as it is.
+    """
+    layer = nn.Linear(dim, channels)
+    layer.bias.requires_grad_(False)
+    return layer
+
+
+class MLP(nn.Module):
+    """As published for CLIP-CLAP: the hidden layer is twice as wide as the joint space."""
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        hidden = 2 * joint_dim
+        self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
+        self.net2 = nn.Sequential(_linear(hidden, joint_dim), BatchNorm(joint_dim))
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.net2(self.net1(x))
+        return y
+
+
+class Linear(nn.Module):
+    """As published for CLIP-ULIP: one layer, so the joint space is its positive corner."""
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(_linear(dim, joint_dim), BatchNorm(joint_dim), nn.ReLU())
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.net(x)
+        return y
+
+
+class Leaf(nn.Module):
+    """As published for Ex-MCR (`Head2`): two MLPs, the first within the leaf space."""
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        self.mlp1 = MLP(dim, dim)
+        self.mlp2 = MLP(dim, joint_dim)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.mlp2(self.mlp1(x))
+        return y
+
+
+class Residual(nn.Module):
+    """A closed form that stays, and beside it an MLP whose last layer begins at zero."""
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        hidden = 2 * joint_dim
+        self.base = nn.Linear(dim, joint_dim, bias=False).requires_grad_(False)
+        self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.ReLU())
+        self.net2 = nn.Linear(hidden, joint_dim, bias=False)
+        nn.init.zeros_(self.net2.weight)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.base(x) + self.net2(self.net1(x))
+        return y
+
+
+def make_head(kind: Kind, dim: int, joint_dim: int) -> nn.Module:
+    """A fresh head, (batch, dim) → (batch, joint), drawn from torch's default generator."""
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "matrix":
+        return nn.Linear(dim, joint_dim, bias=False)
+    makers = {"mlp": MLP, "linear": Linear, "leaf": Leaf, "residual": Residual}
+    return makers[kind](dim, joint_dim)
+
+
+def make_heads(
+    kinds: tuple[Kind, Kind], dims: tuple[int, int], joint_dim: int, seed: int
+) -> tuple[nn.Module, nn.Module]:
+    """The heads of both spaces, the same for the same seed; torch's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        first, second = (
+            make_head(kind, dim, joint_dim) for kind, dim in zip(kinds, dims, strict=True)
+        )
+    return first, second
+
+
+@dataclass
+class Side:
+    """One space on its way into the joint one: centred, turned, taken through the head."""
+
+    head: nn.Module
+    means: Means = field(default_factory=dict)  # (D,) of each modality; none: not centred
+    turn: nn.Module = field(default_factory=nn.Identity)  # Ex-MCR's `Head1`, within the space
+    turned: tuple[Modality, ...] = ()  # the modalities that go through it
+
+    def to(self, device: torch.device | str) -> "Side":
+        """Move to `device`; returns itself."""
+        self.head.to(device)
+        self.turn.to(device)
+        self.means = {modality: mean.to(device) for modality, mean in self.means.items()}
+        return self
+
+    @typed
+    def centre(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n d"]:
+        """Unit vectors: of `x` itself, or of its difference from the mean of `modality`."""
+        x = F.normalize(x.float(), dim=1)
+        return x if modality is None or not self.means else F.normalize(x - self.means[modality])
+
+    @typed
+    def join(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n joint"]:
+        """Centred unit vectors in the joint space, unit norm."""
+        turned = self.turn(x) if modality in self.turned else x
+        return F.normalize(self.head(turned).float(), dim=1)
+
+    def project(self, x: Tensor, modality: Modality | None) -> Tensor:
+        """Embeddings of the space, (n, D), in the joint space, (n, joint), unit norm."""
+        return self.join(self.centre(x, modality), modality)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation (arXiv 1502.03167) over the batches of all processes together.
+
+    torch's SyncBatchNorm does this on GPUs alone.
+    """
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch channels"]:
+        """(batch, channels) → the same; alone and at inference it is torch's own."""
+        if world_size() == 1 or not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        count = torch.tensor([float(len(x))], device=x.device)
+        sums = total_both_ways(torch.cat([x.float().sum(dim=0), count]))
+        rows = sums[-1]
+        mean = sums[:-1] / rows  # (channels,)
+        centred = x.float() - mean
+        variance = total_both_ways(centred.square().sum(dim=0)) / rows  # (channels,)
+        with torch.no_grad():
+            step = self.momentum or 0.0
+            self.running_mean.lerp_(mean, step)
+            self.running_var.lerp_(variance * rows / (rows - 1), step)
+            self.num_batches_tracked.add_(1)
+        normal = centred * (variance + self.eps).rsqrt()
+        return (normal * self.weight + self.bias).to(x.dtype)

@@ -1,0 +1,149 @@
+"""The record of a connection: what it is and what made it. It is the content of config.json.
+
+record = read_record(store / "connections" / "clip-clap")
+record.spaces, record.pairs, record.validation
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cmcr.connect.config import ConnectConfig, Kind
+from cmcr.connect.connection.projectors import Side
+from cmcr.connect.swap import current
+from cmcr.embeddings import Modality
+from cmcr.errors import StoreError, VersionError
+
+FORMAT = 2  # of config.json
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+CARD = "README.md"
+
+LIBRARIES = ("cmcr", "torch", "numpy", "safetensors")
+
+REMAKE = "run the `cmcr connect` that made it again"
+
+
+class SpaceRecord(BaseModel):
+    """One of the two spaces: which datasets of it were used, and what takes it into the joint one.
+
+    A connection that somebody else trained knows neither its encoders nor its datasets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    encoder_identity: str | None = None
+    encoder: dict[str, str] = {}  # its name, checkpoint and licence, as far as they are known
+    dim: int
+    bridge: Modality | None = None
+    memory: Modality | None = None
+    datasets: dict[str, str] = {}  # SPACE/MODALITY:DATASET → fingerprint
+    head: Kind = "identity"
+    centred: tuple[Modality, ...] = ()  # modalities whose mean is subtracted
+    turned: tuple[Modality, ...] = ()  # modalities that Ex-MCR's Head1 is for
+
+
+class Record(BaseModel):
+    """A connection, in the order of `config.spaces`: space 1 first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    model: str  # as it stands in a table of results
+    via: Modality | None
+    config: ConnectConfig | None  # what made it
+    requested: ConnectConfig | None = None  # what was asked for: `auto` becomes another
+    imported: dict[str, str] = {}  # file and sha256 of a checkpoint that was trained elsewhere
+    spaces: tuple[SpaceRecord, ...]  # two, or all of a chain
+    joint_dim: int
+    pairs: int = 0
+    held_out: int = 0
+    unmatched: tuple[int, int] = (0, 0)  # bridge rows whose id the other space does not have
+    validation: dict[str, float] = {}
+    device: str = "cpu"
+    versions: dict[str, str] = {}
+    model_sha256: str = ""  # filled in when the weights are written
+
+
+def with_sides(
+    records: tuple[SpaceRecord, SpaceRecord], sides: tuple[Side, Side], kinds: tuple[Kind, Kind]
+) -> tuple[SpaceRecord, SpaceRecord]:
+    """`records` that also say how `sides` take their space into the joint one."""
+    first, second = (
+        record.model_copy(
+            update={"head": kind, "centred": tuple(side.means), "turned": side.turned}
+        )
+        for record, side, kind in zip(records, sides, kinds, strict=True)
+    )
+    return first, second
+
+
+def read_record(path: Path) -> Record:
+    """The record of the connection in the folder `path`, its weights not looked at.
+
+    Raises StoreError when it is not there, unfinished, damaged, or of another format.
+    """
+    content = read_content(path)
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise _unreadable(path, f"{key} {first['msg']}") from None
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """What config.json in the folder `path` holds.
+
+    Raises StoreError when it is not there, damaged, or of another format.
+    """
+    path = current(path)
+    try:
+        content = json.loads((path / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            "there is no finished connection: config.json is not there", where=path, cure=REMAKE
+        ) from None
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, int):
+        raise _unreadable(path, "it does not say its format")
+    if found != FORMAT:
+        raise VersionError(found, FORMAT, where=path / CONFIG)
+    fields: dict[str, Any] = content
+    return fields
+
+
+def _unreadable(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"the connection's record cannot be read: {reason}", where=path / CONFIG, cure=REMAKE
+    )
+
+
+def fetched(repository: str, **options: Any) -> Path:
+    """The folder in the Hub's cache that a connection is in, fetched if need be."""
+    try:
+        files = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(repository, allow_patterns=files, **options))
+    except (OSError, ValueError) as error:  # all errors of the Hub, and a name that none has
+        raise StoreError(
+            f"the connection {repository!r} is not a folder here, and cannot be fetched: "
+            f"{str(error).splitlines()[0]}",
+            cure="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub; without "
+            "network only what was fetched before can be had",
+        ) from error
+
+
+def library_versions() -> Mapping[str, str]:
+    """Of what decides the numbers."""
+    return {"python": platform.python_version()} | {
+        library: version(library) for library in LIBRARIES
+    }

@@ -1,0 +1,79 @@
+"""Connections that need no training: they must stand in every table of results.
+
+    matrix = procrustes(moments(x1, x2, mean1, mean2))     # (D1, D2), semi-orthogonal
+    matrix = ridge(moments(x1, x2, mean1, mean2), strength=1e-3)
+
+Both map space 1 into space 2, which stays as it is, and are fitted in float64 on bridge pairs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from cmcr.connect.spaces.pairs import Rows
+from cmcr.typed import typed
+
+BLOCK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of paired rows, averaged over the pairs."""
+
+    auto: Tensor  # X1ᵀ X1 / n, (D1, D1)
+    cross: Tensor  # X1ᵀ X2 / n, (D1, D2)
+
+
+@typed
+def mean_embedding(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Float[Tensor, "dim"]:
+    """The mean of all rows of `blocks`, made unit vectors first, in float64."""
+    total, count = torch.zeros(dim, dtype=torch.float64), 0
+    for block in blocks:
+        total += _units(block).sum(dim=0)
+        count += len(block)
+    return total / count
+
+
+@typed
+def moments(
+    x1: Tensor | Rows,
+    x2: Tensor | Rows,
+    mean1: Float[Tensor, "d1"],
+    mean2: Float[Tensor, "d2"],
+) -> Moments:
+    """Moments of the unit vectors of `x1`, (n, D1), and `x2`, (n, D2), about their means."""
+    auto = mean1.new_zeros((x1.shape[1], x1.shape[1]))
+    cross = mean1.new_zeros((x1.shape[1], x2.shape[1]))
+    for start in range(0, len(x1), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        centred = _units(x1[rows]) - mean1  # (≤ BLOCK_ROWS, d1)
+        auto += centred.T @ centred
+        cross += centred.T @ (_units(x2[rows]) - mean2)
+    return Moments(auto / len(x1), cross / len(x1))
+
+
+def procrustes(pairs: Moments) -> Tensor:
+    """The semi-orthogonal W that maximises Σ⟨x1 W, x2⟩: U Vᵀ of the SVD of X1ᵀ X2, (D1, D2).
+
+    Where D1 = D2 it is the rotation or reflection that minimises ‖X1 W - X2‖ (Schönemann 1966).
+    """
+    u, _, vh = torch.linalg.svd(pairs.cross, full_matrices=False)
+    w: Tensor = u @ vh
+    return w
+
+
+def ridge(pairs: Moments, strength: float) -> Tensor:
+    """The W that minimises ‖X1 W - X2‖²/n + strength · ‖W‖², (D1, D2)."""
+    penalty = strength * torch.eye(len(pairs.auto), dtype=pairs.auto.dtype)
+    w: Tensor = torch.linalg.solve(pairs.auto + penalty, pairs.cross)
+    return w
+
+
+def _units(block: np.ndarray | Tensor) -> Tensor:
+    tensor = torch.from_numpy(block.astype(np.float64)) if isinstance(block, np.ndarray) else block
+    return F.normalize(tensor.double(), dim=1)

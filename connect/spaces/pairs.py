@@ -1,0 +1,127 @@
+"""What a connection is made from: the datasets of both spaces, and the bridge pairs in them.
+
+first, second = open_spaces(store, config)
+pairs = join(first, second)          # rows of the same id, in both spaces
+pairs.first[10:20]                   # (10, D1), read from the shards
+for block in first.memory_blocks():  # (rows, D), the other modality of the space
+    ...
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cmcr.connect.spaces.datasets import SpaceData
+from cmcr.embeddings import Dataset
+from cmcr.errors import MismatchError, StoreError
+
+
+class Rows:
+    """Chosen rows of memory-mapped blocks, in any order, read when they are asked for."""
+
+    def __init__(self, blocks: Sequence[np.ndarray], rows: np.ndarray | None = None) -> None:
+        """`blocks` are (n, D) each; `rows` number them from the first one's start, all if None."""
+        self.blocks = list(blocks)
+        self.starts = np.cumsum([0, *map(len, blocks)])
+        self.rows = np.arange(self.starts[-1]) if rows is None else rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, D)."""
+        return len(self.rows), self.blocks[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all of them take in memory."""
+        return len(self.rows) * self.shape[1] * self.blocks[0].itemsize
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
+        """Rows of these, (chosen, D), in the stored precision."""
+        rows = self.rows[chosen]
+        block = np.searchsorted(self.starts, rows, side="right") - 1  # (chosen,)
+        result = np.empty((len(rows), self.shape[1]), self.blocks[0].dtype)
+        for number in np.unique(block):
+            there = block == number
+            result[there] = self.blocks[number][rows[there] - self.starts[number]]
+        return result
+
+    def batches(self, rows: int = 65_536) -> Iterator[np.ndarray]:
+        """All in their order, at most `rows` at a time."""
+        for start in range(0, len(self), rows):
+            yield self[start : start + rows]
+
+    def subset(self, chosen: slice | np.ndarray) -> "Rows":
+        """Rows of these as `Rows`, nothing read."""
+        return Rows(self.blocks, self.rows[chosen])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Bridge items that both spaces embedded: row i of `first` and of `second` is one item."""
+
+    first: Rows  # (pairs, D1)
+    second: Rows  # (pairs, D2)
+    unmatched: tuple[int, int] = (0, 0)  # rows of each space whose id the other does not have
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def subset(self, chosen: slice | np.ndarray) -> "Pairs":
+        """Some of the pairs."""
+        return Pairs(self.first.subset(chosen), self.second.subset(chosen), self.unmatched)
+
+
+def join(first: SpaceData, second: SpaceData) -> Pairs:
+    """The bridge items with one id in both spaces, dataset by dataset, in the order of `first`.
+
+    Raises MismatchError when fewer than two are common, StoreError for an id that occurs twice.
+    """
+    blocks: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    unmatched = [0, 0]
+    for one, two in zip(first.bridge, second.bridge, strict=True):
+        common = _common_rows(one, two)
+        for side, (dataset, chosen) in enumerate(zip((one, two), common, strict=True)):
+            rows[side].append(chosen + sum(map(len, blocks[side])))
+            blocks[side].extend(dataset.parts())
+            unmatched[side] += dataset.rows - len(chosen)
+    pairs = Pairs(
+        Rows(blocks[0], np.concatenate(rows[0])),
+        Rows(blocks[1], np.concatenate(rows[1])),
+        (unmatched[0], unmatched[1]),
+    )
+    if len(pairs.first) < 2:
+        one, two = first.bridge[0], second.bridge[0]
+        raise MismatchError(
+            f"{first.name} and {second.name} have {len(pairs.first)} bridge items in common, "
+            f"at least two are needed; ids look like {one.ids()[:1]} and {two.ids()[:1]}",
+            where=f"{one.folder} and {two.folder}",
+            cure="embed the same source, with the same ids, in both spaces",
+        )
+    return pairs
+
+
+def _common_rows(one: Dataset, two: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    ids, others = _unique_ids(one), _unique_ids(two)
+    partner = pc.index_in(ids, value_set=others)  # row of `two` for each row of `one`, or null
+    found = partner.is_valid().to_numpy()
+    return np.flatnonzero(found), partner.drop_null().to_numpy()
+
+
+def _unique_ids(dataset: Dataset) -> Any:
+    ids = dataset.table(["id"])["id"]
+    if pc.count_distinct(ids).as_py() != len(ids):
+        twice, _ = Counter(ids.to_pylist()).most_common(1)[0]
+        raise StoreError(
+            f"the id {twice!r} occurs more than once in {dataset.key}",
+            where=dataset.folder,
+            cure="give every row an id of its own and make the dataset again",
+        )
+    return ids

@@ -1,0 +1,3 @@
+"""The paper's objective and its loop over tensors. It knows neither the store nor how
+methods are chosen.
+"""

@@ -1,0 +1,224 @@
+"""C-MCR's training loop: four blocks of embeddings in, two trained sides out.
+
+    train(config, TrainingData(b1, a, b2, c), sides, modalities, folder, identity)
+
+The host waits for the device once an epoch. After every epoch the state goes to
+FOLDER/checkpoint.pt, and after the step in hand when a signal stops the run, so one that is run
+again goes on from there and ends with the same weights, bit for bit. FOLDER/training.jsonl has
+one row an epoch.
+"""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmcr.connect.config import ConnectConfig
+from cmcr.connect.connection.projectors import Side
+from cmcr.connect.distributed import share, total_of_gradients, world_size
+from cmcr.connect.training.batches import Banks, TrainingData
+from cmcr.connect.training.checkpoint import CHECKPOINT, State
+from cmcr.connect.training.log import TRAINING_LOG, Curves
+from cmcr.connect.training.objective import TERMS, Pair, objective, perturb
+from cmcr.connect.training.validation import Validated
+from cmcr.devices import freed_memory_kept, reduced, threads_for
+from cmcr.embeddings import Modality
+from cmcr.errors import CmcrError
+
+# Of each side: its bridge modality and its memory's, None without one.
+Modalities = tuple[tuple[Modality, Modality | None], tuple[Modality, Modality | None]]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What a step needs and does not change."""
+
+    config: ConnectConfig
+    sides: tuple[Side, Side]
+    modalities: Modalities
+
+    def terms(self, batch: TrainingData, generator: torch.Generator) -> dict[str, Tensor]:
+        """The objective on one global batch; every process works on its share of the rows."""
+        count = len(batch.bridge1)
+        blocks = ((batch.bridge1, batch.pseudo1), (batch.bridge2, batch.pseudo2))
+        noisy = [
+            self._noisy(side, both, modalities, generator)
+            for side, both, modalities in zip(self.sides, blocks, self.modalities, strict=True)
+        ]
+        (space1, within1), (space2, _) = (
+            self._project(side, both, modalities)
+            for side, both, modalities in zip(self.sides, noisy, self.modalities, strict=True)
+        )
+        # A space that stays as it is has no gap to close, and Ex-MCR closes it before the head.
+        attracted = {"c-mcr": None, "linear": [space1], "ex-mcr": [within1]}[self.config.method]
+        return objective(space1, space2, self.config, attracted, count)
+
+    def _noisy(
+        self,
+        side: Side,
+        blocks: tuple[Tensor, Tensor | None],
+        modalities: tuple[Modality, Modality | None],
+        generator: torch.Generator,
+    ) -> Pair:
+        """b̃ and ã, this process's rows; all draw the noise of all, so that they stay in step."""
+        mine = share(len(blocks[0]))
+
+        def noisy(block: Tensor, modality: Modality | None) -> Tensor:
+            # ã has a norm below 1 and keeps it until there is noise on it.
+            clean = side.centre(block, modality) if side.means else block
+            return perturb(clean, self.config.noise_variance, generator)[mine]
+
+        bridge, pseudo = (
+            None if block is None else noisy(block, modality)
+            for block, modality in zip(blocks, modalities, strict=True)
+        )
+        assert bridge is not None
+        return bridge, pseudo
+
+    def _project(
+        self, side: Side, noisy: Pair, modalities: tuple[Modality, Modality | None]
+    ) -> tuple[Pair, Pair]:
+        """f(b̃) and f(ã), normalised, and what went into the head."""
+        bridge, pseudo = noisy
+        precision = reduced(bridge.device)
+        with torch.autocast(bridge.device.type, precision, enabled=precision is not None):
+            if pseudo is not None and modalities[1] in side.turned:
+                pseudo = side.turn(pseudo)
+            # Both modalities in one batch: BatchNorm must not tell them apart, for at inference
+            # it has one mean for both.
+            rows = bridge if pseudo is None else torch.cat([bridge, pseudo])
+            joint = side.head(rows)
+        joint = F.normalize(joint.float(), dim=1)  # (1 or 2 · rows, joint)
+        if pseudo is None:
+            return (joint, None), (bridge, None)
+        return (joint[: len(bridge)], joint[len(bridge) :]), (bridge, pseudo.float())
+
+
+def train(
+    config: ConnectConfig,
+    data: TrainingData,
+    sides: tuple[Side, Side],
+    modalities: Modalities,
+    folder: Path,
+    identity: str,
+    *,
+    device: str = "cpu",
+    validate: Callable[[], Validated] | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """Train `sides` in place, taking up a checkpoint of the same `identity` if `folder` has one.
+
+    The loss is the sum of the terms that `losses.objective` names, minimised by AdamW. With
+    `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
+    the start counting as epoch 0; `config.patience` epochs that do end the run. Raises CmcrError
+    when the loss is no longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after
+    a signal.
+    """
+    modules = nn.ModuleDict(
+        {"Head_A": sides[0].head, "Head_B": sides[1].head, "turn_A": sides[0].turn}
+    ).to(device)
+    state = State(modules, config, device)
+    state.restore(folder / CHECKPOINT, identity)
+    if validate is not None and state.kept is None:
+        modules.eval()
+        state.judge(0, validate())
+    state.write_log(folder / TRAINING_LOG)
+    trainer = Trainer(config, sides, modalities)
+    banks = Banks(data, device)
+    batches = math.ceil(len(banks) / config.batch_size)
+    rows = math.ceil(len(banks) / batches)
+    with (
+        threads_for(rows**2 * max(data.bridge1.shape[1], data.bridge2.shape[1])),
+        freed_memory_kept(),
+        Curves(folder, config.epochs, state.log, tensorboard) as curves,
+        _signals() as stopped,
+    ):
+        while len(state.log) < config.epochs and not state.out_of_patience:
+            modules.train()
+            for number, batch in banks.epoch(state.epoch_order(len(banks)), batches, state.batch):
+                take_step(state, trainer, batch, state.epoch * batches + number, batches)
+                if stopped.is_set():
+                    state.save(folder / CHECKPOINT, identity)
+                    raise KeyboardInterrupt
+            means = (state.sums / batches).tolist()
+            _refuse_what_is_not_finite(state, means, folder)
+            row = {
+                "epoch": state.epoch + 1,
+                "step": (state.epoch + 1) * batches,
+                "lr": learning_rate(config, (state.epoch + 1) * batches - 1, batches),
+            } | dict(zip(TERMS, means, strict=True))
+            if validate is not None:
+                modules.eval()
+                validated = validate()
+                row |= {f"validation_{name}": score for name, score in validated.scores.items()}
+                state.judge(state.epoch + 1, validated)
+            state.finish_epoch(row)
+            state.write_log(folder / TRAINING_LOG)
+            state.save(folder / CHECKPOINT, identity)
+            curves.show(row)
+    state.take_kept()
+    modules.eval()
+
+
+def learning_rate(config: ConnectConfig, step: int, batches: int) -> float:
+    """Cosine decay from `config.learning_rate` at step 0 to zero after the last epoch."""
+    steps = config.epochs * batches
+    return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def take_step(state: State, trainer: Trainer, batch: TrainingData, step: int, batches: int) -> None:
+    """One optimizer step on a global batch: the `step`-th of a run with `batches` an epoch."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(trainer.config, step, batches)
+    terms = trainer.terms(batch, state.generator)
+    state.optimizer.zero_grad()
+    torch.autograd.backward(terms["loss"])
+    total_of_gradients(state.weights)
+    state.optimizer.step()
+    state.count(torch.stack([terms[name].detach() for name in TERMS]), step)
+
+
+def _refuse_what_is_not_finite(state: State, means: list[float], folder: Path) -> None:
+    if all(map(math.isfinite, means)):
+        return
+    first = dict(zip(TERMS, state.first_bad.tolist(), strict=True))
+    step = min(step for step in first.values() if step >= 0)
+    names = [name for name, bad in first.items() if bad == step and name != "loss"]
+    kept = f"the weights after epoch {state.epoch} are in {CHECKPOINT}" if state.epoch else ""
+    raise CmcrError(
+        f"the loss is no longer finite in epoch {state.epoch + 1}: "
+        f"{' and '.join(names) or 'loss'} at step {step + 1}",
+        where=folder,
+        cure="lower learning_rate or raise the temperatures" + (f"; {kept}" if kept else ""),
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the step in hand can end.
+
+    Several processes that train together would stop at different steps: they are left to their
+    launcher and go on from the last epoch.
+    """
+    stopped = threading.Event()
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Drawings of results. Nothing is measured here."""

@@ -1,0 +1,75 @@
+"""Pictures of a connection, drawn without global state and the same in every run.
+
+    draw_training(read_training(connection / "training.jsonl"), folder / "training.png")
+    draw_precision(curves, folder / "precision.png")
+
+evaluate/figures/joint_space.py draws the embeddings themselves.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmcr.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+INK, FAINT, RULE = "#222222", "#767676", "#e3e3e3"
+# Paul Tol's muted scheme, told apart with every common colour blindness, and three of his others.
+PALETTE = (
+    "#332288", "#cc6677", "#117733", "#88ccee", "#ddaa33", "#882255",
+    "#44aa99", "#aa4499", "#999933", "#ee7733", "#0077bb", "#555555",
+)  # fmt: skip
+
+
+def line_style(model: str, models: Sequence[str]) -> dict[str, Any]:
+    """How the line of a model looks: chance dotted, the last of `models` strongest."""
+    if model == "chance":
+        return {"color": FAINT, "linewidth": 1.2, "linestyle": (0, (2, 2))}
+    if model == models[-1]:
+        return {"color": PALETTE[1], "linewidth": 2.8, "zorder": 3}
+    others = [PALETTE[at] for at in (0, 3, 2, 4, 6, 7)]
+    return {"color": others[models.index(model) % len(others)], "linewidth": 1.4}
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty white figure of so many inches, with a canvas of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+    below_title = (0, 0, 1, 1 - 0.62 / height)
+    figure.set_layout_engine(
+        "constrained", rect=below_title, w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.06
+    )
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def title(figure: "Figure", what: str, how: str) -> None:
+    """What is seen, and below it how to read it."""
+    inch = 1 / figure.get_figheight()
+    figure.text(
+        0.014, 1 - 0.14 * inch, what, va="top", fontsize=14, color=INK, fontweight="bold"
+    )  # fmt: skip
+    figure.text(0.014, 1 - 0.42 * inch, how, va="top", fontsize=10, color=FAINT)
+
+
+def plain_axes(axes: "Axes") -> None:
+    """Only horizontal rules and the numbers beside them."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(length=0, labelsize=9.5, labelcolor=FAINT)
+    axes.grid(axis="y", color=RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write the PNG, whole or not at all, with nothing in it that changes from run to run."""
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})

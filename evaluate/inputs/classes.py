@@ -1,0 +1,110 @@
+"""Classes to tell apart: the prompts that speak of them, and the items that are of them.
+
+    prompts = choose_prompts(texts, "modelnet40", "ulip64")     # of an opened dataset
+    items = choose_items(shapes, prompts.classes)
+
+Both datasets say it by `label`. Names are compared as retrieval does (`plain_name`): ModelNet40's
+folder `night_stand` is ULIP's class "night stand".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmcr.embeddings import Dataset
+from cmcr.errors import CmcrError, UsageError
+from cmcr.evaluate.ranking.matches import plain_name
+from cmcr.templates import read_classes, read_templates
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Classes, and the rows of a dataset of texts that speak of them."""
+
+    dataset: Dataset
+    classes: tuple[str, ...]
+    rows: np.ndarray  # (prompts,) of the dataset; a text of two classes is there twice
+    class_of: np.ndarray  # (prompts,) the number of the class
+
+
+@dataclass(frozen=True)
+class Items:
+    """What is to be classified: the items that are of one of the classes."""
+
+    dataset: Dataset
+    rows: np.ndarray  # (items,) of the dataset
+    right: np.ndarray  # (items, classes) bool
+    left_out: int  # items of no class that has prompts
+
+
+def choose_prompts(
+    texts: Dataset, classes: str | None = None, templates: str | None = None
+) -> Prompts:
+    """The rows of `texts` that are of `classes` and made with `templates`, by default all.
+
+    Class names are compared with "_" as a space. Raises UsageError for texts without labels, a
+    class without a prompt, or templates where the texts have no column `template`.
+    """
+    labels = _labels(texts)
+    kept = np.array([bool(names) for names in labels])
+    if not kept.any():
+        raise UsageError(
+            f"{texts.key} has no labels, so nothing says which class a prompt is of",
+            where=texts.folder,
+            cure="extract prompts:CLASSES:TEMPLATES, or a manifest with a column `label`",
+        )
+    if templates:
+        if "template" not in texts.manifest.columns:
+            raise UsageError(
+                f"{texts.key} does not say which template a prompt was made with",
+                where=texts.folder,
+                cure="leave --templates out, or extract prompts:CLASSES:TEMPLATES",
+            )
+        wanted = set(read_templates(templates))
+        made_with = texts.table(["template"])["template"].to_pylist()
+        kept &= np.array([template in wanted for template in made_with])
+        if not kept.any():
+            raise UsageError(
+                f"no prompt of {texts.key} was made with these templates",
+                where=texts.folder,
+                cure=f"its templates are such as {made_with[0]!r}",
+            )
+    rows = np.flatnonzero(kept)
+    there = dict.fromkeys(name for row in rows for name in labels[row])
+    names = tuple(map(plain_name, read_classes(classes))) if classes else tuple(there)
+    if missing := [name for name in names if name not in there]:
+        raise UsageError(
+            f"{len(missing)} of {len(names)} classes have no prompt in {texts.key}: {missing[0]!r}",
+            where=texts.folder,
+            cure=f"its classes are such as {', '.join(list(there)[:5]) or 'none'}; extract prompts "
+            "with these classes and templates",
+        )
+    number = {name: at for at, name in enumerate(names)}
+    both = [(row, number[name]) for row in rows for name in labels[row] if name in number]
+    rows, class_of = np.array(both).T  # (prompts,), (prompts,)
+    return Prompts(texts, names, rows, class_of)
+
+
+def choose_items(dataset: Dataset, classes: Sequence[str]) -> Items:
+    """The rows of `dataset` that are of one of `classes`. Raises CmcrError when there is none."""
+    labels = _labels(dataset)
+    number = {name: at for at, name in enumerate(classes)}
+    right = np.zeros((len(labels), len(classes)), bool)
+    for row, names in enumerate(labels):
+        right[row, [number[name] for name in names if name in number]] = True
+    rows = np.flatnonzero(right.any(axis=1))
+    if not len(rows):
+        there = list(dict.fromkeys(name for names in labels for name in names))
+        raise CmcrError(
+            f"no item of {dataset.key} is of one of the classes",
+            where=f"its labels are such as {', '.join(there[:5]) or 'none'}; the classes are such "
+            f"as {', '.join(classes[:5])}",
+            cure="use the same names in both datasets",
+        )
+    return Items(dataset, rows, right[rows], left_out=len(labels) - len(rows))
+
+
+def _labels(dataset: Dataset) -> list[list[str]]:
+    labels = dataset.table(["label"])["label"].to_pylist()
+    return [[plain_name(name) for name in names or () if name] for names in labels]

@@ -1,0 +1,248 @@
+"""Retrieval between two datasets, both ways, by every model that is given.
+
+    speech = select(open_dataset(store, Key("clap", "audio", "esc50")), {"fold": ["5"]})
+    photos = select(open_dataset(store, Key("clip", "image", "imagenet")))
+    models = {"ridge": baselines(store, config)["ridge"], "c-mcr": connection}
+    for ranking in rank_both_ways(models, speech, photos): print(ranking.row)
+
+The first rows of a direction are `chance`, what a random order is expected to give.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmcr.connect import Connection
+from cmcr.embeddings import Dataset, Key
+from cmcr.errors import CmcrError, StoreError, UsageError
+from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.results import Metrics, Row
+
+Where = Mapping[str, Sequence[str]]
+
+_SHOWN = 5  # labels of queries that match nothing
+
+_COLUMNS = ("id", "uri", "text", "label", "group")
+
+
+@dataclass(frozen=True)
+class Items:
+    """Rows of a dataset that are searched for, or searched in."""
+
+    dataset: Dataset
+    rows: np.ndarray  # (items,) numbers of the rows
+    table: pa.Table  # their id, label and group, a row an item
+    where: Where  # what they were selected by
+
+    @property
+    def key(self) -> Key:
+        """The dataset they are of."""
+        return self.dataset.key
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What decides which items they are."""
+        where = {column: list(values) for column, values in self.where.items()}
+        return dataset_input(self.dataset) | {"where": where}
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Their embeddings in order, (block, D), in the stored precision, a block at a time."""
+        start = 0
+        for block in self.dataset.batches():
+            first, last = np.searchsorted(self.rows, (start, start + len(block)))
+            if last > first:
+                yield block[self.rows[first:last] - start]
+            start += len(block)
+
+    def embeddings(self) -> np.ndarray:
+        """Their embeddings, (items, D), in the stored precision."""
+        return np.concatenate(list(self.blocks()))
+
+    def spread(self, most: int) -> "Items":
+        """At most `most` of them, evenly spread."""
+        if len(self.rows) <= most:
+            return self
+        picked = np.linspace(0, len(self.rows) - 1, most).astype(np.int64)  # (most,)
+        return replace(self, rows=self.rows[picked], table=self.table.take(picked))
+
+    def classes(self) -> list[str | None]:
+        """The first label of each, None where there is none."""
+        return [labels[0] if labels else None for labels in self.table["label"].to_pylist()]
+
+    def projected(self, model: Connection | None) -> Tensor:
+        """Their place in the joint space of `model`, (items, joint) float32, unit norm.
+
+        Without a model it is their own space. The store is read a block at a time.
+        """
+        vectors = torch.empty(0)
+        done = 0
+        for block in self.blocks():
+            if model is None:
+                joint = F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
+            else:
+                joint = model.project(self.key.space, block, self.key.modality)  # (block, joint)
+            if not done:
+                vectors = torch.empty(len(self.rows), joint.shape[1])  # (items, joint)
+            vectors[done : done + len(joint)] = joint
+            done += len(joint)
+        return vectors
+
+
+def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
+    """`COLUMN=VALUE[,VALUE...]` strings as columns and the values to keep.
+
+    Raises UsageError for a string without "=" or a column that is named twice.
+    """
+    where: dict[str, list[str]] = {}
+    for text in filters:
+        column, equals, values = text.partition("=")
+        if not equals or not column:
+            raise UsageError(f"{text!r} selects nothing", cure="write COLUMN=VALUE[,VALUE...]")
+        if column in where:
+            raise UsageError(
+                f"the column {column!r} is named twice", cure=f"write {column}=VALUE,VALUE"
+            )
+        where[column] = values.split(",")
+    return where
+
+
+def select(dataset: Dataset, where: Where | None = None) -> Items:
+    """The rows of `dataset` that have, in each column of `where`, one of the values given.
+
+    Raises UsageError for a column that is not there or when no row is left, CmcrError when no
+    row has a label or a group, StoreError when an id occurs more than once.
+    """
+    where = where or {}
+    there = (*_COLUMNS, *dataset.manifest.columns)
+    for column in where:
+        if column not in there:
+            raise UsageError(
+                f"{dataset.key} has no column {column!r}",
+                where=dataset.folder,
+                cure=f"one of: {', '.join(there)}",
+            )
+    kept = np.ones(dataset.rows, bool)
+    for column, wanted in where.items():
+        values = dataset.table([column])[column].to_pylist()
+        kept &= np.fromiter((_has_one(value, wanted) for value in values), bool, dataset.rows)
+    rows = np.flatnonzero(kept)
+    if not len(rows):
+        filters = " and ".join(f"{column}={','.join(where[column])}" for column in where)
+        raise UsageError(
+            f"no row of {dataset.key} has {filters}" if where else f"{dataset.key} has no rows",
+            where=dataset.folder,
+        )
+    table = dataset.table(["id", "label", "group"]).take(rows)
+    _refuse_equal_ids(dataset, table)
+    if not any(table["group"].to_pylist()) and not any(table["label"].to_pylist()):
+        raise CmcrError(
+            f"{dataset.key} has neither labels nor groups, so nothing says what matches",
+            where=dataset.folder,
+            cure="extract a folder of class folders or a manifest with a column `label` or "
+            "`group`, or import with --metadata that has one",
+        )
+    return Items(dataset, rows, table, where)
+
+
+def check_pair(models: Mapping[str, Connection], query: Items, gallery: Items) -> Matches:
+    """What matches between two sets of items that `models` can search in each other.
+
+    Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
+    item would find itself, CmcrError when nothing matches.
+    """
+    for model in models.values():
+        for items in (query, gallery):
+            model.check(items.key.space, items.dataset.encoder_identity)
+    _refuse_items_that_find_themselves(query, gallery)
+    matches = find_matches(query.table, gallery.table)
+    if not matches.counts().any():
+        raise _nothing_in_common(query, gallery)
+    return matches
+
+
+def new_row(
+    query: Items, gallery: Items, model: str, metrics: Metrics, task: str = "retrieval"
+) -> Row:
+    """A row of results about two datasets."""
+    names = dict.fromkeys(sorted([query.key.dataset, gallery.key.dataset]))
+    return Row(
+        dataset="+".join(names),
+        model=model,
+        task=task,
+        query=str(query.key),
+        gallery=str(gallery.key),
+        metrics=metrics,
+    )
+
+
+def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
+    """A row of retrieval, which tells of the queries that nothing matches."""
+    row = new_row(query, gallery, model, metrics)
+    rows = np.flatnonzero(matches.counts() == 0)
+    if len(rows):
+        table = query.table.take(rows)
+        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
+        row["unmatched"] = {
+            "queries": len(rows),
+            "of": matches.queries,
+            "first": table["id"][0].as_py(),
+            "labels": list(labels)[:_SHOWN],
+        }
+    return row
+
+
+def _has_one(value: str | float | list[str] | None, wanted: Sequence[str]) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any(one is not None and str(one) in wanted for one in values)
+
+
+def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
+    times = Counter(table["id"].to_pylist())
+    if len(times) < len(table):
+        name, most = times.most_common(1)[0]
+        raise StoreError(
+            f"ids of {dataset.key} occur more than once, {name!r} {most} times: "
+            "results name items by id",
+            where=dataset.folder,
+            cure="give each input an id of its own, and extract or import it again",
+        )
+
+
+def _refuse_items_that_find_themselves(query: Items, gallery: Items) -> None:
+    if query.key == gallery.key and len(np.intersect1d(query.rows, gallery.rows)):
+        raise UsageError(
+            f"query and gallery share rows of {query.key}: an item would find itself",
+            cure="keep them apart with --query-where and --gallery-where, or name two datasets",
+        )
+
+
+def _nothing_in_common(query: Items, gallery: Items) -> CmcrError:
+    return CmcrError(
+        "no query has a match in the gallery",
+        where=f"{_examples(query)}; {_examples(gallery)}",
+        cure="items match by a shared `group`, or by a shared `label` where one has no group: "
+        "use the same names in both datasets",
+    )
+
+
+def _examples(items: Items) -> str:
+    groups = items.table["group"].drop_null().unique().to_pylist()[:3]
+    labels = list(dict.fromkeys(name for name in items.classes() if name))[:3]
+    named = [
+        f"{column} such as {', '.join(map(repr, values))}"
+        for column, values in (("group", groups), ("label", labels))
+        if values
+    ]
+    return f"{items.key} has {' and '.join(named)}"
+
+
+def dataset_input(dataset: Dataset) -> dict[str, Any]:
+    """The state of a dataset."""
+    return {"dataset": str(dataset.key), "fingerprint": dataset.fingerprint}

@@ -1,0 +1,1 @@
+"""Pure functions of scores and matches. No store and no connection is opened here."""

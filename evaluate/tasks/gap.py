@@ -1,0 +1,157 @@
+"""The modality gap, alignment and uniformity, before and after connecting (`cmcr evaluate gap`).
+
+    done = evaluate_gap(store, store / "connections" / "clip-clap", speech, photos)   # `Key`s
+
+Rows come one a model and direction, as retrieval's do. `before` are the embeddings as they were
+extracted, the other models project them first.
+
+- `distance`: ‖mean of the queries - mean of the gallery‖ (Liang et al., Mind the Gap, NeurIPS
+  2022, section 4.2). 0 to 2.
+- `alignment`: mean of ‖x - y‖² over the queries x and their matches y; 0 to 4, less is nearer.
+- `uniformity`: log of the mean of exp(-2 ‖x - x'‖²) over pairs of queries; -4 or a bit less is
+  evenly spread over a sphere of many dims, 0 is a single point (both: Wang, Isola, Understanding
+  Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere, ICML
+  2020, section 4.1, α = t = 2).
+
+Between spaces of different dims there is neither distance nor alignment before they are connected,
+and one query has no uniformity: such a metric is left out of its row.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cmcr.connect import Connection, load_connection
+from cmcr.embeddings import Key, open_dataset
+from cmcr.evaluate.inputs.items import Items, Where, check_pair, new_row, select
+from cmcr.evaluate.ranking.matches import Matches
+from cmcr.evaluate.results import Metrics, Row
+from cmcr.evaluate.tasks.runner import (
+    Evaluated,
+    connection_inputs,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
+from cmcr.progress import progress
+from cmcr.typed import typed
+
+RESULTS = "gap.json"
+GAP_VERSION = 1
+
+_DRAWN = 4096  # items, for alignment and for uniformity
+_MATCHES = 16  # drawn for each of them
+_BLOCK_PAIRS = 1 << 24
+_SEED = 0
+
+
+@typed
+def distance(one: Float[Tensor, "items dim"], other: Float[Tensor, "others dim"]) -> float:
+    """How far the means of two sets of unit vectors lie apart."""
+    return float(torch.linalg.vector_norm(one.mean(dim=0) - other.mean(dim=0)))
+
+
+@typed
+def alignment(
+    queries: Float[Tensor, "queries dim"], gallery: Float[Tensor, "gallery dim"], matches: Matches
+) -> float:
+    """Mean squared distance of unit vectors `queries` to a match, drawn 16 times for each query.
+
+    Of 4,096 queries where more have a match, drawn with a fixed seed as well. NaN where none has.
+    """
+    rng = np.random.default_rng(_SEED)
+    answerable = np.flatnonzero(matches.counts())
+    drawn = answerable[_draw(len(answerable), rng)]  # (drawn,)
+    squares = [torch.empty(0)]
+    for rows in np.array_split(drawn, 1 + len(drawn) * len(gallery) // _BLOCK_PAIRS):
+        matching = matches.of(rows)  # (rows, gallery)
+        nth = rng.random((len(rows), _MATCHES)) * np.diff(matching.indptr)[:, None]  # (rows, 16)
+        items = matching.indices[matching.indptr[:-1, None] + nth.astype(np.int64)]  # (rows, 16)
+        cosines = torch.einsum("qd,qmd->qm", queries[rows], gallery[items])  # (rows, 16)
+        squares.append((2 - 2 * cosines).ravel())
+    return float(torch.cat(squares).mean())
+
+
+@typed
+def uniformity(items: Float[Tensor, "items dim"]) -> float:
+    """Log of the mean of exp(-2 ‖x - x'‖²) over all pairs of unit vectors, of 4,096 at most."""
+    drawn = items[_draw(len(items), np.random.default_rng(_SEED))]  # (drawn, dim)
+    return float(torch.pdist(drawn).square().mul(-2).exp().mean().log())
+
+
+def evaluate_gap(
+    store: Path,
+    path: Path,
+    query: Key,
+    gallery: Key,
+    *,
+    query_where: Where | None = None,
+    gallery_where: Where | None = None,
+    out: Path | None = None,
+) -> Evaluated:
+    """The gap between two datasets of `store`, before and after the connection in `path`.
+
+    Results go to gap.json in the folder `out`, else in `results_folder`, and are computed again
+    only when something changed. Raises what `evaluate_retrieval` does.
+    """
+    connection = load_connection(path)
+    asked = select(open_dataset(store, query), query_where)
+    found = select(open_dataset(store, gallery), gallery_where)
+    inputs = connection_inputs(store, path, connection) | {
+        "gap_version": GAP_VERSION,
+        "query": asked.inputs,
+        "gallery": found.inputs,
+    }
+
+    def compute() -> tuple[list[Row], list[str]]:
+        models = models_for(store, connection, [asked.key, found.key])
+        return gap_rows(models, asked, found), []
+
+    return evaluate_once(
+        out or results_folder(store, path, query, gallery), RESULTS, inputs, compute
+    )
+
+
+def gap_rows(models: Mapping[str, Connection], query: Items, gallery: Items) -> list[Row]:
+    """The rows of task `gap`: `before`, then `models` in their order, first of `query`.
+
+    Raises what `rank_both_ways` does.
+    """
+    matches = check_pair(models, query, gallery)
+    both = (query, gallery)
+    with progress("evaluate", total=len(models) + 1, unit="models") as advance:
+        rows = _rows("before", both, [items.projected(None) for items in both], matches)
+        advance(1)
+        for name, model in models.items():
+            rows += _rows(name, both, [items.projected(model) for items in both], matches)
+            advance(1)
+    return [*rows[0::2], *rows[1::2]]
+
+
+def _rows(
+    model: str, both: tuple[Items, Items], vectors: Sequence[Tensor], matches: Matches
+) -> list[Row]:
+    one, other = vectors
+    return [
+        new_row(*both, model, _metrics(one, other, matches), "gap"),
+        new_row(*both[::-1], model, _metrics(other, one, matches.reverse()), "gap"),
+    ]
+
+
+def _metrics(queries: Tensor, gallery: Tensor, matches: Matches) -> Metrics:
+    metrics = {}
+    if queries.shape[1] == gallery.shape[1]:
+        metrics["distance"] = distance(queries, gallery)
+        metrics["alignment"] = alignment(queries, gallery, matches)
+    if len(queries) > 1:
+        metrics["uniformity"] = uniformity(queries)
+    return metrics
+
+
+def _draw(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Numbers of at most 4,096 of `size` items."""
+    return np.sort(rng.permutation(size)[:_DRAWN])

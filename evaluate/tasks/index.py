@@ -1,0 +1,219 @@
+"""An approximate FAISS index over the projected gallery, measured beside the exact search.
+
+    choice = IndexChoice("IVF1000,PQ64", Budget(query_seconds=0.01))
+    done = evaluate_index(store, store / "connections" / "clip-clap", speech, photos, choice)
+    done.rows            # Flat, then the index: recall of the exact answer, speed, time, size
+
+FOLDER/index.json       the rows
+       index.faiss      the index, memory-mapped and used again while connection, gallery and
+                        factory string stay the same; index.about.json says what it was built from
+
+A search through cells (IVF) or a graph (HNSW) reads more the longer one lets it: `nprobe` or
+`efSearch` is doubled until 0.95 of the exact ten are found or the budget's time is reached. Indexes
+are built and timed on the GPUs that FAISS sees, where it has such an index for them.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmcr.connect import load_connection
+from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings.index import Budget, choose_factory, on_gpus, search, train_index
+from cmcr.evaluate.inputs.items import Where, check_pair, new_row, select
+from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.ranking.metrics import CUTOFFS
+from cmcr.evaluate.results import Metrics, Row
+from cmcr.evaluate.tasks.retrieval import TOP_K
+from cmcr.evaluate.tasks.runner import Evaluated, connection_inputs, evaluate_once, results_folder
+from cmcr.files import replacing, sha256_file, write_json
+
+RESULTS = "index.json"
+INDEX = "index.faiss"
+ABOUT = "index.about.json"
+INDEX_VERSION = 2
+
+RECALL = f"found@{TOP_K}"
+_ENOUGH, _HARDLY = 0.95, 0.005  # recall
+_QUERIES = 1000
+_ALONE = 32  # queries that are timed one by one
+
+Search = Callable[[np.ndarray], np.ndarray]  # (queries, dim) → rows of the nearest, (queries, k)
+
+
+@dataclass(frozen=True)
+class IndexChoice:
+    """The FAISS factory string of an index; None: what `choose_factory` takes for the budget."""
+
+    factory: str | None
+    budget: Budget
+
+
+def evaluate_index(
+    store: Path,
+    path: Path,
+    query: Key,
+    gallery: Key,
+    choice: IndexChoice,
+    *,
+    query_where: Where | None = None,
+    gallery_where: Where | None = None,
+    out: Path | None = None,
+) -> Evaluated:
+    """Index `gallery` by `choice` and measure a search through it.
+
+    At most 1,000 queries, evenly spread over those there are, are asked. The rows are of task
+    `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`,
+    queries a second when all are asked at once; `query_ms` of one alone, the median; `build_s`,
+    seconds; `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build
+    or a budget that nothing fits, and what `evaluate_retrieval` does.
+    """
+    connection = load_connection(path)
+    folder = out or results_folder(store, path, query, gallery)
+    asked = select(open_dataset(store, query), query_where)
+    found = select(open_dataset(store, gallery), gallery_where)
+    made_from = connection_inputs(store, path, connection)["connection"]
+    inputs = {
+        "index_version": INDEX_VERSION,
+        "connection": made_from,
+        "query": asked.inputs,
+        "gallery": found.inputs,
+        "choice": asdict(choice),
+    }
+
+    def compute() -> tuple[list[Row], list[str]]:
+        check_pair({"": connection}, asked, found)
+        sample = asked.spread(_QUERIES)
+        matches = find_matches(sample.table, found.table)
+        vectors = found.projected(connection).numpy()  # (gallery, joint)
+        queries = sample.projected(connection).numpy()  # (queries, joint)
+        items, dim = vectors.shape
+        kind = choice.factory or choose_factory(items, dim, choice.budget)
+        about = {"connection": made_from, "gallery": found.inputs, "factory": kind}
+        index, seconds = _stored_index(folder, about, vectors)
+
+        def flat(rows: np.ndarray) -> np.ndarray:
+            return search(rows, vectors, TOP_K)[1]
+
+        exact = flat(queries)  # (queries, k)
+        setting = tune(index, kind, queries, exact, choice.budget.query_seconds)
+        rows = []
+        if kind != "Flat":
+            costs = {"build_s": 0.0, "index_mb": vectors.nbytes / 1e6}
+            rows.append(("Flat", measure(flat, queries, exact, matches) | costs))
+        costs = {"build_s": seconds, "index_mb": (folder / INDEX).stat().st_size / 1e6}
+        fast = _through(on_gpus(index), exact.shape[1])
+        measured = measure(fast, queries, exact, matches) | costs
+        rows.append((f"{kind} {setting}".strip(), measured))
+        return [new_row(asked, found, name, metrics, "index") for name, metrics in rows], [INDEX]
+
+    return evaluate_once(folder, RESULTS, inputs, compute)
+
+
+def tune(
+    index: Any, factory: str, queries: np.ndarray, exact: np.ndarray, seconds: float | None
+) -> str:
+    """Set how far `index` looks; gives the setting, such as `nprobe=16`, or nothing if it has none.
+
+    It is the first of 1, 2, 4, … (16, 32, … for a graph) that finds 0.95 of the rows `exact`,
+    (queries, k), or the last before a query alone takes more than `seconds`, or before the next
+    finds hardly more: a sketch of the vectors limits what can be found.
+    """
+    import faiss
+
+    if "IVF" in factory:
+        name, values = "nprobe", _doubled(1, faiss.extract_index_ivf(index).nlist)
+    elif factory.startswith("HNSW"):
+        name, values = "efSearch", _doubled(16, index.ntotal)
+    else:
+        return ""
+    space = faiss.ParameterSpace()
+    find = _through(index, exact.shape[1])
+    chosen, share = 0, -1.0
+    for value in values:
+        space.set_index_parameter(index, name, value)
+        if chosen and seconds is not None and _seconds_alone(find, queries) > seconds:
+            break
+        found = share_found(find(queries), exact)
+        if found < share + _HARDLY:
+            break
+        chosen, share = value, found
+        if share >= _ENOUGH:
+            break
+    space.set_index_parameter(index, name, chosen)
+    return f"{name}={chosen}"
+
+
+def measure(find: Search, queries: np.ndarray, exact: np.ndarray, matches: Matches) -> Metrics:
+    """How well and how fast `find` answers `queries`, whose nearest rows are `exact`."""
+    started = time.perf_counter()
+    rows = find(queries)  # (queries, k)
+    seconds = time.perf_counter() - started
+    asked = np.repeat(np.arange(len(rows)), rows.shape[1])
+    match = matches.pairs(asked, np.maximum(rows.ravel(), 0)).reshape(rows.shape) & (rows >= 0)
+    answerable = matches.counts() > 0  # (queries,)
+    return {
+        RECALL: share_found(rows, exact),
+        **{f"hit_rate@{k}": float(match[answerable, :k].any(axis=1).mean()) for k in CUTOFFS},
+        "qps": len(queries) / seconds,
+        "query_ms": 1e3 * _seconds_alone(find, queries),
+    }
+
+
+def share_found(rows: np.ndarray, exact: np.ndarray) -> float:
+    """The share of the rows `exact`, (queries, k), that are among `rows`, (queries, k)."""
+    return float((exact[:, :, None] == rows[:, None, :]).any(axis=2).mean())
+
+
+def _stored_index(folder: Path, about: dict[str, Any], vectors: np.ndarray) -> tuple[Any, float]:
+    """The index in `folder` if it was built from `about`, else a new one; and its build's time."""
+    import faiss
+
+    path = folder / INDEX
+    built = _read(folder / ABOUT)
+    if not path.exists() or built.get("about") != about or built["sha256"] != sha256_file(path):
+        (folder / ABOUT).unlink(missing_ok=True)
+        started = time.perf_counter()
+        index = train_index(vectors, about["factory"])
+        seconds = time.perf_counter() - started
+        with replacing(path) as unfinished:
+            faiss.write_index(index, str(unfinished))
+        built = {"about": about, "build_seconds": seconds, "sha256": sha256_file(path)}
+        write_json(folder / ABOUT, built)
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), built["build_seconds"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _through(index: Any, k: int) -> Search:
+    return lambda queries: index.search(queries, k)[1]
+
+
+def _seconds_alone(find: Search, queries: np.ndarray) -> float:
+    """The median time of one query."""
+    seconds = []
+    for row in range(min(_ALONE, len(queries))):
+        started = time.perf_counter()
+        find(queries[row : row + 1])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _doubled(first: int, last: int) -> Iterator[int]:
+    """`first`, twice that, and so on below `last`, then `last`."""
+    value = first
+    while value < last:
+        yield value
+        value *= 2
+    yield last

@@ -1,0 +1,256 @@
+"""`cmcr evaluate retrieval`: a connection and two datasets in, numbers and pictures out.
+
+    done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gallery)
+    done.rows, done.fresh, done.folder
+
+FOLDER/retrieval.json       {"results": [row, ...], "inputs": fingerprints, "files": the others}
+       neighbours.parquet   the ten nearest of every query, both ways
+       precision.png        precision over recall, beside the closed forms and chance
+       joint-space.png      the items before and after, in two dimensions
+       training.png         the loss and its terms, for a trained connection
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.connect import TRAINING_LOG, Connection, load_connection, read_training
+from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings.index import _BLOCK_QUERIES, search
+from cmcr.evaluate.figures.joint_space import LEAST_POINTS, _cloud, draw_joint_space
+from cmcr.evaluate.figures.plots import Curve, draw_precision, draw_training
+from cmcr.evaluate.inputs.items import Items, Where, _row, check_pair, select
+from cmcr.evaluate.ranking.matches import find_matches
+from cmcr.evaluate.ranking.metrics import (
+    METRICS_VERSION,
+    RECALL_LEVELS,
+    PerQuery,
+    chance_metrics,
+    intervals,
+    retrieval_metrics,
+)
+from cmcr.evaluate.results import Row
+from cmcr.evaluate.tasks.runner import (
+    Evaluated,
+    connection_inputs,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
+from cmcr.files import replacing, sha256_file
+from cmcr.progress import progress
+
+if TYPE_CHECKING:
+    from cmcr.evaluate.inputs.items import Items
+    from cmcr.evaluate.results import Row
+
+
+RESULTS = "retrieval.json"
+NEIGHBOURS_FILE = "neighbours.parquet"
+PRECISION = "precision.png"
+JOINT_SPACE = "joint-space.png"
+TRAINING = "training.png"
+
+_MOST_DRAWN = 20_000
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A row of results, the mean precision at each of `RECALL_LEVELS`, and what lies behind it."""
+
+    query: Items
+    row: Row
+    precision: np.ndarray  # (levels,)
+    per_query: PerQuery | None  # None for chance
+
+
+def rank_both_ways(models: Mapping[str, Connection], query: Items, gallery: Items) -> list[Ranking]:
+    """Search `gallery` for `query`, then the other way: chance, then `models` in their order.
+
+    Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
+    item would find itself, CmcrError when nothing matches.
+    """
+    matches = check_pair(models, query, gallery)
+    ways = ((query, gallery, matches), (gallery, query, matches.reverse()))
+    rankings: list[list[Ranking]] = []
+    for asked, found, relevant in ways:
+        chance = chance_metrics(relevant.counts(), relevant.gallery)
+        precision = np.full(len(RECALL_LEVELS), chance["mAP"])
+        row = _row(asked, found, relevant, "chance", chance)
+        rankings.append([Ranking(asked, row, precision, None)])
+    with progress("evaluate", total=2 * len(models), unit="rankings") as advance:
+        for name, model in models.items():
+            joint = {id(items): items.projected(model) for items in (query, gallery)}
+            for way, (asked, found, relevant) in zip(rankings, ways, strict=True):
+                measured = retrieval_metrics(joint[id(asked)], joint[id(found)], relevant)
+                row = _row(asked, found, relevant, name, measured.metrics)
+                row["intervals"] = intervals(measured.per_query)
+                way.append(Ranking(asked, row, measured.precision, measured.per_query))
+                advance(1)
+    return [ranking for way in rankings for ranking in way]
+
+
+def evaluate_retrieval(
+    store: Path,
+    path: Path,
+    query: Key,
+    gallery: Key,
+    *,
+    query_where: Where | None = None,
+    gallery_where: Where | None = None,
+    out: Path | None = None,
+) -> Evaluated:
+    """Evaluate the connection in the folder `path` on two datasets of `store`, both ways.
+
+    Results go to the folder `out`, which holds one evaluation, else to `results_folder`. Nothing
+    is computed again while connection, datasets and filters stay the same. Rows of the connection
+    itself have its metrics `per_class` and its `worst` queries too. Raises UsageError for a
+    dataset, column or value that is not there, MismatchError for embeddings that the connection
+    was not made for, StoreError for damaged files, CmcrError when nothing matches.
+    """
+    connection = load_connection(path)
+    folder = out or results_folder(store, path, query, gallery)
+    asked = select(open_dataset(store, query), query_where)
+    found = select(open_dataset(store, gallery), gallery_where)
+    inputs = connection_inputs(store, path, connection) | {
+        "metrics_version": METRICS_VERSION,
+        "training": _log(path),
+        "query": asked.inputs,
+        "gallery": found.inputs,
+    }
+
+    def compute() -> tuple[list[Row], list[str]]:
+        models = models_for(store, connection, [asked.key, found.key])
+        rankings = rank_both_ways(models, asked, found)
+        for ranking in rankings:
+            if ranking.row["model"] == connection.model_name and ranking.per_query:
+                ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
+                ranking.row["worst"] = worst(ranking.per_query, ranking.query)
+        files = _draw(folder, path, connection, (asked, found), rankings)
+        write_neighbours(folder / NEIGHBOURS_FILE, connection, (asked, found))
+        return [ranking.row for ranking in rankings], [*files, NEIGHBOURS_FILE]
+
+    return evaluate_once(folder, RESULTS, inputs, compute)
+
+
+def _draw(
+    folder: Path,
+    path: Path,
+    connection: Connection,
+    both: tuple[Items, Items],
+    rankings: Sequence[Ranking],
+) -> list[str]:
+    """Draw what there is to draw; gives the names of the files."""
+    curves = [
+        Curve(_direction(both, ranking.row), ranking.row["model"], ranking.precision,
+              ranking.row["metrics"]["mAP"])
+        for ranking in rankings
+    ]  # fmt: skip
+    draw_precision(curves, folder / PRECISION)
+    drawn = [PRECISION]
+    if all(len(items.rows) >= LEAST_POINTS for items in both):
+        query, gallery = (_cloud(connection, items.spread(_MOST_DRAWN)) for items in both)
+        draw_joint_space((query, gallery), folder / JOINT_SPACE)
+        drawn.append(JOINT_SPACE)
+    if (path / TRAINING_LOG).exists():
+        draw_training(read_training(path / TRAINING_LOG), folder / TRAINING)
+        drawn.append(TRAINING)
+    for name in {JOINT_SPACE, TRAINING}.difference(drawn):
+        (folder / name).unlink(missing_ok=True)
+    return drawn
+
+
+def _direction(both: tuple[Items, Items], row: Row) -> str:
+    names = {str(items.key): f"{items.key.space} {items.key.modality}" for items in both}
+    return f"{names[row['query']]} → {names[row['gallery']]}"
+
+
+def _log(path: Path) -> str | None:
+    log = path / TRAINING_LOG
+    return sha256_file(log) if log.exists() else None
+
+
+TOP_K = 10
+
+_PLACE = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA = pa.schema(
+    {
+        "query": _PLACE,
+        "query_id": pa.string(),
+        "gallery": _PLACE,
+        "gallery_id": pa.string(),
+        "rank": pa.int32(),
+        "cosine": pa.float32(),
+        "match": pa.bool_(),
+    }
+)
+
+
+def write_neighbours(path: Path, model: Connection, both: tuple[Items, Items]) -> None:
+    """Write who found whom: first of `both` in the second, then the second in the first.
+
+    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`.
+    """
+    vectors = [items.projected(model).numpy() for items in both]  # (items, joint) each
+    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+        for asked, found in ((0, 1), (1, 0)):
+            for table in _tables(both[asked], vectors[asked], both[found], vectors[found]):
+                writer.write_table(table)
+
+
+def _tables(
+    query: Items, queries: np.ndarray, gallery: Items, vectors: np.ndarray
+) -> Iterator[pa.Table]:
+    """The neighbours of a block of queries after the other."""
+    matches = find_matches(query.table, gallery.table)
+    for start in range(0, len(queries), _BLOCK_QUERIES):
+        block = queries[start : start + _BLOCK_QUERIES]
+        scores, found = search(block, vectors, TOP_K)  # (block, k), (block, k)
+        count, k = found.shape
+        asked = start + np.repeat(np.arange(count), k)  # (block · k,)
+        columns = {
+            "query": pa.repeat(str(query.key), count * k).dictionary_encode(),
+            "query_id": query.table["id"].take(asked),
+            "gallery": pa.repeat(str(gallery.key), count * k).dictionary_encode(),
+            "gallery_id": gallery.table["id"].take(found.ravel()),
+            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
+            "cosine": scores.ravel(),
+            "match": matches.pairs(asked, found.ravel()),
+        }
+        yield pa.table(columns, schema=_SCHEMA)
+
+
+WORST = 20
+
+
+def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The metrics over the queries of each class, by name; `classes` has one for every query.
+
+    An item's class is its first label. Queries without one, or without a match, count nowhere.
+    """
+    names = np.array([classes[row] or "" for row in found.rows])  # (found,)
+    return [
+        {"label": str(name), "queries": int(own.sum()), "metrics": found.take(own).summary()}
+        for name in np.unique(names[names != ""])
+        for own in [names == name]
+    ]
+
+
+def worst(found: PerQuery, queries: "Items") -> list[dict[str, Any]]:
+    """The twenty queries whose first match ranks last: their id, label and that rank.
+
+    Queries whose first match comes first are no failures and not listed.
+    """
+    order = np.argsort(-found.first_rank, kind="stable")[:WORST]
+    order = order[found.first_rank[order] > 1]
+    ids = queries.table["id"].take(found.rows[order]).to_pylist()
+    labels = queries.table["label"].take(found.rows[order]).to_pylist()
+    return [
+        {"id": name, "label": label, "first_rank": int(rank)}
+        for name, label, rank in zip(ids, labels, found.first_rank[order], strict=True)
+    ]

@@ -1,0 +1,234 @@
+"""Zero-shot classification: an item is of the class whose prompts lie nearest.
+
+    done = evaluate_zero_shot(store, store / "connections" / "ulip-clip", shapes, prompts)
+
+The prompts are rows of a text dataset whose `label` is their class, such as
+`cmcr extract --encoder clip --source text=builtin:prompts/modelnet40` makes. The vector of a class
+is the mean of its *projected* prompts, each of unit norm, made unit again (as CLIP and ULIP do with
+theirs). The mean is taken behind the projection because the projector is not linear and has seen
+single texts only, and because cosines are compared there.
+
+FOLDER/zero-shot.json      {"results": [row, ...], "inputs": fingerprints, "files": the others}
+       predictions.parquet the class that the connection gives to each item, and how far it is off
+       classes.parquet     of each class: items, and the share that each model has right
+       confusion.png       what the connection takes for what
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy.special import comb
+from torch import Tensor
+
+from cmcr.connect import Connection, load_connection
+from cmcr.embeddings import Key, open_dataset
+from cmcr.evaluate.figures.plots import draw_confusion
+from cmcr.evaluate.inputs.classes import Items, Prompts, choose_items, choose_prompts
+from cmcr.evaluate.inputs.items import dataset_input
+from cmcr.evaluate.ranking.ranks import TIE
+from cmcr.evaluate.results import Metrics, Row
+from cmcr.evaluate.tasks.runner import (
+    Evaluated,
+    connection_inputs,
+    evaluate_once,
+    models_for,
+    results_folder,
+)
+from cmcr.files import replacing
+from cmcr.progress import progress
+from cmcr.templates import read_templates
+from cmcr.typed import typed
+
+RESULTS = "zero-shot.json"
+PREDICTIONS = "predictions.parquet"
+CLASSES = "classes.parquet"
+CONFUSION = "confusion.png"
+VERSION = 1
+
+CUTOFFS = (1, 3, 5)
+_BLOCK_ITEMS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each item."""
+
+    rank: np.ndarray  # (items,) of the right class, from 1
+    predicted: np.ndarray  # (items,) the number of the class
+
+
+def evaluate_zero_shot(
+    store: Path,
+    path: Path,
+    query: Key,
+    gallery: Key,
+    *,
+    classes: str | None = None,
+    templates: str | None = None,
+) -> Evaluated:
+    """Classify `query` by the prompts in `gallery` and the connection in the folder `path`.
+
+    `classes` and `templates` (a file or a name that cmcr/templates.py knows) choose among the
+    prompts; without them all count. Rows are `chance`, the closed forms, the connection. Nothing
+    is computed again while connection, datasets and choice stay the same. Raises UsageError for a
+    dataset, class or template that is not there, MismatchError for embeddings of another encoder,
+    CmcrError when no item is of one of the classes.
+    """
+    connection = load_connection(path)
+    texts, asked = open_dataset(store, gallery), open_dataset(store, query)
+    for dataset in (texts, asked):
+        connection.check(dataset.key.space, dataset.encoder_identity)
+    prompts = choose_prompts(texts, classes, templates)
+    items = choose_items(asked, prompts.classes)
+    folder = results_folder(store, path, query, gallery)
+    inputs = connection_inputs(store, path, connection) | {
+        "version": VERSION,
+        "query": dataset_input(asked),
+        "gallery": dataset_input(texts),
+        "classes": list(prompts.classes),
+        "templates": list(read_templates(templates)) if templates else None,
+    }
+
+    def compute() -> tuple[list[Row], list[str]]:
+        rows = [_row("chance", items, prompts, chance_metrics(items.right))]
+        accuracy: dict[str, np.ndarray] = {}
+        models = models_for(store, connection, [query, gallery])
+        with progress("evaluate", total=len(models), unit="models") as advance:
+            for name, model in models.items():
+                predictions = classify(model, items, prompts)
+                metrics = zero_shot_metrics(predictions.rank, len(prompts.classes))
+                rows.append(_row(name, items, prompts, metrics))
+                accuracy[name] = class_accuracy(predictions.rank == 1, items.right)
+                advance(1)
+        _write_predictions(folder / PREDICTIONS, items, prompts, predictions)
+        _write_classes(folder / CLASSES, items, prompts, accuracy)
+        truth = np.where(predictions.rank == 1, predictions.predicted, items.right.argmax(axis=1))
+        draw_confusion(
+            confusion(truth, predictions.predicted, len(prompts.classes)),
+            prompts.classes,
+            name,
+            folder / CONFUSION,
+        )
+        return rows, [PREDICTIONS, CLASSES, CONFUSION]
+
+    return evaluate_once(folder, RESULTS, inputs, compute)
+
+
+def classify(model: Connection, items: Items, prompts: Prompts) -> Predictions:
+    """What `model` says of each item."""
+    key = prompts.dataset.key
+    texts = model.project(key.space, prompts.dataset.embeddings()[prompts.rows], key.modality)
+    vectors = class_vectors(texts, prompts.class_of, len(prompts.classes))  # (classes, joint)
+    key, embeddings = items.dataset.key, items.dataset.embeddings()
+    blocks = []
+    for start in range(0, len(items.rows), _BLOCK_ITEMS):
+        block = slice(start, start + _BLOCK_ITEMS)
+        joint = model.project(key.space, embeddings[items.rows[block]], key.modality)
+        scores = (joint @ vectors.T).numpy()  # (block, classes)
+        blocks.append(rank_classes(scores, items.right[block]))
+    ranks, predicted = zip(*blocks, strict=True)
+    return Predictions(np.concatenate(ranks), np.concatenate(predicted))
+
+
+@typed
+def class_vectors(
+    prompts: Float[Tensor, "prompts joint"], class_of: Int[np.ndarray, " prompts"], classes: int
+) -> Float[Tensor, "classes joint"]:
+    """The mean of the prompts of each class, unit vectors, made a unit vector."""
+    total = prompts.new_zeros(classes, prompts.shape[1])
+    return F.normalize(total.index_add_(0, torch.from_numpy(class_of), prompts), dim=1)
+
+
+@typed
+def rank_classes(
+    scores: Float[np.ndarray, "items classes"], right: Bool[np.ndarray, "items classes"]
+) -> tuple[Int[np.ndarray, " items"], Int[np.ndarray, " items"]]:
+    """The rank of the right class of each item, from 1, and the class that is predicted.
+
+    Where several are right, the best of them counts. A wrong class within `TIE` is ranked before
+    the right one.
+    """
+    own = np.where(right, scores, -np.inf).max(axis=1)  # (items,)
+    others = np.where(right, -np.inf, scores)  # (items, classes)
+    rank = 1 + (others >= own[:, None] - TIE).sum(axis=1)
+    best = np.where(right, scores, -np.inf).argmax(axis=1)
+    return rank, np.where(rank == 1, best, others.argmax(axis=1))
+
+
+@typed
+def zero_shot_metrics(rank: Int[np.ndarray, " items"], classes: int) -> Metrics:
+    """`topk`: the share of items whose right class is among the first k, for k ≤ `classes`."""
+    return {f"top{k}": float((rank <= k).mean()) for k in CUTOFFS if k <= classes}
+
+
+@typed
+def chance_metrics(right: Bool[np.ndarray, "items classes"]) -> Metrics:
+    """What a random order of the C classes gives on average: 1 - C(C - R, k) / C(C, k), R right."""
+    classes, counts = right.shape[1], right.sum(axis=1)  # (items,)
+    return {
+        f"top{k}": float((1 - comb(classes - counts, k) / comb(classes, k)).mean())
+        for k in CUTOFFS
+        if k <= classes
+    }
+
+
+@typed
+def class_accuracy(
+    correct: Bool[np.ndarray, " items"], right: Bool[np.ndarray, "items classes"]
+) -> Float[np.ndarray, " classes"]:
+    """The share of the items of each class that are correct; NaN for a class without items."""
+    items = right.sum(axis=0)
+    return np.divide(correct @ right, items, out=np.full(len(items), np.nan), where=items > 0)
+
+
+@typed
+def confusion(
+    truth: Int[np.ndarray, " items"], predicted: Int[np.ndarray, " items"], classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """How many items of each class (row) are taken for each class (column)."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (truth, predicted), 1)
+    return counts
+
+
+def _row(model: str, items: Items, prompts: Prompts, metrics: Metrics) -> Row:
+    query, gallery = items.dataset.key, prompts.dataset.key
+    counts = {
+        "items": len(items.rows),
+        "classes": len(prompts.classes),
+        "prompts": len(prompts.rows),
+        "items_left_out": items.left_out,
+    }
+    return Row(
+        dataset="+".join(sorted({query.dataset, gallery.dataset})),
+        model=model,
+        task="zero-shot",
+        query=str(query),
+        gallery=str(gallery),
+        metrics=metrics | counts,
+    )
+
+
+def _write_predictions(
+    path: Path, items: Items, prompts: Prompts, predictions: Predictions
+) -> None:
+    names = np.array(prompts.classes, dtype=object)
+    table = items.dataset.table(["id", "label"]).take(items.rows)
+    table = table.append_column("predicted", pa.array(names[predictions.predicted]))
+    with replacing(path) as unfinished:
+        pq.write_table(table.append_column("rank", pa.array(predictions.rank)), unfinished)
+
+
+def _write_classes(
+    path: Path, items: Items, prompts: Prompts, accuracy: Mapping[str, np.ndarray]
+) -> None:
+    columns = {"class": list(prompts.classes), "items": items.right.sum(axis=0)}
+    with replacing(path) as unfinished:
+        pq.write_table(pa.table(columns | dict(accuracy)), unfinished)

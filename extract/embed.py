@@ -1,0 +1,216 @@
+"""Extraction: a source through an encoder into a dataset of the store.
+
+    summary = extract(store, encoder, source, dataset="esc10")
+
+What is there already is gone on with, found up to date, refused, or, as an update, made anew
+beside the old dataset, out of whose rows those are taken over whose content is known.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
+from cmcr.embeddings.inventory import read_inputs
+from cmcr.embeddings.parts import failures_so_far, part_name
+from cmcr.embeddings.schema import Precision
+from cmcr.embeddings.verify import measure
+from cmcr.embeddings.writer import (
+    begin,
+    begin_fresh,
+    begun,
+    discard_fresh,
+    finish,
+    is_complete,
+    put_in_place,
+    recover,
+)
+from cmcr.errors import UsageError
+from cmcr.extract.encoders.registry import Encoder
+from cmcr.extract.engine.changes import Changes, find_changes, remember
+from cmcr.extract.engine.encode import BATCH_SIZES, Amp, find_autocast
+from cmcr.extract.engine.known import Known, read_known
+from cmcr.extract.engine.local import Job, make_parts, moved, refuse_too_many
+from cmcr.extract.engine.summary import Summary
+from cmcr.extract.sources.source import HashIds, Source
+from cmcr.files import locked
+
+PART_ROWS = 8_192
+MAX_FAILURES = 0.01
+
+
+def extract(
+    store: Path,
+    encoder: Encoder,
+    source: Source,
+    dataset: str,
+    *,
+    space: str | None = None,
+    batch_size: int | None = None,
+    amp: Amp = "auto",
+    part_rows: int = PART_ROWS,
+    workers: int | None = None,
+    max_failures: float = MAX_FAILURES,
+    shard_index: int = 0,
+    num_shards: int = 1,
+    precision: Precision = "float16",
+    index: str | None = "Flat",
+    licence: str | None = None,
+    update: bool = False,
+) -> Summary:
+    """Embed `source` as a dataset of `store`, going on where an earlier run stopped.
+
+    The space is called `space`, else as the encoder is. `batch_size` None is a size that suits
+    the modality; one that does not fit into the device's memory is halved. `amp` is the automatic
+    mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; `index` is
+    a FAISS factory string, None for no index. `licence` is that of the weights, written down.
+    Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
+    and whichever finds all parts there writes the manifest. With `update` the dataset follows a
+    source that changed: what is known is taken over, what failed is tried again.
+
+    Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
+    what it needs for it, MismatchError when the dataset holds rows built with different settings
+    or of another state of the source, SourceError when more than `max_failures` (a share of the
+    inputs) could not be embedded; what is finished is kept.
+    """
+    if source.modality not in encoder.modalities:
+        raise UsageError(
+            f"the encoder {encoder.name} takes no {source.modality}",
+            cure=f"it takes {', '.join(sorted(encoder.modalities))}",
+        )
+    if not 0 <= shard_index < num_shards:
+        raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
+    if update and num_shards > 1:
+        raise UsageError("one process updates a dataset", cure="--update without --num-shards")
+    if ready := getattr(encoder, "ready", None):
+        ready(source.modality)
+    autocast = find_autocast(amp, encoder.device)
+    made_with = {"autocast": autocast, "licence": licence}
+    description = describe(encoder, source, dataset, space, precision, part_rows, made_with)
+    key = description.key
+    folder = key.folder(store)
+    with locked(folder.with_name(f".{folder.name}.lock"), wait=True, shared=not update):
+        recover(store, key)
+        known = _find_known(store, description, source, update)
+        place = store if known is None else begin_update(store, description, source)
+        parts = -(-source.total // part_rows)
+        job = Job(
+            folder=begin(place, description),
+            description=description,
+            encoder=encoder,
+            source=source,
+            parts=parts,
+            mine=range(shard_index, parts, num_shards),
+            batch_size=batch_size or BATCH_SIZES[source.modality],
+            workers=os.cpu_count() or 1 if workers is None else workers,
+            autocast=autocast,
+            known=known,
+        )
+        summary = Summary(key, folder, skipped=source.skipped, pattern=source.pattern)
+        if not is_complete(job.folder):
+            make_parts(job, summary, max_failures)
+            _refuse_moved(job)
+            summary.finished = finish(job.folder, description, parts) is not None
+        if summary.finished:
+            data = open_dataset(place, key)
+            summary.rows, summary.failures, summary.health = data.rows, 0, measure(data)
+            summary.kinds.clear()
+            summary.fail(failures_so_far(job.folder))
+            if index is not None and not index_is_current(data, index):
+                build_index(data, index)
+            if known is not None:
+                put_in_place(store, key)
+    refuse_too_many(summary, max_failures, folder)
+    return summary
+
+
+def describe(
+    encoder: Encoder,
+    source: Source,
+    dataset: str,
+    space: str | None,
+    precision: Precision,
+    part_rows: int,
+    made_with: Mapping[str, Any],
+) -> Description:
+    """What the dataset is to be; `made_with` is written down with the encoder."""
+    return Description(
+        space=space or encoder.name,
+        modality=source.modality,
+        dataset=dataset,
+        dim=encoder.dim,
+        precision=precision,
+        part_rows=part_rows,
+        columns=source.columns,
+        numbers=source.numbers,
+        encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
+        source=dict(source.description),
+    )
+
+
+def compare(
+    store: Path, description: Description, source: Source
+) -> tuple[Description, Changes] | None:
+    """What is in the store under this name, and what changed since; None where nothing is.
+
+    Raises MismatchError for rows of another encoder, checkpoint or preprocessing.
+    """
+    folder = description.key.folder(store)
+    there = begun(folder)
+    if there is None:
+        return None
+    # Neither files nor columns that changed are other settings, but another axis is.
+    axis = {name: source.description[name] for name in ("up",) if name in source.description}
+    content = {name: value for name, value in there.source.items() if name != "up"}
+    before = {"source": content | axis, "columns": there.columns, "numbers": there.numbers}
+    begin(store, description.model_copy(update=before))
+    return there, find_changes(folder, there, description, source)
+
+
+def _find_known(
+    store: Path, description: Description, source: Source, update: bool
+) -> Known | None:
+    """The rows that an update takes over; None where the dataset is of this source, or not there.
+
+    Raises MismatchError as `compare` does, and without `update` also where the source changed.
+    """
+    found = compare(store, description, source)
+    if found is None:
+        return None
+    there, changes = found
+    folder = description.key.folder(store)
+    if changes and not update:
+        raise changes.error(description.key, folder)
+    if not changes:
+        remember(folder, there, changes)
+    return read_known(folder, there) if update and (changes or changes.failed) else None
+
+
+def begin_update(store: Path, description: Description, source: Source) -> Path:
+    """The store in which the new dataset is made; what is there already is of this very source."""
+    place = begin_fresh(store, description.key)
+    folder = description.key.folder(place)
+    there = begun(folder)
+    if there is not None and (
+        there.identity != description.identity or find_changes(folder, there, description, source)
+    ):
+        discard_fresh(store, description.key)
+        begin_fresh(store, description.key)
+    return place
+
+
+def _refuse_moved(job: Job) -> None:
+    """Raise SourceError when the parts are not of the items that the source was opened with."""
+    if job.source.ids is None or not all(
+        (job.folder / part_name(part)).exists() for part in range(job.parts)
+    ):
+        return
+    ids = HashIds()
+    for inputs in read_inputs(job.folder, job.parts):
+        if inputs is None:
+            return
+        for known in inputs:
+            ids.add(known.id)
+    if ids.hex != job.source.ids:
+        raise moved(job)

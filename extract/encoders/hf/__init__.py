@@ -1,0 +1,1 @@
+"""Any dual encoder of transformers, opened from a folder or the hub."""

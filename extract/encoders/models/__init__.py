@@ -1,0 +1,1 @@
+"""Networks and front ends of the encoders, as their publishers built them."""

@@ -1,0 +1,3 @@
+"""Who does the work: read, decode, encode, write. What an item is and where it
+lies is known elsewhere.
+"""

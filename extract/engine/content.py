@@ -1,0 +1,125 @@
+"""How the content of an item is known: its size and time of change, and the sha256 of its bytes.
+
+    stamp(item)                  # the first two, without reading it
+    measure(item)                # all three
+    for item, content in in_threads(measure, items): ...
+
+Content decides, time only spares the reading: what has the size and the time of change that are
+on record is taken to be unchanged, anything else is hashed. A text in a list or in a tar is known
+by its text, a file in a plain tar by its bytes there and the tar's time of change, a region by
+its picture's content and its box.
+"""
+
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+from cmcr.embeddings.inventory import Input
+from cmcr.extract.items import Item, Refused, Slice, local_path
+from cmcr.extract.media.crops import Crop, Picture
+
+_BLOCK = 1 << 20
+_WINDOW = 64  # items whose bytes may be in memory at once
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is known of an item's bytes; None where there is nothing to measure or hash."""
+
+    size: int | None = None
+    mtime_ns: int | None = None
+    sha256: str | None = None
+
+    def as_input(self, item: Item, *, failed: bool = False) -> Input:
+        """The item's row of the inventory."""
+        return Input(item.id, item.uri, self.size, self.mtime_ns, self.sha256, failed)
+
+
+def stamp(item: Item) -> Content:
+    """Size and time of change. No time means that only a hash can tell."""
+    if isinstance(item, Refused):
+        return Content()
+    if isinstance(item, Crop):
+        return _stamp_picture(item.picture)
+    if item.content is not None:
+        return Content(len(_bytes(item.content)))
+    try:
+        status = local_path(item.file if isinstance(item, Slice) else item.uri).stat()
+    except (OSError, ValueError):
+        return Content()
+    size = item.size if isinstance(item, Slice) else status.st_size
+    return Content(size, status.st_mtime_ns)
+
+
+def measure(item: Item) -> Content:
+    """Size, time of change and sha256; the time is taken first, so that it is never too new."""
+    return replace(stamp(item), sha256=digest(item))
+
+
+def digest(item: Item) -> str | None:
+    """The sha256 of the item's bytes; None for what cannot be read, as any other than a file."""
+    if isinstance(item, Refused):
+        return None
+    if isinstance(item, Crop):
+        picture = _digest_picture(item.picture)
+        return picture and hashlib.sha256(f"{picture} {item.box!r}".encode()).hexdigest()
+    if item.content is not None:
+        return hashlib.sha256(_bytes(item.content)).hexdigest()
+    try:
+        if isinstance(item, Slice):
+            return _digest_range(local_path(item.file), item.offset, item.size)
+        path = local_path(item.uri)
+        return _digest_range(path, 0, None) if stat.S_ISREG(path.stat().st_mode) else None
+    except (OSError, ValueError):
+        return None
+
+
+def is_as_recorded(item: Item, known: Input) -> bool:
+    """Whether size and time of change say that the item is unchanged."""
+    now = stamp(item)
+    return now.mtime_ns is not None and (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
+
+
+def in_threads(
+    work: Callable[[Given], Made], given: Iterable[Given]
+) -> Iterator[tuple[Given, Made]]:
+    """Each of `given` with what `work` makes of it, in order, a window of them at a time."""
+    rest = iter(given)
+    with ThreadPoolExecutor(os.cpu_count(), "hash") as pool:
+        while window := list(itertools.islice(rest, _WINDOW)):
+            yield from zip(window, pool.map(work, window), strict=True)
+
+
+@lru_cache(maxsize=1)
+def _stamp_picture(picture: Picture) -> Content:
+    return stamp(picture.item)
+
+
+@lru_cache(maxsize=1)
+def _digest_picture(picture: Picture) -> str | None:
+    return digest(picture.item)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _digest_range(path: Path, offset: int, size: int | None) -> str:
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(offset)
+        left = size
+        while block := file.read(_BLOCK if left is None else min(_BLOCK, left)):
+            hashed.update(block)
+            left = None if left is None else left - len(block)
+    return hashed.hexdigest()

@@ -1,0 +1,83 @@
+"""From an item to what an encoder takes: pictures, waveforms, points and text.
+
+Runs in worker processes. Whatever is wrong with one input is an exception for that input; the
+caller records its first line and goes on. So messages say all they know in that line, and never
+an address in memory: the same bad file gives the same row of failures.parquet.
+"""
+
+import io
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cmcr.embeddings import Modality
+from cmcr.errors import SourceError
+from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, Refused, Slice, local_path
+from cmcr.extract.media.audio import read_audio
+from cmcr.extract.media.images import read_image
+from cmcr.extract.media.pointclouds import read_points, z_to_y_up
+
+LONGEST_TEXT = 1 << 20  # bytes
+
+
+def decode(modality: Modality, item: Item) -> Decoded:
+    """The decoded input. Raises SourceError, OSError or the decoder's own error."""
+    if isinstance(item, Refused):
+        raise SourceError(item.why)
+    if modality == "text":
+        return _text(item)
+    with _opened(item) as file:
+        if modality == "image":
+            return read_image(file)
+        if modality == "audio":
+            return read_audio(file)
+        points = read_points(file, Path(item.uri).suffix.lower())
+    return z_to_y_up(points) if item.up == "z" else points
+
+
+@contextmanager
+def _opened(item: Item) -> Iterator[BinaryIO]:
+    """The encoded media as a file. Only regular files: a pipe or a device might never answer."""
+    if isinstance(item.content, bytes):
+        if not item.content:
+            raise SourceError("the file is empty")
+        yield io.BytesIO(item.content)
+        return
+    if isinstance(item, Slice):
+        yield _read_slice(item)
+        return
+    path = local_path(item.uri)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise SourceError(f"this is {kind}, not a file")
+    if not status.st_size:
+        raise SourceError("the file is empty")
+    with path.open("rb") as file:
+        yield file
+
+
+def _read_slice(item: Slice) -> BinaryIO:
+    if not item.size:
+        raise SourceError("the file is empty")
+    if item.size > LARGEST_MEMBER:
+        raise SourceError(f"more than {LARGEST_MEMBER >> 20} MiB are too large for a file in a tar")
+    with local_path(item.file).open("rb") as file:
+        file.seek(item.offset)
+        return io.BytesIO(file.read(item.size))
+
+
+def _text(item: Item) -> str:
+    if isinstance(item.content, str):
+        text = item.content
+    else:
+        with _opened(item) as file:
+            encoded = file.read(LONGEST_TEXT + 1)
+        if len(encoded) > LONGEST_TEXT:
+            raise SourceError(f"more than {LONGEST_TEXT >> 10} KiB are not one text")
+        text = encoded.decode("utf-8-sig")
+    if not text.strip():
+        raise SourceError("the text is empty")
+    return text

@@ -1,0 +1,1 @@
+"""Regions of pictures as a source. Pictures are cut in `media`."""

@@ -1,0 +1,1 @@
+"""What a place yields, as items. Nothing is decoded here."""

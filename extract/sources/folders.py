@@ -1,0 +1,163 @@
+"""A folder of media files as a source. Class folders, or the files' names, give labels.
+
+source = folder("audio", Path("recordings"), pattern=None)
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from cmcr.embeddings import Modality
+from cmcr.errors import SourceError, UsageError
+from cmcr.extract.items import Item, file_uri
+from cmcr.extract.sources.source import SUFFIXES, HashIds, Source, column, columns
+
+# File names of well-known flat collections, as (?P<column>...) groups.
+FILE_NAMES = {
+    "Free Spoken Digit Dataset": re.compile(
+        r"(?P<label>\d)_(?P<speaker>[a-z]+)_(?P<take>\d+)\.wav"
+    ),
+}
+
+
+def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
+    """The files below `where` whose suffix is of the modality, sorted, hidden ones left out.
+
+    What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
+    item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
+    reached twice is read once. A pattern with a slash is looked for in the path below `where`,
+    any other in the file's name. The description knows the files by their names and sizes.
+    Raises SourceError when there is no such file, or a folder below cannot be listed, UsageError
+    for a pattern that matches none.
+    """
+    digest, ids = hashlib.sha256(str(pattern).encode()), HashIds()
+    layout = _compile(pattern) if pattern else None
+    total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
+    skipped: Counter[str] = Counter()
+    other = ""
+    for path in _walk(where, SUFFIXES[modality], skipped):
+        relative = _readable(path.relative_to(where))
+        digest.update(f"{relative}\0{_size(path)}\n".encode())
+        ids.add(relative)
+        total += 1
+        for name, file_name in FILE_NAMES.items():
+            known[name] = known[name] and file_name.fullmatch(relative) is not None
+        if layout and _match(layout, relative):
+            matched += 1
+        else:
+            other = other or relative
+    if not total:
+        raise SourceError(
+            f"the folder holds no {modality} files" + (f", but {told(skipped)}" if skipped else ""),
+            where=where,
+            cure=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
+        )
+    if layout and not matched:
+        raise UsageError(
+            f"the pattern {pattern} matches none of {total:,} files, such as {other}",
+            where=where,
+            cure="a pattern with a slash is looked for in the path below the folder, "
+            "any other in the file's name",
+        )
+    told_pattern = f"the pattern matches {matched:,} of {total:,}" if layout else None
+    if layout is None:
+        layout = next((FILE_NAMES[name] for name, fits in known.items() if fits), None)
+    elif matched < total:
+        told_pattern = f"{told_pattern} (first that it does not: {other})"
+    return Source(
+        modality,
+        name=_readable(Path(where.resolve().name)),
+        description={"kind": "folder", "where": file_uri(where), "sha256": digest.hexdigest()},
+        items=partial(_items, modality, where, layout),
+        total=total,
+        columns=columns(layout.groupindex) if layout else (),
+        ids=ids.hex,
+        skipped=dict(sorted(skipped.items())),
+        pattern=told_pattern,
+    )
+
+
+def told(skipped: Mapping[str, int]) -> str:
+    """Files by suffix, most first: `3 .txt, 1 .docx`."""
+    most = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
+    return ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in most)
+
+
+def _match(layout: re.Pattern[str], relative: str) -> re.Match[str] | None:
+    return layout.search(relative if "/" in layout.pattern else relative.rpartition("/")[2])
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"the pattern is not a regular expression: {error}") from error
+
+
+def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[Path]:
+    """The files of these suffixes; what is `skipped` is counted by suffix."""
+    try:
+        seen = {_identity(where)}
+        for root, folders, files in os.walk(where, followlinks=True, onerror=_raise):
+            fresh = []
+            for name in sorted(folders):
+                if not name.startswith(".") and (place := _identity(Path(root, name))) not in seen:
+                    seen.add(place)
+                    fresh.append(name)
+            folders[:] = fresh
+            for name in sorted(files):
+                suffix = os.path.splitext(name)[1].lower()
+                if name.startswith("."):
+                    continue
+                if suffix in suffixes:
+                    yield Path(root, name)
+                else:
+                    skipped[_readable(Path(suffix)) if suffix else ""] += 1
+    except OSError as error:
+        raise SourceError(
+            f"a folder cannot be listed: {error.strerror}",
+            where=error.filename,
+            cure="make it readable, or take it out of the folder",
+        ) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _size(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError as error:
+        return type(error).__name__
+
+
+def _readable(relative: Path) -> str:
+    """A path as text; a byte that is not UTF-8 becomes \\xNN."""
+    return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
+
+
+def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> Iterator[Item]:
+    for path in _walk(where, SUFFIXES[modality], Counter()):
+        relative = _readable(path.relative_to(where))
+        top, below, _ = relative.partition("/")
+        named: dict[str, str] = {}
+        if layout and (match := _match(layout, relative)):
+            named = {name: value or "" for name, value in match.groupdict().items()}
+        label = named.pop("label", top if below else None)
+        yield Item(
+            id=relative,
+            uri=file_uri(path),
+            label=() if label is None else (label,),
+            group=named.pop("group", None),
+            extra={column(name): value for name, value in named.items()},
+        )

@@ -1,0 +1,181 @@
+"""A file that lists the inputs: .txt (one text a line), .csv, .tsv, .jsonl, .parquet.
+
+    source = manifest("image", Path("items.csv"))
+
+Columns: `path` (absolute, or relative to the manifest) or `text` or `caption`; `id`, `label` (in
+JSON and Parquet also a list) and `group` where there are any; every other becomes a column of the
+dataset. Duplicate ids are let through: several captions of one image share its id.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.embeddings import Modality
+from cmcr.errors import SourceError, UsageError
+from cmcr.extract.items import Item, Refused, file_uri
+from cmcr.extract.sources.source import (
+    TEXT_COLUMNS,
+    HashIds,
+    Source,
+    as_text,
+    columns,
+    extra,
+    labels,
+)
+from cmcr.files import sha256_file
+
+LONGEST_LINE = 1 << 24  # characters
+_BATCH = 256  # rows of a Parquet file held at a time
+
+Row = dict[str, Any]
+
+
+def manifest(modality: Modality, where: Path) -> Source:
+    """The inputs that the file lists, in its order.
+
+    Raises SourceError for a file that cannot be read to its end or lists nothing, UsageError for
+    one without the column that is needed.
+    """
+    names: dict[str, None] = {}
+    total = 0
+    ids = HashIds()
+    for row in read_rows(where):
+        names.update(dict.fromkeys(row))
+        ids.add(_id(row, total))
+        total += 1
+    if not total:
+        raise SourceError("the file lists nothing", where=where, cure="write a row for each input")
+    wanted = TEXT_COLUMNS if modality == "text" else ("path",)
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise UsageError(
+            f"the manifest has no column {' or '.join(wanted)}; it has {', '.join(names)}",
+            where=where,
+            cure="name the column so",
+        )
+    return Source(
+        modality,
+        name=where.stem,
+        description={"kind": "manifest", "where": file_uri(where), "sha256": sha256_file(where)},
+        items=partial(_items, where, found),
+        total=total,
+        columns=columns(names),
+        sealed=found in TEXT_COLUMNS,
+        ids=ids.hex,
+    )
+
+
+def _items(where: Path, column: str) -> Iterator[Item]:
+    here = file_uri(where)
+    for number, row in enumerate(read_rows(where)):
+        value = as_text(row.get(column)) or ""
+        item = Item(
+            id=_id(row, number),
+            uri=f"{here}#{number}",
+            content=value if column in TEXT_COLUMNS else None,
+            label=labels(row.get("label")),
+            group=as_text(row.get("group")) or None,
+            extra=extra(row),
+        )
+        if column in TEXT_COLUMNS:
+            yield item
+        elif value:
+            yield replace(item, uri=file_uri(where.parent / value))
+        else:
+            yield Refused(item.id, item.uri, why=f"the row has no {column}")
+
+
+def _id(row: Row, number: int) -> str:
+    return as_text(row.get("id")) or str(number)
+
+
+def read_rows(where: Path) -> Iterator[Row]:
+    """The rows of a file of `READERS`, one at a time. Raises SourceError where it is damaged."""
+    try:
+        yield from READERS[where.suffix.lower()](where)
+    except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:
+        raise SourceError(
+            f"the file cannot be read: {error}", where=where, cure="mend it, or save it in UTF-8"
+        ) from error
+
+
+def _open(where: Path, newline: str | None = None) -> TextIO:
+    return where.open(encoding="utf-8-sig", newline=newline)
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number} is longer than {LONGEST_LINE >> 20} Mi characters")
+        yield line
+
+
+def _texts(where: Path) -> Iterator[Row]:
+    with _open(where) as file:
+        for number, line in enumerate(_lines(file)):
+            if line.strip():
+                yield {"id": str(number), "text": line.strip()}
+
+
+def _delimited(where: Path, *, delimiter: str) -> Iterator[Row]:
+    with _open(where, newline="") as file:
+        reader = csv.DictReader(_lines(file), delimiter=delimiter)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    shown = str(list(row.values()))[:200]
+                    raise ValueError(
+                        f"a row has another number of fields than the header: {shown}, which "
+                        f"ends at line {reader.line_num}"
+                    )
+                yield row
+        except csv.Error as error:
+            raise ValueError(
+                f"after line {reader.line_num}: {error}; is a quotation mark left open?"
+            ) from error
+
+
+def _json_lines(where: Path) -> Iterator[Row]:
+    with _open(where) as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is not a JSON object: {line[:80]!r}")
+            yield row
+
+
+def _parquet(where: Path) -> Iterator[Row]:
+    with pq.ParquetFile(where) as file:
+        kept = [field.name for field in file.schema_arrow if not _is_bulk(field)]
+        for batch in file.iter_batches(_BATCH, columns=kept):
+            yield from batch.to_pylist()
+
+
+def _is_bulk(field: pa.Field) -> bool:
+    """Whether a column holds bytes or nested values, which would become unreadable text."""
+    nested = pa.types.is_nested(field.type) and field.name != "label"
+    return bool(nested or field.type in (pa.binary(), pa.large_binary()))
+
+
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".txt": _texts,
+    ".csv": partial(_delimited, delimiter=","),
+    ".tsv": partial(_delimited, delimiter="\t"),
+    ".jsonl": _json_lines,
+    ".parquet": _parquet,
+}
