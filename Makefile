@@ -28,8 +28,8 @@ types: $(READY)
 
 # The tests of the commands are timed: they have the machine to themselves.
 tests: $(READY)
-	$(BIN)/python -m pytest tests/test_cli.py
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_cli.py
+	$(BIN)/python -m pytest tests/cli/test_commands.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cli/test_commands.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

@@ -1,6 +1,6 @@
 """Prompts as a source of texts, and the lists they are made of.
 
-pytest tests/test_prompts.py
+pytest tests/floor/test_templates.py
 """
 
 import pytest

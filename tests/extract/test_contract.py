@@ -1,6 +1,6 @@
 """What extraction promises, tried on every encoder that is registered, with seeded weights.
 
-    pytest tests/test_encoder_contract.py
+    pytest tests/extract/test_contract.py
 
 An encoder that is registered and has no line in WEIGHTS fails.
 """
@@ -21,7 +21,7 @@ from cmcr.errors import CmcrError
 from cmcr.extract import registered
 from cmcr.extract.contract import PROMISES, check_encoder
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Weights(NamedTuple):

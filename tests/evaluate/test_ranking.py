@@ -1,6 +1,6 @@
 """Retrieval metrics against their definitions restated in float64, ties included.
 
-pytest tests/test_metrics.py
+pytest tests/evaluate/test_ranking.py
 """
 
 from itertools import permutations

@@ -1,6 +1,6 @@
 """`cmcr evaluate retrieval` on a small world: two spaces, five classes, one shared modality.
 
-pytest tests/test_retrieval.py
+pytest tests/evaluate/test_retrieval.py
 """
 
 import json

@@ -16,7 +16,7 @@ from cmcr.cli.app import app, main
 from cmcr.cli.console import print_table
 from cmcr.embeddings import Dataset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

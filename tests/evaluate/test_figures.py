@@ -1,6 +1,6 @@
 """The pictures: they are there, they show something, and they are the same in every run.
 
-pytest tests/test_pictures.py
+pytest tests/evaluate/test_figures.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """The page about a store: what it says, what is missing, hostile names, and in a browser.
 
-pytest tests/test_report.py
+pytest tests/evaluate/test_report.py
 """
 
 import itertools

@@ -13,7 +13,7 @@ from cmcr.cli.app import main
 from cmcr.cli.recipes.pipelines import load_pipelines
 from cmcr.cli.recipes.schema import schema
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Cmcr = Callable[..., Any]
 
 

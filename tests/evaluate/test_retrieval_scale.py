@@ -1,6 +1,6 @@
 """Many matches, other libraries' metrics, intervals, classes, failures, indexes and the gap.
 
-pytest tests/test_retrieval_scale.py
+pytest tests/evaluate/test_retrieval_scale.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """The reader of weight files: what torch.save writes comes back, and nothing else is touched.
 
-pytest tests/test_weights.py
+pytest tests/floor/test_weights.py
 """
 
 import io

@@ -1,6 +1,6 @@
 """`cmcr project`: a store's embeddings in the joint space, as one more space of the store.
 
-pytest tests/test_project.py
+pytest tests/connect/test_project.py
 """
 
 import json

@@ -1,6 +1,6 @@
 """hf gives what calling transformers with the model's processor gives, on tiny seeded models.
 
-pytest tests/test_hf.py
+pytest tests/extract/test_hf.py
 """
 
 import json

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HEAVY = ("open_clip", "laion_clap", "torchvision", "transformers")
 PHRASES = "text=builtin:digits/phrases"
 CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred")

@@ -1,6 +1,6 @@
 """Silent and absent sounds must be rejected: AP and max-F1, by hand and by the definition.
 
-pytest tests/test_counterfactual.py
+pytest tests/evaluate/test_counterfactual.py
 """
 
 import json

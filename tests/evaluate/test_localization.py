@@ -1,6 +1,6 @@
 """Where a sound is heard: boxes on the grid, published annotations, and the choice of a region.
 
-pytest tests/test_localization.py
+pytest tests/evaluate/test_localization.py
 """
 
 import json

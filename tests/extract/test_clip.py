@@ -1,6 +1,6 @@
 """clip: the numbers of open_clip's own code, on seeded random weights in its checkpoint layout.
 
-    pytest tests/test_clip.py
+    pytest tests/extract/test_clip.py
 
 `python benchmarks/parity_clip.py` compares on other models and on real pictures and captions.
 """

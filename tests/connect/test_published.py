@@ -1,6 +1,6 @@
 """Checkpoints in the layouts that the authors published, against restatements of their projectors.
 
-pytest tests/test_published.py
+pytest tests/connect/test_published.py
 """
 
 import io

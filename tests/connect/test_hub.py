@@ -1,6 +1,6 @@
 """Connections shared: read at the top level, pushed to and pulled from the Hub, with their card.
 
-pytest tests/test_hub.py
+pytest tests/connect/test_hub.py
 """
 
 import shutil

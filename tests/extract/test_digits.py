@@ -1,6 +1,6 @@
 """The digits world: what ships in the package is what its documentation says.
 
-    pytest tests/test_digits.py
+    pytest tests/extract/test_digits.py
 
 FSDD is not part of the package, so the accuracy on it is only printed by `pretrain`.
 """

@@ -1,6 +1,6 @@
 """clap gives what laion_clap's model gives, at the real architecture, with seeded random weights.
 
-    pytest tests/test_clap.py
+    pytest tests/extract/test_clap.py
 
 benchmarks/parity_clap.py compares with all of laion_clap, its loaders included, and on more clips.
 """

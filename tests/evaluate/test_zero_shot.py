@@ -1,6 +1,6 @@
 """Zero-shot classification: class vectors, ranks, tables, and the command.
 
-pytest tests/test_zero_shot.py
+pytest tests/evaluate/test_zero_shot.py
 """
 
 import json
