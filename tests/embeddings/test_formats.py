@@ -1,6 +1,7 @@
 """Every format that was ever written is still read, or upgraded; a newer one is named as such.
 
-tests/embeddings/formats holds a store as earlier versions of cmcr wrote it, and what they made of the vectors
+tests/embeddings/formats holds a store as earlier versions of cmcr wrote it, and what they made of
+the vectors
 `see` in expected.json: `format-1-…` with the last commit of that format.
 """
 
