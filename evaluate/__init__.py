@@ -6,12 +6,13 @@ done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gal
 rich.print(results_table(done.rows))
 """
 
+from typing import TYPE_CHECKING
+
 from cmcr.embeddings.index import Budget, parse_budget
 from cmcr.evaluate.inputs.items import Items, parse_where, select
 from cmcr.evaluate.inputs.truth import Pair, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
-from cmcr.evaluate.report.page import write_report
 from cmcr.evaluate.results import Results, Row, read_results, results_table, weak_spots
 from cmcr.evaluate.tasks.counterfactual import evaluate_counterfactual, precision_recall
 from cmcr.evaluate.tasks.gap import evaluate_gap
@@ -24,6 +25,18 @@ from cmcr.evaluate.tasks.localization import (
 from cmcr.evaluate.tasks.retrieval import Ranking, evaluate_retrieval, rank_both_ways
 from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
+
+if TYPE_CHECKING:
+    from cmcr.evaluate.report.page import write_report
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "write_report":  # it draws, and drawing is heavy to import
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from cmcr.evaluate.report.page import write_report
+
+        return write_report
+
 
 __all__ = [
     "Budget",

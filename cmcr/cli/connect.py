@@ -1,9 +1,8 @@
 """`cmcr connect`."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,14 +19,7 @@ from cmcr.cli.console import (
     print_table,
     say,
 )
-from cmcr.cli.recipes.ground import Ground
-from cmcr.cli.recipes.pipelines import ConnectSection
 from cmcr.errors import UsageError, near
-
-if TYPE_CHECKING:
-    from cmcr.connect import Chained, Connected
-    from cmcr.embeddings import Key
-    from cmcr.embeddings.verify import Health
 
 
 def connect(
@@ -67,6 +59,7 @@ def connect(
 ) -> None:
     """Train the projectors that connect spaces, on shards alone."""
     from cmcr.cli.recipes.ground import ground_to_connect, recipes
+    from cmcr.cli.recipes.stages import choose_connection, connect_spaces, given_flags
 
     given = given_flags(via, spaces, memory, method=method, train=train, seed=seed)
     ground, usual = ground_to_connect(recipes(pipeline, no_pipeline), pipeline, given, store)
@@ -115,7 +108,6 @@ def import_connection(
     """Make a published projector checkpoint a connection."""
     from cmcr.connect import import_connection
     from cmcr.embeddings import MODALITIES
-    from cmcr.errors import UsageError, near
 
     if via is not None and via not in MODALITIES:
         raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
@@ -173,97 +165,3 @@ def project(
 
 
 # connect
-
-
-def given_flags(
-    via: str | None, spaces: str | None, memory: Sequence[str] | None, **others: Any
-) -> dict[str, Any]:
-    """The flags of `cmcr connect` as fields of `ConnectConfig`, those that are given.
-
-    `--memory none` is a memory of nothing. Raises UsageError for a modality that there is not.
-    """
-    from cmcr.embeddings import MODALITIES
-
-    if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
-    if memory and "none" in memory and len(memory) > 1:
-        raise UsageError("--memory none goes with no other --memory", cure="give one of them")
-    fields = others | {
-        "via": via,
-        "spaces": spaces and spaces.split(","),
-        "memory": [] if memory == ["none"] else memory,
-    }
-    return {field: value for field, value in fields.items() if value is not None}
-
-
-def choose_connection(
-    ground: Ground,
-    usual: ConnectSection | None,
-    given: dict[str, Any],
-    settings: Sequence[str],
-    name: str | None,
-) -> tuple[dict[str, Any], str]:
-    """The fields of the config of `cmcr connect`, and the name of the connection.
-
-    `usual` is the section of the recipe that flags in `given` and `settings` beat. Raises
-    UsageError when they do not say what to connect.
-    """
-    from cmcr.connect import parse_settings
-    from cmcr.embeddings import list_datasets
-
-    section = usual.config if usual else {}
-    fields = section | given | parse_settings(settings)
-    chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
-    needed = ("spaces",) if chain else ("spaces", "via", "train")
-    missing = [f"--{field}" for field in needed if field not in fields]
-    if missing:
-        there = ", ".join(map(str, list_datasets(ground.store))) or "nothing"
-        raise UsageError(
-            f"nothing says what to connect: no {', no '.join(missing)}",
-            where=ground.store,
-            cure=f"give {' and '.join(missing)}, or --pipeline for a recipe that says it; the "
-            f"store has: {there}",
-        )
-    title = name or (usual.name if usual else "-".join(fields["spaces"]))
-    if name is None and (changed := _model_name(fields)) != _model_name(section):
-        title = f"{title}-{changed}"
-    return fields, title
-
-
-def _model_name(fields: dict[str, Any]) -> str:
-    """What the connection is called in a table of results, whatever it connects."""
-    from cmcr.connect import read_config
-
-    anything = {"spaces": ("a", "b"), "via": "text", "train": ("c",)}
-    return read_config(fields | anything).model_name
-
-
-def connect_spaces(
-    fields: dict[str, Any],
-    name: str,
-    store: Path,
-    out: Path | None,
-    device: str,
-    tensorboard: bool = False,
-    replace: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-) -> "Connected | Chained":
-    """Train or solve the connection `name`, or the chain where there are more than two spaces.
-
-    Another connection of that name is refused, unless `replace` it is. `say` is told how well the
-    embeddings of each dataset tell its rows apart.
-    """
-    from cmcr.connect import connect, connect_chain, read_config
-    from cmcr.devices import find_device
-
-    def opened(health: "Mapping[Key, Health]") -> None:
-        for key, found in health.items():
-            say(f"{key}  {found}{found.warning}")
-
-    place = str(find_device(device))
-    if len(fields["spaces"]) > 2:
-        return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
-                             tensorboard=tensorboard, replace=replace, opened=opened)  # fmt: skip
-    config = read_config(fields)
-    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
-                   replace=replace, opened=opened)  # fmt: skip

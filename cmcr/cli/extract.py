@@ -1,8 +1,7 @@
 """`cmcr extract`."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,16 +18,6 @@ from cmcr.cli.console import (
     answer,
     say,
 )
-from cmcr.cli.recipes.ground import Ground
-from cmcr.cli.recipes.pipelines import (
-    ExtractSection,
-    read_sources,
-    space_of,
-)
-from cmcr.errors import UsageError
-
-if TYPE_CHECKING:
-    from cmcr.extract import Preview, Summary
 
 
 def extract(
@@ -105,6 +94,7 @@ def extract(
 ) -> None:
     """Turn media into embedding shards; goes on where an earlier run stopped."""
     from cmcr.cli.recipes.ground import ground_to_extract, recipes
+    from cmcr.cli.recipes.stages import choose_sources, extract_datasets
 
     sources = source or []
     ground = ground_to_extract(recipes(pipeline, no_pipeline), pipeline, encoder, sources, store)
@@ -136,80 +126,3 @@ def extract(
 
 
 # extract
-
-
-def choose_sources(
-    ground: Ground,
-    encoder: str,
-    sources: Sequence[str],
-    dataset: str | None,
-    pattern: str | None,
-    regions: str | None,
-    up: str | None,
-    checkpoint: Path | None,
-) -> ExtractSection:
-    """What `cmcr extract` is to do.
-
-    Raises UsageError for an unknown encoder, or when neither flags nor a recipe say what to embed.
-    """
-    from cmcr.extract import encoder_spec
-
-    encoder_spec(encoder)
-    usual = next(
-        (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
-        None,
-    )
-    weights = checkpoint or (usual.checkpoint if usual else None)
-    if sources:
-        wanted = read_sources(sources, dataset, pattern, regions, up)
-        return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
-    if dataset or pattern or regions or up:
-        raise UsageError(
-            "--dataset, --pattern, --regions and --up go with --source", cure="name a --source too"
-        )
-    if usual is None:
-        raise UsageError(
-            f"nothing says what {encoder} is to embed",
-            cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
-        )
-    return usual.model_copy(update={"checkpoint": weights})
-
-
-def extract_datasets(
-    section: ExtractSection, store: Path, device: str, *, dry_run: bool = False, **options: Any
-) -> Iterator["Summary | Preview"]:
-    """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
-
-    With `dry_run` each is looked at instead, and nothing is written.
-    """
-    from cmcr.devices import find_device
-    from cmcr.embeddings import Key
-    from cmcr.extract import (
-        encoder_spec,
-        extract,
-        load_encoder,
-        open_regions,
-        open_source,
-        preview_extraction,
-    )
-
-    place = str(find_device(device))
-    space = space_of(section.encoder)
-    sources = []
-    for wanted in section.sources:
-        source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
-        if dry_run and (wanted.regions or "").startswith("torchvision"):
-            raise UsageError(
-                "only running a detector tells how many regions it finds",
-                cure="--dry-run without --regions says what it would look at",
-            )
-        if wanted.regions:
-            folder = Key(space, wanted.modality, wanted.dataset).folder(store)
-            source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted.dataset))
-    encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
-    default_weights = ":" not in section.encoder and section.checkpoint is None
-    licence = encoder_spec(section.encoder).licence if default_weights else None
-    work = preview_extraction if dry_run else extract
-    for source, dataset in sources:
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)

@@ -19,11 +19,10 @@ def run(
     What the recipe connects follows it: where it or its data changed, its connections are made
     anew, the old ones kept until then. An imported connection of that name stays.
     """
-    from cmcr.cli.connect import connect_spaces
-    from cmcr.cli.extract import extract_datasets
     from cmcr.cli.recipes.ground import Ground
     from cmcr.cli.recipes.pipelines import load_pipelines
     from cmcr.cli.recipes.searches import choose_searches, evaluate_each
+    from cmcr.cli.recipes.stages import connect_spaces, extract_datasets
     from cmcr.cli.recipes.tasks import run_tasks
     from cmcr.connect import can_be_made_again
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval

@@ -22,6 +22,7 @@ from cmcr.extract.engine.workers import Loaded
 Amp = Literal["auto", "off", "bf16", "fp16"]
 Autocast = Literal["bfloat16", "float16"]
 
+FEWEST = 8  # inputs of a first batch that cannot all be bad
 NORM_TOLERANCE = 1e-2  # of a unit vector; half precision stays well inside
 
 # Inputs decoded, sent and encoded at once where --batch-size does not say.
@@ -46,7 +47,8 @@ def encode_batches(
     of NaN or infinity is handed on: it is the failure of one input.
 
     Raises EncoderError when not even one input fits, and for what an encoder may not give: what
-    `check_shape` and `check_norms` refuse, and first inputs, two or more, without one finite row.
+    `check_shape` and `check_norms` refuse, and a first batch of `FEWEST` inputs or more without one
+    finite row.
     """
     begun = False
     for loaded, output in _launched(encoder, modality, batches, autocast):
@@ -54,7 +56,7 @@ def encode_batches(
         check_norms(encoder, modality, vectors)
         if not begun and len(vectors):
             begun = bool(np.isfinite(vectors).all(axis=1).any())
-            if not begun and len(vectors) > 1:
+            if not begun and len(vectors) >= FEWEST:
                 raise _broken(
                     encoder,
                     f"gave only NaN or infinity for the first {len(vectors)} {modality} inputs",

@@ -95,7 +95,12 @@ class Summary:
         """For --json."""
         kinds = [asdict(kind) for kind in self.kinds.most_first()]
         listed = str(self.folder / FAILURES) if self.failures else None
-        told = vars(self) | {"key": str(self.key), "failed": kinds, "failures_file": listed}
+        told = vars(self) | {
+            "key": str(self.key),
+            "failed": kinds,
+            "failures_file": listed,
+            "health": self.health and asdict(self.health),
+        }
         return {name: value for name, value in told.items() if name not in ("folder", "kinds")}
 
     def __str__(self) -> str:

@@ -284,7 +284,7 @@ def test_memory_is_kept_from_step_to_step_and_given_back_at_the_end() -> None:
     # In a process of its own: what lies between two tensors decides where glibc puts them.
     script = """
 import resource, torch
-from cmcr.connect.heap import freed_memory_kept
+from cmcr.devices import freed_memory_kept
 def page_faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(1 << 24)

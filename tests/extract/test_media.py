@@ -270,7 +270,7 @@ TRIANGLE = "3 1 0\n0 0 0\n1 0 0\n{}\n3 0 1 2\n"
         ("x.off", b"OFF\n" + TRIANGLE.format("2 0 0").encode(), "no surface"),
         ("x.obj", b"v 0 0 0\nf 1 2 3\n", "not a .obj file that can be read"),
         ("x.obj", b"nothing", "no points"),
-        ("x.xyz", b"0 0 0", "not read from .xyz"),
+        ("x.pcd", b"0 0 0", "not read from .pcd"),
     ],
 )
 def test_a_point_cloud_that_is_none_says_why(name: str, content: bytes, message: str) -> None:

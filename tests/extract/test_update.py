@@ -365,7 +365,7 @@ def test_a_process_that_ends_at_once_leaves_nothing_that_stays(
     killed = subprocess.run(
         [sys.executable, "-c", script, store, media],
         check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},
     )
     assert killed.returncode == 9
     assert files(store) in (old, new)

@@ -1,0 +1,196 @@
+"""Extracting and connecting as the command line does it: flags, else a recipe, else defaults.
+
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...), in searches.py
+
+`ground.py` says which recipe counts. Nothing heavy is imported before a stage needs it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmcr.cli.recipes.ground import Ground
+from cmcr.cli.recipes.pipelines import (
+    ConnectSection,
+    ExtractSection,
+    read_sources,
+    space_of,
+)
+from cmcr.errors import UsageError, near
+
+if TYPE_CHECKING:
+    from cmcr.connect import Chained, Connected
+    from cmcr.embeddings import Key
+    from cmcr.embeddings.verify import Health
+    from cmcr.extract import Preview, Summary
+
+
+def choose_sources(
+    ground: Ground,
+    encoder: str,
+    sources: Sequence[str],
+    dataset: str | None,
+    pattern: str | None,
+    regions: str | None,
+    up: str | None,
+    checkpoint: Path | None,
+) -> ExtractSection:
+    """What `cmcr extract` is to do.
+
+    Raises UsageError for an unknown encoder, or when neither flags nor a recipe say what to embed.
+    """
+    from cmcr.extract import encoder_spec
+
+    encoder_spec(encoder)
+    usual = next(
+        (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
+        None,
+    )
+    weights = checkpoint or (usual.checkpoint if usual else None)
+    if sources:
+        wanted = read_sources(sources, dataset, pattern, regions, up)
+        return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
+    if dataset or pattern or regions or up:
+        raise UsageError(
+            "--dataset, --pattern, --regions and --up go with --source", cure="name a --source too"
+        )
+    if usual is None:
+        raise UsageError(
+            f"nothing says what {encoder} is to embed",
+            cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
+        )
+    return usual.model_copy(update={"checkpoint": weights})
+
+
+def extract_datasets(
+    section: ExtractSection, store: Path, device: str, *, dry_run: bool = False, **options: Any
+) -> Iterator["Summary | Preview"]:
+    """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
+
+    With `dry_run` each is looked at instead, and nothing is written.
+    """
+    from cmcr.devices import find_device
+    from cmcr.embeddings import Key
+    from cmcr.extract import (
+        encoder_spec,
+        extract,
+        load_encoder,
+        open_regions,
+        open_source,
+        preview_extraction,
+    )
+
+    place = str(find_device(device))
+    space = space_of(section.encoder)
+    sources = []
+    for wanted in section.sources:
+        source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
+        if dry_run and (wanted.regions or "").startswith("torchvision"):
+            raise UsageError(
+                "only running a detector tells how many regions it finds",
+                cure="--dry-run without --regions says what it would look at",
+            )
+        if wanted.regions:
+            folder = Key(space, wanted.modality, wanted.dataset).folder(store)
+            source = open_regions(source, wanted.regions, folder, place)
+        sources.append((source, wanted.dataset))
+    encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
+    default_weights = ":" not in section.encoder and section.checkpoint is None
+    licence = encoder_spec(section.encoder).licence if default_weights else None
+    work = preview_extraction if dry_run else extract
+    for source, dataset in sources:
+        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
+
+
+def given_flags(
+    via: str | None, spaces: str | None, memory: Sequence[str] | None, **others: Any
+) -> dict[str, Any]:
+    """The flags of `cmcr connect` as fields of `ConnectConfig`, those that are given.
+
+    `--memory none` is a memory of nothing. Raises UsageError for a modality that there is not.
+    """
+    from cmcr.embeddings import MODALITIES
+
+    if via is not None and via not in MODALITIES:
+        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
+    if memory and "none" in memory and len(memory) > 1:
+        raise UsageError("--memory none goes with no other --memory", cure="give one of them")
+    fields = others | {
+        "via": via,
+        "spaces": spaces and spaces.split(","),
+        "memory": [] if memory == ["none"] else memory,
+    }
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def choose_connection(
+    ground: Ground,
+    usual: ConnectSection | None,
+    given: dict[str, Any],
+    settings: Sequence[str],
+    name: str | None,
+) -> tuple[dict[str, Any], str]:
+    """The fields of the config of `cmcr connect`, and the name of the connection.
+
+    `usual` is the section of the recipe that flags in `given` and `settings` beat. Raises
+    UsageError when they do not say what to connect.
+    """
+    from cmcr.connect import parse_settings
+    from cmcr.embeddings import list_datasets
+
+    section = usual.config if usual else {}
+    fields = section | given | parse_settings(settings)
+    chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
+    needed = ("spaces",) if chain else ("spaces", "via", "train")
+    missing = [f"--{field}" for field in needed if field not in fields]
+    if missing:
+        there = ", ".join(map(str, list_datasets(ground.store))) or "nothing"
+        raise UsageError(
+            f"nothing says what to connect: no {', no '.join(missing)}",
+            where=ground.store,
+            cure=f"give {' and '.join(missing)}, or --pipeline for a recipe that says it; the "
+            f"store has: {there}",
+        )
+    title = name or (usual.name if usual else "-".join(fields["spaces"]))
+    if name is None and (changed := _model_name(fields)) != _model_name(section):
+        title = f"{title}-{changed}"
+    return fields, title
+
+
+def _model_name(fields: dict[str, Any]) -> str:
+    """What the connection is called in a table of results, whatever it connects."""
+    from cmcr.connect import read_config
+
+    anything = {"spaces": ("a", "b"), "via": "text", "train": ("c",)}
+    return read_config(fields | anything).model_name
+
+
+def connect_spaces(
+    fields: dict[str, Any],
+    name: str,
+    store: Path,
+    out: Path | None,
+    device: str,
+    tensorboard: bool = False,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> "Connected | Chained":
+    """Train or solve the connection `name`, or the chain where there are more than two spaces.
+
+    Another connection of that name is refused, unless `replace` it is. `say` is told how well the
+    embeddings of each dataset tell its rows apart.
+    """
+    from cmcr.connect import connect, connect_chain, read_config
+    from cmcr.devices import find_device
+
+    def opened(health: "Mapping[Key, Health]") -> None:
+        for key, found in health.items():
+            say(f"{key}  {found}{found.warning}")
+
+    place = str(find_device(device))
+    if len(fields["spaces"]) > 2:
+        return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
+                             tensorboard=tensorboard, replace=replace, opened=opened)  # fmt: skip
+    config = read_config(fields)
+    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
+                   replace=replace, opened=opened)  # fmt: skip
