@@ -6,11 +6,11 @@ What is there already is gone on with, found up to date, refused, or, as an upda
 beside the old dataset, out of whose rows those are taken over whose content is known.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cmcr.devices import cores
 from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
 from cmcr.embeddings.inventory import read_inputs
 from cmcr.embeddings.parts import failures_so_far, part_name
@@ -103,7 +103,7 @@ def extract(
             parts=parts,
             mine=range(shard_index, parts, num_shards),
             batch_size=batch_size or BATCH_SIZES[source.modality],
-            workers=os.cpu_count() or 1 if workers is None else workers,
+            workers=cores() if workers is None else workers,
             autocast=autocast,
             known=known,
         )

@@ -7,7 +7,6 @@ once to get going and once by the clock.
 """
 
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cmcr.devices import cores
 from cmcr.embeddings.schema import Precision
 from cmcr.errors import UsageError
 from cmcr.extract.embed import PART_ROWS, compare, describe
@@ -105,7 +105,7 @@ def preview_extraction(
     autocast = find_autocast(amp, encoder.device)
     made_with = {"autocast": autocast, "licence": licence}
     description = describe(encoder, source, dataset, space, precision, part_rows, made_with)
-    cores = os.cpu_count() or 1 if workers is None else workers
+    processes = cores() if workers is None else workers
     decoding, encoding, measured, kinds = _measure(encoder, source, autocast)
     width = encoder.dim * (np.dtype(precision).itemsize + (4 if index == "Flat" else 0))
     return Preview(
@@ -118,9 +118,9 @@ def preview_extraction(
         first=[_shown(item) for item in itertools.islice(source.items(), 3)],
         state=_state(store, description, source),
         bytes=source.total * width,
-        seconds=source.total * (decoding / max(cores, 1) + encoding),
+        seconds=source.total * (decoding / max(processes, 1) + encoding),
         measured=measured,
-        workers=cores,
+        workers=processes,
         kinds=kinds,
     )
 

@@ -12,7 +12,6 @@ its picture's content and its box.
 
 import hashlib
 import itertools
-import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
+from cmcr.devices import cores
 from cmcr.embeddings.inventory import Input
 from cmcr.extract.items import Item, Refused, Slice, local_path
 from cmcr.extract.media.crops import Crop, Picture
@@ -95,7 +95,7 @@ def in_threads(
 ) -> Iterator[tuple[Given, Made]]:
     """Each of `given` with what `work` makes of it, in order, a window of them at a time."""
     rest = iter(given)
-    with ThreadPoolExecutor(os.cpu_count(), "hash") as pool:
+    with ThreadPoolExecutor(cores(), "hash") as pool:
         while window := list(itertools.islice(rest, _WINDOW)):
             yield from zip(window, pool.map(work, window), strict=True)
 

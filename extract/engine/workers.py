@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cmcr.devices import threads_for
 from cmcr.embeddings import Modality
 from cmcr.embeddings.inventory import Input
 from cmcr.embeddings.parts import Failure
@@ -99,6 +100,11 @@ class Decoding(Dataset):
         self.modality = modality
 
     def __getitems__(self, batch: Batch) -> Loaded:
+        with threads_for(0):  # there is a worker for every core
+            return self.load(batch)
+
+    def load(self, batch: Batch) -> Loaded:
+        """Decode and preprocess a batch, its failures set aside."""
         items, places, inputs, failures = [], [], [], []
         measured = {}
         for item, place in zip(batch.items, batch.places, strict=True):
