@@ -219,6 +219,30 @@ def test_text_is_embedded_as_transformers_does(
     assert encoder.count_truncated(rows) == 1
 
 
+def test_the_tokenizer_of_siglip_is_read_from_its_sentencepiece_file(tmp_path: Path) -> None:
+    import sentencepiece
+    import transformers as t
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(" ".join(WORDS[start:]) for start in range(len(WORDS))))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=60, pad_id=1,
+        eos_id=2, unk_id=0, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokens = t.SiglipTokenizer(str(tmp_path / "spiece.model"), model_max_length=10)
+    sizes = {**text(10, projection_size=32), "vocab_size": len(tokens)}
+    pictures = {**TINY, "image_size": 32, "patch_size": 8}
+    model = t.SiglipModel(t.SiglipConfig(text_config=sizes, vision_config=pictures))
+    processor = t.SiglipProcessor(t.SiglipImageProcessor(size={"height": 32, "width": 32}), tokens)
+    model.save_pretrained(tmp_path / "siglip")
+    processor.save_pretrained(tmp_path / "siglip")
+    encoder = load_encoder(f"hf:{tmp_path / 'siglip'}")
+    assert isinstance(encoder, HfEncoder)
+    inputs = processor(text=TEXTS, padding="max_length", truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].max() > 10  # pieces of words, not the unknown one
+    assert_same(embed(encoder, "text", TEXTS), direct(tmp_path / "siglip", "text", inputs))
+
+
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_images_are_embedded_as_transformers_does(
     name: str, saved: Callable[[str], Path], load: Callable[[str], HfEncoder]

@@ -154,7 +154,7 @@ def processor_of(folder: str) -> Any:
         raise EncoderError(
             f"the model's processor needs a package that is not installed: {first_line(error)}",
             where=folder,
-            cure="for a tokenizer such as SigLIP's: pip install sentencepiece protobuf",
+            cure="pip install that package beside cmcr",
         ) from error
     except Exception as error:  # whatever transformers stumbles over
         raise EncoderError(
