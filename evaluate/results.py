@@ -104,27 +104,26 @@ def rows_of_connection(rows: Sequence[Row]) -> list[Row]:
 
 
 def filters_of(inputs: Mapping[str, Any]) -> Filters:
-    """What chose among all that two datasets offer, by the option that says it, values sorted.
+    """What chose among all that two datasets offer, by what it is about, and the values kept.
 
     It is empty where every row counts, and the datasets themselves say classes and truth.
     """
-    filters = {}
+    filters: Filters = {}
     for side in ("query", "gallery"):
-        where = inputs.get(side, {}).get("where")
-        if where:
-            columns = [f"{column}={','.join(sorted(where[column]))}" for column in sorted(where)]
-            filters[f"{side} where"] = columns
+        where = inputs.get(side, {}).get("where", {})
+        filters |= {f"{side} {column}": sorted(where[column]) for column in sorted(where)}
     if inputs.get("templates"):
         filters["templates"] = sorted(inputs["templates"])
-    return filters | inputs.get("chosen", {})
+    filters.update(inputs.get("chosen", {}))
+    return filters
 
 
 def filters_line(filters: Filters) -> str:
-    """Filters in words, long lists cut: `query where take=0; classes owl, rat`."""
+    """Filters in words, long lists cut: `query take=0, 1; classes=owl, rat`."""
     parts = []
-    for option, values in filters.items():
+    for what, values in filters.items():
         more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-        parts.append(f"{option} {', '.join(values[:_SHOWN])}{more}")
+        parts.append(f"{what}={', '.join(values[:_SHOWN])}{more}")
     return "; ".join(parts)
 
 

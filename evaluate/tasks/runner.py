@@ -159,11 +159,12 @@ def results_folder(
 ) -> Path:
     """STORE/results/CONNECTION/SPACE_MODALITY_DATASET--SPACE_MODALITY_DATASET[--FILTERS].
 
-    FILTERS are words that tell what was chosen, and a digest of all of it.
+    FILTERS are words that tell what was chosen, and a digest of all of it. They have no "=", which
+    would make the folder a column to whoever reads Parquet in it.
     """
     parts = [f"{key.space}_{key.modality}_{key.dataset}" for key in (query, gallery)]
     if filters:
-        words = re.sub(r"[^A-Za-z0-9=.]+", "_", filters_line(filters))[:_LONGEST_NAME].strip("_")
+        words = re.sub(r"[^A-Za-z0-9.]+", "_", filters_line(filters))[:_LONGEST_NAME].strip("_")
         digest = hashlib.sha256(canonical_json(filters).encode()).hexdigest()[:8]
         parts.append(f"{words}-{digest}")
     return store / "results" / path.resolve().name / "--".join(parts)

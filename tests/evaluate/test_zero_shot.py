@@ -149,6 +149,21 @@ def test_the_classes_are_chosen(world, tmp_path):
     assert run(world, classes=one).rows[-1]["metrics"]["top1"] == 1
 
 
+def test_each_choice_has_a_folder_of_its_own(world, tmp_path):
+    first = run(world)
+    assert first.folder.name == "ear_audio_shapes--eye_text_prompts"
+    chosen = {
+        "classes": write(tmp_path / "few.txt", "night_stand", "rat"),
+        "templates": write(tmp_path / "good.txt", "a {}"),
+    }
+    for option, file in chosen.items():
+        done = run(world, **{option: file})
+        assert done.folder.name.startswith(f"{first.folder.name}--{option}_")
+        assert not run(world, **{option: file}).fresh
+    again = run(world)
+    assert (again.fresh, again.rows) == (False, first.rows)
+
+
 def test_choices_that_cannot_be(world, tmp_path):
     with pytest.raises(UsageError, match="39 of 40 classes have no prompt") as error:
         run(world, classes="modelnet40")  # the night stand has
