@@ -9,8 +9,8 @@ rich.print(results_table(done.rows))
 from typing import TYPE_CHECKING
 
 from cmcr.embeddings.index import Budget, parse_budget
-from cmcr.evaluate.inputs.items import Items, parse_where, select
-from cmcr.evaluate.inputs.truth import Pair, read_truth, truth_of
+from cmcr.evaluate.inputs.items import Items, RowFilter, parse_where, select
+from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
 from cmcr.evaluate.results import Results, Row, read_results, results_table, weak_spots
@@ -45,10 +45,11 @@ __all__ = [
     "Items",
     "Matches",
     "Measured",
-    "Pair",
     "Ranking",
     "Results",
     "Row",
+    "RowFilter",
+    "SoundImage",
     "chance_metrics",
     "evaluate_counterfactual",
     "evaluate_gap",

@@ -5,7 +5,8 @@
     rich.print(results_table(rows))          # one table a direction, the best of a column in bold
 
 A row has the shape that CLIP_benchmark writes; `query` and `gallery` are SPACE/MODALITY:DATASET.
-Beside the metrics there can be their 95 % intervals, and what lies behind them.
+Beside the metrics there can be their 95 % intervals, and what lies behind them. Of each direction
+the connection's row comes last, behind chance and the closed forms.
 """
 
 import json
@@ -14,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from cmcr.embeddings import Key
 from cmcr.errors import StoreError
 from cmcr.files import write_text
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 
 Metrics = dict[str, float]
+Inputs = dict[str, Any]
+Filters = dict[str, list[str]]
 
 _LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
 _MEASURED_COSTS = frozenset({"qps", "query_ms", "build_s", "index_mb"})
@@ -34,6 +38,7 @@ _FORMATS = {
     "index_mb": "{:,.1f}",
 }
 _WITH_INTERVAL = "mAP"
+_SHOWN = 5  # of a long list
 _NOT_IN_TABLE = frozenset({"mAP@10"})  # which would be wider than a terminal
 # Counts go below a table, where there is something to count.
 COUNTS = {
@@ -77,11 +82,52 @@ class Results(TypedDict):
     """A file of results, the fingerprints of their inputs, and the files that go with them."""
 
     results: list[Row]
-    inputs: dict[str, Any]
+    inputs: Inputs
     files: list[str]
 
 
-def write_results(path: Path, rows: list[Row], inputs: dict[str, Any], files: list[str]) -> None:
+def new_row(query: Key, gallery: Key, task: str, model: str, metrics: Metrics) -> Row:
+    """A result about two datasets."""
+    return Row(
+        dataset="+".join(sorted({query.dataset, gallery.dataset})),
+        model=model,
+        task=task,
+        query=str(query),
+        gallery=str(gallery),
+        metrics=metrics,
+    )
+
+
+def rows_of_connection(rows: Sequence[Row]) -> list[Row]:
+    """Of each direction the row of the connection itself."""
+    return list({(row["query"], row["gallery"]): row for row in rows}.values())
+
+
+def filters_of(inputs: Mapping[str, Any]) -> Filters:
+    """What chose among all that two datasets offer, by what it is about, and the values kept.
+
+    It is empty where every row counts, and the datasets themselves say classes and truth.
+    """
+    filters: Filters = {}
+    for side in ("query", "gallery"):
+        where = inputs.get(side, {}).get("where", {})
+        filters |= {f"{side} {column}": sorted(where[column]) for column in sorted(where)}
+    if inputs.get("templates"):
+        filters["templates"] = sorted(inputs["templates"])
+    filters.update(inputs.get("chosen", {}))
+    return filters
+
+
+def filters_line(filters: Filters) -> str:
+    """Filters in words, long lists cut: `query take=0, 1; classes=owl, rat`."""
+    parts = []
+    for what, values in filters.items():
+        more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+        parts.append(f"{what}={', '.join(values[:_SHOWN])}{more}")
+    return "; ".join(parts)
+
+
+def write_results(path: Path, rows: list[Row], inputs: Inputs, files: list[str]) -> None:
     """Write `Results` as JSON, whole or not at all, metrics in the order of a table."""
     results = Results(results=rows, inputs=inputs, files=files)
     write_text(path, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -91,8 +137,11 @@ def read_results(path: Path) -> Results:
     """What `write_results` wrote. Raises StoreError for a file that is missing or damaged."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
+        for row in read["results"]:
+            if lacking := Row.__required_keys__ - row.keys():
+                raise KeyError(min(lacking))
         return Results(results=read["results"], inputs=read["inputs"], files=read["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             "the results cannot be read",
             where=path,
@@ -205,9 +254,6 @@ def unmatched_line(unmatched: Unmatched) -> str:
         f"count nowhere, the first is {unmatched['first']!r}"
         + (f"; their labels are such as {labels}" if labels else "")
     )
-
-
-_SHOWN = 5
 
 
 def weak_spots(rows: Sequence["Row"]) -> str:

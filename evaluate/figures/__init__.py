@@ -1,1 +1,1 @@
-"""Drawings of results. Nothing is measured here."""
+"""Figures of results. Nothing is measured here."""

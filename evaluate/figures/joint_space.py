@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from cmcr.connect import Connection
+from cmcr.connect import JointSpace
 from cmcr.evaluate.figures.style import FAINT, INK, PALETTE, new_figure, save, title
 from cmcr.evaluate.inputs.items import Items
 from cmcr.typed import typed
@@ -46,6 +46,12 @@ class Cloud:
     classes: Sequence[str | None]
     before: np.ndarray  # (items, dim)
     after: np.ndarray  # (items, joint)
+
+
+def cloud_of(model: JointSpace, items: Items) -> Cloud:
+    """Items as they were extracted, and as `model` projects them."""
+    after = items.projected(model).numpy()  # (items, joint)
+    return Cloud(items.key.space, items.key.modality, items.classes(), items.embeddings(), after)
 
 
 @dataclass(frozen=True)
@@ -238,10 +244,8 @@ def label_classes(axes: "Axes", panel: Panel, classes: Sequence[str]) -> None:
 
 
 def darker(colour: str) -> tuple[float, float, float]:
-    """The colour of a class's name, which is thinner than its marks."""
-    from matplotlib.colors import to_rgb
-
-    red, green, blue = to_rgb(colour)
+    """The colour `#rrggbb` for a class's name, which is thinner than its marks."""
+    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
     return 0.7 * red, 0.7 * green, 0.7 * blue
 
 
@@ -256,8 +260,3 @@ def _legend(figure: "Figure", clouds: tuple[Cloud, Cloud], *, coloured: bool) ->
         for cloud in clouds
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower left", ncols=2, frameon=False, fontsize=10)
-
-
-def _cloud(connection: Connection, items: Items) -> Cloud:
-    after = items.projected(connection).numpy()  # (items, joint)
-    return Cloud(items.key.space, items.key.modality, items.classes(), items.embeddings(), after)

@@ -1,10 +1,10 @@
-"""Pictures of the tasks beside retrieval: success, precision over recall, confusion.
+"""Curves and tables as figures: training, precision, success, precision over recall, confusion.
 
-    draw_success(thresholds, rates, areas, folder / "success.png")
-    draw_precision_recall(curves, areas, folder / "precision-recall.png")
-    draw_confusion(counts, classes, "c-mcr", folder / "confusion.png")
+    draw_training(read_training(connection / "training.jsonl"), folder / "training.png")
+    draw_success(thresholds, rates, areas, "c-mcr", folder / "success.png")
+    draw_precision_recall(curves, areas, "c-mcr", folder / "precision-recall.png")
 
-A model's name is the key of each mapping; the last one is the connection, drawn strongest.
+A model's name is the key of each mapping; the connection's, `model`, is drawn strongest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ _NOT_A_LOSS = ("epoch", "step", "lr")
 
 
 @dataclass(frozen=True)
-class Curve:
+class RetrievalCurve:
     """The precision of one model at `RECALL_LEVELS`, in one direction."""
 
     direction: str
@@ -79,14 +79,14 @@ def draw_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     save(figure, path)
 
 
-def draw_precision(curves: Sequence[Curve], path: Path) -> None:
-    """Precision over recall, a panel a direction; the last model of each is drawn strongest."""
+def draw_precision(curves: Sequence[RetrievalCurve], model: str, path: Path) -> None:
+    """Precision over recall, a panel a direction; `model` is drawn strongest."""
     directions = list(dict.fromkeys(curve.direction for curve in curves))
     models = list(dict.fromkeys(curve.model for curve in curves))
     figure = new_figure(10, 4.6 + 0.25 * -(-len(models) // 2))
     title(
         figure,
-        f"Precision of {models[-1]} beside the closed forms and chance",
+        f"Precision of {model} beside the closed forms and chance",
         "Mean over the queries at each share of the matches found; the area is the mAP",
     )
     for place, direction in enumerate(directions):
@@ -97,7 +97,7 @@ def draw_precision(curves: Sequence[Curve], path: Path) -> None:
                 RECALL_LEVELS,
                 curve.precision,
                 label=f"{curve.model}  {curve.mean_average_precision:.3f}",
-                **line_style(curve.model, models),
+                **line_style(curve.model, models, model),
             )
         plain_axes(axes)
         axes.set(xlim=(0, 1), ylim=(0, 1.005))
@@ -117,7 +117,7 @@ def draw_precision(curves: Sequence[Curve], path: Path) -> None:
     save(figure, path)
 
 
-MOST_CLASSES = 40  # of a confusion picture
+MOST_CLASSES = 40  # of a confusion figure
 _NUMBERED = 15  # up to so many classes the cells have room for a number
 
 
@@ -125,11 +125,11 @@ def draw_success(
     thresholds: np.ndarray,
     rates: Mapping[str, np.ndarray],
     areas: Mapping[str, float],
+    model: str,
     path: Path,
 ) -> None:
     """The share of sounds that each model locates, over the cIoU that is asked for."""
     figure = new_figure(8, 5)
-    model = list(rates)[-1]
     title(
         figure,
         f"{model} locates {rates[model][len(thresholds) // 2]:.1%} of the sounds at a cIoU of 0.5",
@@ -139,7 +139,9 @@ def draw_success(
     axes.axvline(0.5, color=RULE, linewidth=1.2, zorder=0)
     names = list(rates)
     for name in sorted(names, key=lambda name: -areas[name]):
-        axes.plot(thresholds, rates[name], label=_label(name, areas), **line_style(name, names))
+        axes.plot(
+            thresholds, rates[name], label=_label(name, areas), **line_style(name, names, model)
+        )
     plain_axes(axes)
     axes.set(xlim=(0, 1), ylim=(0, 1.005))
     axes.set_xlabel("cIoU asked for", color=FAINT)
@@ -149,14 +151,16 @@ def draw_success(
 
 
 def draw_precision_recall(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], areas: Mapping[str, float], path: Path
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    areas: Mapping[str, float],
+    model: str,
+    path: Path,
 ) -> None:
     """Precision over recall of each model: `curves` are (recall, precision), ascending in recall.
 
     A model that is equally sure of every pair is a dot.
     """
     figure = new_figure(8, 5)
-    model = list(curves)[-1]
     title(
         figure,
         f"{model} tells seen sounds from silent ones with an AP of {areas[model]:.3f}",
@@ -166,7 +170,7 @@ def draw_precision_recall(
     names = list(curves)
     for name in sorted(names, key=lambda name: -areas[name]):
         recall, precision = curves[name]
-        style = line_style(name, names)
+        style = line_style(name, names, model)
         if len(recall) == 1:
             style |= {"marker": "o", "linestyle": ""}
         axes.plot(recall, precision, label=_label(name, areas), **style)

@@ -1,9 +1,8 @@
-"""Pictures of a connection, drawn without global state and the same in every run.
+"""How figures look, drawn without global state and the same in every run.
 
-    draw_training(read_training(connection / "training.jsonl"), folder / "training.png")
-    draw_precision(curves, folder / "precision.png")
-
-evaluate/figures/joint_space.py draws the embeddings themselves.
+figure = new_figure(8, 5)
+title(figure, "What is seen", "How to read it")
+save(figure, path)
 """
 
 from collections.abc import Sequence
@@ -25,11 +24,11 @@ PALETTE = (
 )  # fmt: skip
 
 
-def line_style(model: str, models: Sequence[str]) -> dict[str, Any]:
-    """How the line of a model looks: chance dotted, the last of `models` strongest."""
+def line_style(model: str, models: Sequence[str], connection: str) -> dict[str, Any]:
+    """How the line of one of `models` looks: chance dotted, the `connection` strongest."""
     if model == "chance":
         return {"color": FAINT, "linewidth": 1.2, "linestyle": (0, (2, 2))}
-    if model == models[-1]:
+    if model == connection:
         return {"color": PALETTE[1], "linewidth": 2.8, "zorder": 3}
     others = [PALETTE[at] for at in (0, 3, 2, 4, 6, 7)]
     return {"color": others[models.index(model) % len(others)], "linewidth": 1.4}

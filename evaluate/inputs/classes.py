@@ -29,7 +29,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Items:
+class ClassItems:
     """What is to be classified: the items that are of one of the classes."""
 
     dataset: Dataset
@@ -86,7 +86,7 @@ def choose_prompts(
     return Prompts(texts, names, rows, class_of)
 
 
-def choose_items(dataset: Dataset, classes: Sequence[str]) -> Items:
+def choose_items(dataset: Dataset, classes: Sequence[str]) -> ClassItems:
     """The rows of `dataset` that are of one of `classes`. Raises CmcrError when there is none."""
     labels = _labels(dataset)
     number = {name: at for at, name in enumerate(classes)}
@@ -102,7 +102,7 @@ def choose_items(dataset: Dataset, classes: Sequence[str]) -> Items:
             f"as {', '.join(classes[:5])}",
             cure="use the same names in both datasets",
         )
-    return Items(dataset, rows, right[rows], left_out=len(labels) - len(rows))
+    return ClassItems(dataset, rows, right[rows], left_out=len(labels) - len(rows))
 
 
 def _labels(dataset: Dataset) -> list[list[str]]:

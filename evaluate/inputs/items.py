@@ -1,15 +1,13 @@
-"""Retrieval between two datasets, both ways, by every model that is given.
+"""Rows of a dataset: which of them count, and where they lie in a joint space.
 
-    speech = select(open_dataset(store, Key("clap", "audio", "esc50")), {"fold": ["5"]})
-    photos = select(open_dataset(store, Key("clip", "image", "imagenet")))
-    models = {"ridge": baselines(store, config)["ridge"], "c-mcr": connection}
-    for ranking in rank_both_ways(models, speech, photos): print(ranking.row)
-
-The first rows of a direction are `chance`, what a random order is expected to give.
+speech = select(open_dataset(store, Key("clap", "audio", "esc50")), {"fold": ["5"]})
+photos = select(open_dataset(store, Key("clip", "image", "imagenet")))
+matches = check_pair([connection], speech, photos)
+speech.projected(connection)               # (items, joint), unit norm
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,15 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmcr.connect import Connection
+from cmcr.connect import JointSpace
 from cmcr.embeddings import Dataset, Key
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate.ranking.matches import Matches, find_matches
-from cmcr.evaluate.results import Metrics, Row
 
-Where = Mapping[str, Sequence[str]]
-
-_SHOWN = 5  # labels of queries that match nothing
+RowFilter = Mapping[str, Sequence[str]]  # columns, and the values to keep
 
 _COLUMNS = ("id", "uri", "text", "label", "group")
 
@@ -39,7 +34,7 @@ class Items:
     dataset: Dataset
     rows: np.ndarray  # (items,) numbers of the rows
     table: pa.Table  # their id, label and group, a row an item
-    where: Where  # what they were selected by
+    where: RowFilter  # what they were selected by
 
     @property
     def key(self) -> Key:
@@ -52,18 +47,9 @@ class Items:
         where = {column: list(values) for column, values in self.where.items()}
         return dataset_input(self.dataset) | {"where": where}
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Their embeddings in order, (block, D), in the stored precision, a block at a time."""
-        start = 0
-        for block in self.dataset.batches():
-            first, last = np.searchsorted(self.rows, (start, start + len(block)))
-            if last > first:
-                yield block[self.rows[first:last] - start]
-            start += len(block)
-
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
-        return np.concatenate(list(self.blocks()))
+        return np.concatenate(list(_blocks(self.dataset, self.rows)))
 
     def spread(self, most: int) -> "Items":
         """At most `most` of them, evenly spread."""
@@ -76,23 +62,45 @@ class Items:
         """The first label of each, None where there is none."""
         return [labels[0] if labels else None for labels in self.table["label"].to_pylist()]
 
-    def projected(self, model: Connection | None) -> Tensor:
-        """Their place in the joint space of `model`, (items, joint) float32, unit norm.
+    def projected(self, model: JointSpace | None) -> Tensor:
+        """Their place in the joint space of `model`, see `project_rows`."""
+        return project_rows(self.dataset, self.rows, model)
 
-        Without a model it is their own space. The store is read a block at a time.
-        """
-        vectors = torch.empty(0)
-        done = 0
-        for block in self.blocks():
-            if model is None:
-                joint = F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
-            else:
-                joint = model.project(self.key.space, block, self.key.modality)  # (block, joint)
-            if not done:
-                vectors = torch.empty(len(self.rows), joint.shape[1])  # (items, joint)
-            vectors[done : done + len(joint)] = joint
-            done += len(joint)
-        return vectors
+
+def project_rows(dataset: Dataset, rows: np.ndarray, model: JointSpace | None) -> Tensor:
+    """The place of `rows`, ascending, in the joint space of `model`: (rows, joint), unit norm.
+
+    Without a model it is their own space.
+    """
+    vectors = torch.empty(0)
+    done = 0
+    for joint in project_blocks(dataset, rows, model):
+        if not done:
+            vectors = torch.empty(len(rows), joint.shape[1])  # (rows, joint)
+        vectors[done : done + len(joint)] = joint
+        done += len(joint)
+    return vectors
+
+
+def project_blocks(
+    dataset: Dataset, rows: np.ndarray, model: JointSpace | None
+) -> Iterator[Tensor]:
+    """The same a block at a time, (block, joint) float32, as the store is read."""
+    for block in _blocks(dataset, rows):
+        if model is None:
+            yield F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
+        else:
+            yield model.project(dataset.key.space, block, dataset.key.modality)  # (block, joint)
+
+
+def _blocks(dataset: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The embeddings of `rows` in order, (block, D), in the stored precision."""
+    start = 0
+    for block in dataset.batches():
+        first, last = np.searchsorted(rows, (start, start + len(block)))
+        if last > first:
+            yield block[rows[first:last] - start]
+        start += len(block)
 
 
 def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
@@ -113,7 +121,7 @@ def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
     return where
 
 
-def select(dataset: Dataset, where: Where | None = None) -> Items:
+def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
     """The rows of `dataset` that have, in each column of `where`, one of the values given.
 
     Raises UsageError for a column that is not there or when no row is left, CmcrError when no
@@ -151,13 +159,13 @@ def select(dataset: Dataset, where: Where | None = None) -> Items:
     return Items(dataset, rows, table, where)
 
 
-def check_pair(models: Mapping[str, Connection], query: Items, gallery: Items) -> Matches:
+def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Matches:
     """What matches between two sets of items that `models` can search in each other.
 
     Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
     item would find itself, CmcrError when nothing matches.
     """
-    for model in models.values():
+    for model in models:
         for items in (query, gallery):
             model.check(items.key.space, items.dataset.encoder_identity)
     _refuse_items_that_find_themselves(query, gallery)
@@ -165,37 +173,6 @@ def check_pair(models: Mapping[str, Connection], query: Items, gallery: Items) -
     if not matches.counts().any():
         raise _nothing_in_common(query, gallery)
     return matches
-
-
-def new_row(
-    query: Items, gallery: Items, model: str, metrics: Metrics, task: str = "retrieval"
-) -> Row:
-    """A row of results about two datasets."""
-    names = dict.fromkeys(sorted([query.key.dataset, gallery.key.dataset]))
-    return Row(
-        dataset="+".join(names),
-        model=model,
-        task=task,
-        query=str(query.key),
-        gallery=str(gallery.key),
-        metrics=metrics,
-    )
-
-
-def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
-    """A row of retrieval, which tells of the queries that nothing matches."""
-    row = new_row(query, gallery, model, metrics)
-    rows = np.flatnonzero(matches.counts() == 0)
-    if len(rows):
-        table = query.table.take(rows)
-        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
-        row["unmatched"] = {
-            "queries": len(rows),
-            "of": matches.queries,
-            "first": table["id"][0].as_py(),
-            "labels": list(labels)[:_SHOWN],
-        }
-    return row
 
 
 def _has_one(value: str | float | list[str] | None, wanted: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """Sounds, the pictures they are asked about, and the regions of those pictures, joined.
 
-    scenes = open_scenes(store, connection, sounds, regions, [Path("vggss.json")])
+    scenes = open_scenes(sounds, regions, [Path("vggss.json")])      # opened datasets
     answers = locate(connection, scenes)       # of each pair the region nearest to the sound
     answers.confidence, answers.ciou, answers.rows
 
@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import Connection
-from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.connect import JointSpace
+from cmcr.embeddings import Dataset
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import CmcrError, SourceError, UsageError
 from cmcr.evaluate.inputs.ciou import CENTRE, consensus_iou
-from cmcr.evaluate.inputs.items import dataset_input
-from cmcr.evaluate.inputs.truth import Pair, read_truth, truth_of
+from cmcr.evaluate.inputs.items import dataset_input, project_rows
+from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.ranks import TIE
-from cmcr.evaluate.results import Metrics, Row
+from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
 from cmcr.files import replacing
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -40,11 +40,12 @@ class Scenes:
 
     sounds: Dataset
     regions: Dataset
-    pairs: Sequence[Pair]
+    pairs: Sequence[SoundImage]
     sound_rows: np.ndarray  # (pairs,) the sound of each pair
     region_rows: Sequence[np.ndarray]  # of each pair (candidates,), the regions of its picture
     ciou: Sequence[np.ndarray]  # of each pair (candidates,), 0 where the sound is not seen
     left_out: int  # pairs whose sound or picture the store does not have
+    truth: Sequence[str] = ()  # the files that name the pairs, and a digest of each
 
     @property
     def visible(self) -> np.ndarray:
@@ -80,14 +81,7 @@ class Scenes:
             "silent_pairs": len(self.pairs) - seen,
             "pairs_left_out": self.left_out,
         }
-        return Row(
-            dataset="+".join(sorted({self.sounds.key.dataset, self.regions.key.dataset})),
-            model=model,
-            task=task,
-            query=str(self.sounds.key),
-            gallery=str(self.regions.key),
-            metrics=metrics | counts,
-        )
+        return new_row(self.sounds.key, self.regions.key, task, model, metrics | counts)
 
 
 @dataclass(frozen=True)
@@ -99,32 +93,36 @@ class Answers:
     ciou: np.ndarray  # (pairs,) its cIoU with where the sound is heard
 
 
-def open_scenes(
-    store: Path, connection: Connection, sounds: Key, regions: Key, truth: Sequence[Path]
-) -> Scenes:
-    """The pairs of the files `truth`, else of the sounds' own columns, that `store` has.
+def open_scenes(sounds: Dataset, regions: Dataset, truth: Sequence[Path]) -> Scenes:
+    """The pairs of the files `truth`, else of the sounds' own columns, that both datasets have.
 
-    Raises UsageError for a dataset or file that is not there, MismatchError for embeddings that
-    `connection` was not made for, and what `read_truth`, `truth_of` and `find_scenes` raise.
+    Raises what `read_truth`, `truth_of` and `find_scenes` raise.
     """
-    asked, proposed = open_dataset(store, sounds), open_dataset(store, regions)
-    for dataset in (asked, proposed):
-        connection.check(dataset.key.space, dataset.encoder_identity)
-    return find_scenes(asked, proposed, read_truth(truth) if truth else truth_of(asked))
+    if not truth:
+        return find_scenes(sounds, regions, truth_of(sounds))
+    files = {path: read_truth([path]) for path in truth}
+    scenes = find_scenes(sounds, regions, [pair for pairs in files.values() for pair in pairs])
+    named = [f"{path.name} {_digest(pairs)[:8]}" for path, pairs in files.items()]
+    return replace(scenes, truth=named)
 
 
-def scene_inputs(scenes: Scenes, version: int) -> dict[str, Any]:
+def scene_inputs(scenes: Scenes, version: int) -> Inputs:
     """What decides the results, beside the connection: both datasets and the truth."""
-    truth = [(pair.sound, pair.image, pair.boxes.tolist(), pair.consensus) for pair in scenes.pairs]
-    return {
+    inputs: Inputs = {
         "version": version,
         "sounds": dataset_input(scenes.sounds),
         "regions": dataset_input(scenes.regions),
-        "truth": hashlib.sha256(canonical_json([truth, scenes.left_out]).encode()).hexdigest(),
+        "truth": _digest(scenes.pairs, scenes.left_out),
     }
+    return inputs | ({"chosen": {"truth": list(scenes.truth)}} if scenes.truth else {})
 
 
-def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[Pair]) -> Scenes:
+def _digest(pairs: Sequence[SoundImage], *beside: int) -> str:
+    plain = [(pair.sound, pair.image, pair.boxes.tolist(), pair.consensus) for pair in pairs]
+    return hashlib.sha256(canonical_json([plain, *beside]).encode()).hexdigest()
+
+
+def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[SoundImage]) -> Scenes:
     """Join `pairs` with the rows of `sounds` by id and with those of `regions` by `image`.
 
     Raises UsageError for regions without places, SourceError for places that are none or a sound
@@ -156,13 +154,15 @@ def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[Pair]) -> Sce
     )
 
 
-def locate(model: Connection, scenes: Scenes) -> Answers:
+def locate(model: JointSpace, scenes: Scenes) -> Answers:
     """The region of each pair's picture that is nearest to its sound in the joint space.
 
     Where several are within `TIE` of the nearest, the one that covers least of the truth counts.
     """
-    sounds = _projected(model, scenes.sounds)  # (sounds, joint)
-    regions = _projected(model, scenes.regions)  # (regions, joint)
+    sounds, regions = (
+        project_rows(dataset, np.arange(dataset.rows), model).numpy()
+        for dataset in (scenes.sounds, scenes.regions)
+    )  # (sounds, joint), (regions, joint)
     chosen = [
         _nearest(regions[rows] @ sounds[sound], ciou)
         for sound, rows, ciou in zip(
@@ -190,12 +190,6 @@ def write_answers(path: Path, scenes: Scenes, answers: Answers) -> None:
     table = pa.table(columns | {"cosine": answers.confidence, "ciou": answers.ciou})
     with replacing(path) as unfinished:
         pq.write_table(table, unfinished)
-
-
-def _projected(model: Connection, dataset: Dataset) -> np.ndarray:
-    key = dataset.key
-    joint: np.ndarray = model.project(key.space, dataset.embeddings(), key.modality).numpy()
-    return joint
 
 
 def _nearest(cosines: np.ndarray, ciou: np.ndarray) -> tuple[int, float]:

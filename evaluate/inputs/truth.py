@@ -28,7 +28,7 @@ _SILENT = "non-sounding"
 _SHAPE = "boxes are [x0, y0, x1, y1] in fractions of the picture, x0 < x1 and y0 < y1"
 
 
-class Pair(NamedTuple):
+class SoundImage(NamedTuple):
     """A sound, a picture, and the boxes in which the sound is heard: none when it is not there."""
 
     sound: str
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
         return len(self.boxes) > 0
 
 
-def read_truth(paths: Iterable[Path]) -> list[Pair]:
+def read_truth(paths: Iterable[Path]) -> list[SoundImage]:
     """The pairs of all of `paths`, in their order.
 
     Raises UsageError for a place that is not there or of no known kind, SourceError for one that
@@ -66,7 +66,7 @@ def read_truth(paths: Iterable[Path]) -> list[Pair]:
     return pairs
 
 
-def truth_of(sounds: Dataset) -> list[Pair]:
+def truth_of(sounds: Dataset) -> list[SoundImage]:
     """The pairs that the columns `image` and `boxes` of a dataset of sounds tell of.
 
     Raises UsageError without these columns, SourceError for boxes that are none.
@@ -81,7 +81,8 @@ def truth_of(sounds: Dataset) -> list[Pair]:
     pairs = []
     for row in sounds.table(["id", "image", "boxes"]).to_pylist():
         try:
-            pairs.append(Pair(row["id"], _name(row["image"]), _fractions(json.loads(row["boxes"]))))
+            boxes = _fractions(json.loads(row["boxes"]))
+            pairs.append(SoundImage(row["id"], _name(row["image"]), boxes))
         except (ValueError, TypeError) as error:
             raise SourceError(
                 f"the row {row['id']!r} has no boxes that can be read: {error}",
@@ -91,7 +92,7 @@ def truth_of(sounds: Dataset) -> list[Pair]:
     return pairs
 
 
-def _read(path: Path) -> list[Pair]:
+def _read(path: Path) -> list[SoundImage]:
     if path.is_dir():
         return [_flickr(file) for file in sorted(path.glob("*.xml"))]
     if not path.is_file():
@@ -104,29 +105,29 @@ def _read(path: Path) -> list[Pair]:
     if path.suffix == ".jsonl":
         return [_row(json.loads(line)) for line in text.splitlines() if line.strip()]
     return [
-        Pair(_name(row["audio"]), _name(row["video"]), np.empty((0, 4)))
+        SoundImage(_name(row["audio"]), _name(row["video"]), np.empty((0, 4)))
         for row in csv.DictReader(text.splitlines())
         if row["label"] == _SILENT
     ]
 
 
-def _row(row: dict[str, Any]) -> Pair:
-    return Pair(_name(row["id"]), _name(row["image"]), _fractions(row["boxes"]))
+def _row(row: dict[str, Any]) -> SoundImage:
+    return SoundImage(_name(row["id"]), _name(row["image"]), _fractions(row["boxes"]))
 
 
-def _vggss(row: dict[str, Any]) -> Pair:
+def _vggss(row: dict[str, Any]) -> SoundImage:
     """Clipped to the picture as SLAVC does: some of the published boxes reach far outside."""
     name = _name(row["file"])
-    return Pair(name, name, np.clip(_array(row["bbox"]), 0, 1))
+    return SoundImage(name, name, np.clip(_array(row["bbox"]), 0, 1))
 
 
-def _flickr(path: Path) -> Pair:
+def _flickr(path: Path) -> SoundImage:
     """The numbers of a `bbox` but the first, which is not of the box, are x0, y0, x1, y1."""
     boxes = [
         [int(child.text or "") / _FLICKR_PIXELS for child in list(box)[1:5]]
         for box in ElementTree.parse(path).getroot().iter("bbox")
     ]
-    return Pair(path.stem, path.stem, np.clip(_array(boxes), 0, 1), ANNOTATORS_THAT_AGREE)
+    return SoundImage(path.stem, path.stem, np.clip(_array(boxes), 0, 1), ANNOTATORS_THAT_AGREE)
 
 
 def _fractions(boxes: Sequence[Sequence[float]]) -> np.ndarray:

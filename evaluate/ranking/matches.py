@@ -25,7 +25,7 @@ from cmcr.typed import typed
 
 _BLOCK_PAIRS = 1 << 24
 
-Item = tuple[str | None, Sequence[str]]
+MatchKeys = tuple[str | None, Sequence[str]]
 ItemKey = tuple[str, str]
 
 
@@ -100,7 +100,7 @@ def plain_name(label: str) -> str:
     return label.replace("_", " ")
 
 
-def _items(table: pa.Table) -> Iterator[Item]:
+def _items(table: pa.Table) -> Iterator[MatchKeys]:
     for group, labels in zip(table["group"].to_pylist(), table["label"].to_pylist(), strict=True):
         yield group or None, [plain_name(label) for label in labels or () if label]
 

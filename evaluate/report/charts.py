@@ -98,11 +98,11 @@ def line_chart(
     return Chart(title, _svg(figure, f"{title}: {alt}"))
 
 
-def bar_chart(values: Mapping[str, float], title: str) -> Chart:
-    """A bar for each of `values`, the last one strong."""
+def bar_chart(values: Mapping[str, float], strong: str, title: str) -> Chart:
+    """A bar for each of `values`, by name; the one named `strong` stands out."""
     figure, axes = _new((_SIZE[0], 0.5 + 0.3 * len(values)))
     names = list(values)
-    colours = [*[RULE] * (len(names) - 1), PALETTE[1]]
+    colours = [PALETTE[1] if name == strong else RULE for name in names]
     bars = axes.barh(range(len(names)), list(values.values()), color=colours, height=0.7)
     axes.bar_label(bars, [f" {value:.3f}" for value in values.values()], color=INK, fontsize=9)
     axes.set_yticks(range(len(names)), names)

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmcr.embeddings import Key, open_dataset
-from cmcr.errors import CmcrError
+from cmcr.errors import CmcrError, StoreError
 from cmcr.evaluate.inputs.scenes import CORNERS
 from cmcr.evaluate.report.previews import Find, Shown, show
-from cmcr.evaluate.results import Row
+from cmcr.evaluate.results import Row, rows_of_connection
 from cmcr.evaluate.tasks.counterfactual import LOCALISED
 from cmcr.evaluate.tasks.retrieval import NEIGHBOURS_FILE
 
@@ -42,7 +42,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Found:
+class Example:
     """A query and its nearest, and why it is shown."""
 
     query: Shown
@@ -56,7 +56,7 @@ class Gallery:
 
     title: str
     model: str
-    queries: Sequence[Found]
+    queries: Sequence[Example]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
     path = folder / NEIGHBOURS_FILE
     if not path.exists():
         return
-    by_direction = {(row["query"], row["gallery"]): row for row in rows}  # the last model's
-    for (query, gallery), row in by_direction.items():
+    for row in rows_of_connection(rows):
+        query, gallery = row["query"], row["gallery"]
         one = [("query", "=", query), ("gallery", "=", gallery)]
         first = pq.read_table(
             path, columns=["query_id"], filters=[*one, ("rank", "=", 1)], partitioning=None
@@ -94,6 +94,7 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
         reasons = _chosen(first["query_id"].to_pylist(), row)
         near = pq.read_table(
             path,
+            columns=["query_id", "gallery_id", "rank", "cosine", "match"],
             filters=[*one, ("rank", "<=", NEAREST), ("query_id", "in", list(reasons))],
             partitioning=None,
         )
@@ -106,7 +107,7 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
             f"{query} → {gallery}",
             row["model"],
             [
-                Found(
+                Example(
                     asked[name],
                     why,
                     [
@@ -126,7 +127,8 @@ def answers(store: Path, folder: Path, task: str, row: Row, find: Find) -> list[
     path = folder / f"{task}.parquet"
     if not path.exists():
         return []
-    table = pq.read_table(path, partitioning=None)
+    columns = ["sound", "image", "visible", "region", *CORNERS, "cosine", "ciou"]
+    table = pq.read_table(path, columns=columns, partitioning=None)
     chosen = table.take(_surest(table, task)).to_pylist()
     sounds, regions = parse_key(row["query"]), parse_key(row["gallery"])
     heard = _heard(store, sounds, [pair["sound"] for pair in chosen])
@@ -189,4 +191,7 @@ def _heard(store: Path, sounds: Key, ids: Sequence[str]) -> Mapping[str, list[Bo
     rows: list[dict[str, Any]] = table.filter(
         pc.is_in(table["id"], pa.array(ids, pa.string()))
     ).to_pylist()
-    return {row["id"]: json.loads(row["boxes"]) for row in rows if row["boxes"]}
+    try:
+        return {row["id"]: json.loads(row["boxes"]) for row in rows if row["boxes"]}
+    except ValueError as error:
+        raise StoreError(f"the boxes of {sounds} cannot be read", where=dataset.folder) from error

@@ -7,25 +7,27 @@ Nothing that is damaged or unfinished stops it: a `problem` says what is wrong i
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import TRAINING_LOG, Connection, load_connection, read_training
+from cmcr.connect import TRAINING_LOG, JointSpace, load_connection, read_training
 from cmcr.embeddings import Key, Manifest, check_store, list_datasets
 from cmcr.embeddings.schema import FAILURES, read_manifest
 from cmcr.errors import CmcrError, UsageError, near
-from cmcr.evaluate.results import Row, read_results
+from cmcr.evaluate.inputs.items import RowFilter
+from cmcr.evaluate.results import Filters, Inputs, Row, filters_of, read_results
+from cmcr.evaluate.tasks.runner import RECORD
 
 TASKS = ("retrieval", "index", "zero-shot", "localization", "counterfactual", "gap")
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureGroup:
     """Inputs of a dataset that failed for the same reason."""
 
     error: str
@@ -40,7 +42,7 @@ class DatasetFacts:
 
     key: Key
     manifest: Manifest | None = None
-    failures: Sequence[Failure] = ()
+    failures: Sequence[FailureGroup] = ()
     problem: str = ""
 
     @property
@@ -62,6 +64,17 @@ class Evaluation:
     folder: Path
     rows: Sequence[Row]
     problem: str = ""
+    inputs: Inputs = field(default_factory=dict)
+
+    @property
+    def filters(self) -> Filters:
+        """What chose among the rows of the two datasets; empty where all of them count."""
+        return filters_of(self.inputs)
+
+    def where(self, side: str) -> RowFilter:
+        """The rows of the `query` or the `gallery` that count."""
+        where: Mapping[str, Sequence[str]] = self.inputs.get(side, {}).get("where", {})
+        return where
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class ConnectionFacts:
     """A connection, its training and its results. Results may outlive the connection."""
 
     name: str
-    connection: Connection | None
+    connection: JointSpace | None
     training: Sequence[dict[str, float]]
     evaluations: Sequence[Evaluation]
     problem: str = ""
@@ -91,7 +104,7 @@ def take_inventory(store: Path, connection: str | None = None) -> Inventory:
     """
     check_store(store)
     names = sorted(
-        {path.parent.name for path in store.glob("connections/*/config.json")}
+        {path.parent.name for path in store.glob(f"connections/*/{RECORD}")}
         | {path.name for path in store.glob("results/*") if path.is_dir()}
     )
     if connection is not None:
@@ -119,7 +132,7 @@ def _dataset(store: Path, key: Key) -> DatasetFacts:
         return DatasetFacts(key, problem=f"its failures cannot be read: {error}")
 
 
-def _failures(path: Path) -> list[Failure]:
+def _failures(path: Path) -> list[FailureGroup]:
     if not path.exists():
         return []
     table = pq.read_table(path, columns=["id", "error", "message"], partitioning=None)
@@ -130,7 +143,7 @@ def _failures(path: Path) -> list[Failure]:
         counts[error, message] += 1
         if len(known := examples.setdefault((error, message), [])) < _EXAMPLES:
             known.append(name)
-    return [Failure(*why, count, examples[why]) for why, count in counts.most_common()]
+    return [FailureGroup(*why, count, examples[why]) for why, count in counts.most_common()]
 
 
 def _connection(store: Path, name: str) -> ConnectionFacts:
@@ -155,6 +168,7 @@ def _connection(store: Path, name: str) -> ConnectionFacts:
 
 def _evaluation(task: str, path: Path) -> Evaluation:
     try:
-        return Evaluation(task, path.parent, read_results(path)["results"])
+        read = read_results(path)
+        return Evaluation(task, path.parent, read["results"], inputs=read["inputs"])
     except CmcrError as error:
         return Evaluation(task, path.parent, [], error.what)

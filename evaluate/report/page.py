@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings import open_dataset
 from cmcr.errors import CmcrError
-from cmcr.evaluate.figures.joint_space import LEAST_POINTS, Cloud
+from cmcr.evaluate.figures.joint_space import LEAST_POINTS, Cloud, cloud_of
 from cmcr.evaluate.inputs.items import select
 from cmcr.evaluate.report.charts import (
     Chart,
@@ -41,7 +41,7 @@ from cmcr.evaluate.report.tables import (
     failure_tables,
     result_tables,
 )
-from cmcr.evaluate.results import Row
+from cmcr.evaluate.results import Row, filters_line, rows_of_connection
 from cmcr.evaluate.tasks.counterfactual import LOCALISED, precision_recall
 from cmcr.evaluate.tasks.localization import THRESHOLDS, success_rates
 from cmcr.files import write_text
@@ -68,7 +68,7 @@ class TaskSection:
 
 @dataclass
 class PairSection:
-    """Two datasets and all that was evaluated about them."""
+    """Two datasets and all that was evaluated about the same rows of them."""
 
     title: str
     joint_space: Sequence[Chart]
@@ -121,7 +121,7 @@ def render(inventory: Inventory, sections: Sequence[ConnectionSection]) -> str:
 
 def _connection(store: Path, facts: ConnectionFacts, find: Find) -> ConnectionSection:
     pairs = []
-    for _, evaluations in groupby(facts.evaluations, key=lambda one: one.folder):
+    for _, evaluations in groupby(facts.evaluations, key=lambda one: (one.folder, one.filters)):
         pairs.append(_pair(store, facts, list(evaluations), find))
     return ConnectionSection(facts, loss_charts(facts.training), pairs)
 
@@ -137,29 +137,35 @@ def _pair(
     missing = ""
     if any(evaluation.task in ("retrieval", "gap") for evaluation in evaluations):
         try:
-            charts = joint_space_charts(_clouds(store, facts, rows[0]))
+            charts = joint_space_charts(_clouds(store, facts, evaluations))
         except CmcrError as error:
             missing = error.what
     one, other = rows[0]["query"], rows[0]["gallery"]
     modalities = dict.fromkeys([parse_key(one).modality, parse_key(other).modality])
     marks = " and ".join(f"{_MARKS[modality]} {modality}" for modality in modalities)
-    return PairSection(f"{one} and {other}", charts, marks, missing, tasks)
+    filters = filters_line(evaluations[0].filters)
+    title = f"{one} and {other}" + (f", {filters}" if filters else "")
+    return PairSection(title, charts, marks, missing, tasks)
 
 
-def _clouds(store: Path, facts: ConnectionFacts, row: Row) -> tuple[Cloud, Cloud]:
+def _clouds(
+    store: Path, facts: ConnectionFacts, evaluations: Sequence[Evaluation]
+) -> tuple[Cloud, Cloud]:
+    """The items that the numbers beside them are about."""
     connection = facts.connection
     if connection is None:
         raise CmcrError(facts.problem)
+    evaluation = next(one for one in evaluations if one.rows)
     clouds = []
-    for place in (row["query"], row["gallery"]):
-        items = select(open_dataset(store, parse_key(place))).spread(_MOST_POINTS)
+    for place, where in (
+        (evaluation.rows[0]["query"], evaluation.where("query")),
+        (evaluation.rows[0]["gallery"], evaluation.where("gallery")),
+    ):
+        items = select(open_dataset(store, parse_key(place)), where).spread(_MOST_POINTS)
         if len(items.rows) < LEAST_POINTS:
             raise CmcrError(f"{place} has fewer than {LEAST_POINTS} items")
         connection.check(items.key.space, items.dataset.encoder_identity)
-        after = items.projected(connection).numpy()  # (items, joint)
-        clouds.append(
-            Cloud(items.key.space, items.key.modality, items.classes(), items.embeddings(), after)
-        )
+        clouds.append(cloud_of(connection, items))
     return clouds[0], clouds[1]
 
 
@@ -171,13 +177,14 @@ def _task(store: Path, evaluation: Evaluation, find: Find) -> TaskSection:
     section.tables = result_tables(evaluation.rows)
     try:
         _fill(section, store, evaluation, find)
-    except (CmcrError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (CmcrError, OSError, pa.ArrowException) as error:
         section.problems.append(str(error).partition("\n")[0])
     return section
 
 
 def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find) -> None:
     rows, folder = evaluation.rows, evaluation.folder
+    row = rows_of_connection(rows)[0]
     if section.task == "retrieval":
         section.details = [*class_tables(rows), *failure_tables(rows)]
         section.galleries = list(galleries(store, folder, rows, find))
@@ -185,30 +192,30 @@ def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find)
         section.confusion = confusion_table(folder)
         section.details = [accuracy_table(folder)]
     elif section.task == "gap":
-        section.charts = _gap_charts(rows)
+        section.charts = _gap_charts(rows, row["model"])
         section.caption = (
             "Before: the embeddings as they were extracted. One way; the tables have both."
         )
     elif section.task in ("localization", "counterfactual"):
-        section.charts = [_answer_chart(section.task, folder, rows[-1]["model"])]
+        section.charts = [_answer_chart(section.task, folder, row["model"])]
         section.caption = "The connection alone; the table has every model."
-        section.answers = answers(store, folder, section.task, rows[-1], find)
+        section.answers = answers(store, folder, section.task, row, find)
 
 
-def _gap_charts(rows: Sequence[Row]) -> list[Chart]:
+def _gap_charts(rows: Sequence[Row], connection: str) -> list[Chart]:
     charts = []
     one_way = [row for row in rows if row["query"] == rows[0]["query"]]
     for name in ("distance", "alignment"):
         values = {row["model"]: row["metrics"][name] for row in one_way if name in row["metrics"]}
         if values:
-            charts.append(
-                bar_chart(values, f"{name.capitalize()} of the two modalities, less is nearer")
-            )
+            title = f"{name.capitalize()} of the two modalities, less is nearer"
+            charts.append(bar_chart(values, connection, title))
     return charts
 
 
 def _answer_chart(task: str, folder: Path, model: str) -> Chart:
-    table = pq.read_table(folder / f"{task}.parquet", partitioning=None)
+    columns = ["ciou", "visible", "cosine"]
+    table = pq.read_table(folder / f"{task}.parquet", columns=columns, partitioning=None)
     ciou = table["ciou"].to_numpy()
     if task == "localization":
         title = f"Success rate of {model} by the cIoU asked for"

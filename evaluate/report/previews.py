@@ -26,8 +26,8 @@ POINTS = 512
 _PLACES = ("x0", "y0", "x1", "y1")
 _LONGEST_TEXT = 300
 
-Found = Mapping[str, Any]  # of each uri what it decodes to, or an exception
-Find = Callable[[Modality, Iterable[str]], Found]
+Decodings = Mapping[str, Any]  # of each uri what it decodes to, or an exception
+Find = Callable[[Modality, Iterable[str]], Decodings]
 
 
 class Sound(Protocol):
@@ -101,7 +101,7 @@ def _rows(store: Path, key: Key, ids: Sequence[str]) -> dict[str, dict[str, Any]
     return {row["id"]: row for row in table.to_pylist()}
 
 
-def _shown(key: Key, name: str, row: Mapping[str, Any], found: Found, whole: bool) -> Shown:
+def _shown(key: Key, name: str, row: Mapping[str, Any], found: Decodings, whole: bool) -> Shown:
     label = ", ".join(row["label"] or [])
     try:
         media = _media(key.modality, row, found, whole)
@@ -111,7 +111,7 @@ def _shown(key: Key, name: str, row: Mapping[str, Any], found: Found, whole: boo
     return Shown(key, name, label, media)
 
 
-def _media(kind: Modality, row: Mapping[str, Any], found: Found, whole: bool) -> Media:
+def _media(kind: Modality, row: Mapping[str, Any], found: Decodings, whole: bool) -> Media:
     if kind == "text":
         if not row["text"]:
             raise ValueError("the store does not have the text")

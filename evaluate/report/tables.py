@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cmcr.errors import StoreError
 from cmcr.evaluate.ranking.matches import plain_name
 from cmcr.evaluate.results import COUNTS, Row, best_values, counts_line, format_value, metric_names
-from cmcr.evaluate.tasks.zero_shot import CLASSES, PREDICTIONS, confusion
+from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
 
 _SHOWN_METRICS = ("hit_rate@1", "hit_rate@10", "mAP", "median_rank")  # of a class
 MOST_CLASSES = 20  # of a confusion table
@@ -96,7 +97,7 @@ def failure_tables(rows: Sequence[Row]) -> list[Table]:
 
 def accuracy_table(folder: Path) -> Table:
     """The share of each class that each model names rightly, from classes.parquet."""
-    table = pq.read_table(folder / CLASSES, partitioning=None)
+    table = pq.read_table(folder / CLASSES_FILE, partitioning=None)
     models = [name for name in table.column_names if name not in ("class", "items")]
     lines = []
     for line in table.to_pylist():
@@ -115,14 +116,22 @@ def confusion_table(folder: Path) -> Table:
 
     Of more than `MOST_CLASSES` classes, those with the most mistakes.
     """
-    names = pq.read_table(folder / CLASSES, columns=["class"], partitioning=None)["class"]
-    classes: list[str] = names.to_pylist()
+    table = pq.read_table(folder / CLASSES_FILE, columns=["class", "items"], partitioning=None)
+    classes: list[str] = table["class"].to_pylist()
     number = {name: at for at, name in enumerate(classes)}
     truth, predicted = [], []
-    for item in pq.read_table(folder / PREDICTIONS, partitioning=None).to_pylist():
-        own = list(map(plain_name, item["label"]))
-        right = item["predicted"] if item["rank"] == 1 else next(n for n in own if n in number)
-        truth.append(number[right])
+    columns = ["label", "predicted", "rank"]
+    items = pq.read_table(folder / PREDICTIONS, columns=columns, partitioning=None)
+    for item in items.to_pylist():
+        labels = [item["predicted"]] if item["rank"] == 1 else map(plain_name, item["label"] or ())
+        right = next((number[name] for name in labels if name in number), None)
+        if right is None or item["predicted"] not in number:
+            raise StoreError(
+                f"{CLASSES_FILE} and {PREDICTIONS} are of two evaluations",
+                where=folder,
+                cure="delete them and run `cmcr evaluate zero-shot` again",
+            )
+        truth.append(right)
         predicted.append(number[item["predicted"]])
     counts = confusion(np.array(truth), np.array(predicted), len(classes))  # (classes, classes)
     wrong = counts.sum(axis=1) - counts.diagonal()

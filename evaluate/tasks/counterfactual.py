@@ -14,27 +14,20 @@ FOLDER/counterfactual.json      {"results": [row, ...], "inputs": fingerprints, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from cmcr.connect import load_connection
 from cmcr.embeddings import Key
 from cmcr.evaluate.figures.plots import draw_precision_recall
-from cmcr.evaluate.inputs.scenes import locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.results import Metrics, Row
-from cmcr.evaluate.tasks.runner import (
-    Evaluated,
-    connection_inputs,
-    evaluate_once,
-    models_for,
-    results_folder,
-)
-from cmcr.progress import progress
+from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
-RESULTS = "counterfactual.json"
+TASK = "counterfactual"
 ANSWERS = "counterfactual.parquet"
 CURVE = "precision-recall.png"
 VERSION = 2
@@ -43,7 +36,7 @@ LOCALISED = 0.5  # the least cIoU of an answer in the right place
 
 
 @dataclass(frozen=True)
-class Curve:
+class PrecisionRecall:
     """Precision and recall at every confidence that occurs, the highest first; `answered` are the
     pairs that are at least so confident.
     """
@@ -96,7 +89,7 @@ def precision_recall(
     confidence: Float[np.ndarray, " pairs"],
     localised: Float[np.ndarray, " pairs"],
     visible: Bool[np.ndarray, " pairs"],
-) -> Curve:
+) -> PrecisionRecall:
     """Precision and recall of answering every pair that is at least so confident.
 
     TP are answered, `visible` and `localised` (1, or the probability of it), FP all others that
@@ -113,7 +106,7 @@ def precision_recall(
     right, answered, missed = right[last], answered[last], missed[last]  # (thresholds,) each
     found = right + missed
     recall = np.divide(right, found, out=np.zeros(len(right)), where=found > 0)
-    return Curve(right / answered, recall, answered)
+    return PrecisionRecall(right / answered, recall, answered)
 
 
 def evaluate_counterfactual(
@@ -126,36 +119,34 @@ def evaluate_counterfactual(
     come the closed forms and the connection. Nothing is computed again while all that stays the
     same. Raises what `evaluate_localization` raises.
     """
-    connection = load_connection(path)
-    scenes = open_scenes(store, connection, sounds, regions, truth)
-    folder = results_folder(store, path, sounds, regions)
-    inputs = connection_inputs(store, path, connection) | scene_inputs(scenes, VERSION)
 
-    def compute() -> tuple[list[Row], list[str]]:
-        visible = scenes.visible
-        alike = np.zeros(len(visible))
-        by_chance = np.array([np.mean(ciou >= LOCALISED) for ciou in scenes.ciou])
-        at_centre = (scenes.centre_ciou() >= LOCALISED).astype(float)
-        curves = {
-            "chance": precision_recall(alike, by_chance, visible),
-            "centre": precision_recall(alike, at_centre, visible),
-        }
-        models = models_for(store, connection, [sounds, regions])
-        with progress("evaluate", total=len(models), unit="models") as advance:
-            for name, model in models.items():
-                answers = locate(model, scenes)
-                localised = (answers.ciou >= LOCALISED).astype(float)
-                curves[name] = precision_recall(answers.confidence, localised, visible)
-                advance(1)
-        write_answers(folder / ANSWERS, scenes, answers)
-        rows = [
-            scenes.row("counterfactual", name, curve.metrics()) for name, curve in curves.items()
-        ]
-        draw_precision_recall(
-            {name: (curve.recall, curve.precision) for name, curve in curves.items()},
-            {row["model"]: row["metrics"]["ap"] for row in rows},
-            folder / CURVE,
-        )
-        return rows, [ANSWERS, CURVE]
+    def pose(opened: Opened) -> Task:
+        scenes = open_scenes(opened.query, opened.gallery, truth)
+        return Task(TASK, scene_inputs(scenes, VERSION), partial(_compute, scenes))
 
-    return evaluate_once(folder, RESULTS, inputs, compute)
+    return run_task(store, path, sounds, regions, pose)
+
+
+def _compute(scenes: Scenes, models: Models, folder: Path) -> tuple[list[Row], list[str]]:
+    visible = scenes.visible
+    alike = np.zeros(len(visible))
+    by_chance = np.array([np.mean(ciou >= LOCALISED) for ciou in scenes.ciou])
+    at_centre = (scenes.centre_ciou() >= LOCALISED).astype(float)
+    curves = {
+        "chance": precision_recall(alike, by_chance, visible),
+        "centre": precision_recall(alike, at_centre, visible),
+    }
+    answers = {}
+    for name, model in each(models.all):
+        answers[name] = locate(model, scenes)
+        localised = (answers[name].ciou >= LOCALISED).astype(float)
+        curves[name] = precision_recall(answers[name].confidence, localised, visible)
+    write_answers(folder / ANSWERS, scenes, answers[models.name])
+    rows = [scenes.row(TASK, name, curve.metrics()) for name, curve in curves.items()]
+    draw_precision_recall(
+        {name: (curve.recall, curve.precision) for name, curve in curves.items()},
+        {row["model"]: row["metrics"]["ap"] for row in rows},
+        models.name,
+        folder / CURVE,
+    )
+    return rows, [ANSWERS, CURVE]

@@ -18,6 +18,7 @@ and one query has no uniformity: such a metric is left out of its row.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,22 +26,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cmcr.connect import Connection, load_connection
-from cmcr.embeddings import Key, open_dataset
-from cmcr.evaluate.inputs.items import Items, Where, check_pair, new_row, select
+from cmcr.connect import JointSpace
+from cmcr.devices import threads_for
+from cmcr.embeddings import Key
+from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.results import Metrics, Row
-from cmcr.evaluate.tasks.runner import (
-    Evaluated,
-    connection_inputs,
-    evaluate_once,
-    models_for,
-    results_folder,
-)
-from cmcr.progress import progress
+from cmcr.evaluate.results import Metrics, Row, new_row
+from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
-RESULTS = "gap.json"
+TASK = "gap"
 GAP_VERSION = 1
 
 _DRAWN = 4096  # items, for alignment and for uniformity
@@ -89,8 +84,8 @@ def evaluate_gap(
     query: Key,
     gallery: Key,
     *,
-    query_where: Where | None = None,
-    gallery_where: Where | None = None,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
     out: Path | None = None,
 ) -> Evaluated:
     """The gap between two datasets of `store`, before and after the connection in `path`.
@@ -98,56 +93,52 @@ def evaluate_gap(
     Results go to gap.json in the folder `out`, else in `results_folder`, and are computed again
     only when something changed. Raises what `evaluate_retrieval` does.
     """
-    connection = load_connection(path)
-    asked = select(open_dataset(store, query), query_where)
-    found = select(open_dataset(store, gallery), gallery_where)
-    inputs = connection_inputs(store, path, connection) | {
-        "gap_version": GAP_VERSION,
-        "query": asked.inputs,
-        "gallery": found.inputs,
-    }
 
-    def compute() -> tuple[list[Row], list[str]]:
-        models = models_for(store, connection, [asked.key, found.key])
-        return gap_rows(models, asked, found), []
+    def pose(opened: Opened) -> Task:
+        asked, found = select(opened.query, query_where), select(opened.gallery, gallery_where)
+        inputs = {"gap_version": GAP_VERSION, "query": asked.inputs, "gallery": found.inputs}
+        return Task(TASK, inputs, partial(_compute, asked, found))
 
-    return evaluate_once(
-        out or results_folder(store, path, query, gallery), RESULTS, inputs, compute
-    )
+    return run_task(store, path, query, gallery, pose, out)
 
 
-def gap_rows(models: Mapping[str, Connection], query: Items, gallery: Items) -> list[Row]:
+def _compute(asked: Items, found: Items, models: Models, _: Path) -> tuple[list[Row], list[str]]:
+    return gap_rows(models.all, asked, found), []
+
+
+def gap_rows(models: Mapping[str, JointSpace], query: Items, gallery: Items) -> list[Row]:
     """The rows of task `gap`: `before`, then `models` in their order, first of `query`.
 
     Raises what `rank_both_ways` does.
     """
-    matches = check_pair(models, query, gallery)
+    matches = check_pair(models.values(), query, gallery)
     both = (query, gallery)
-    with progress("evaluate", total=len(models) + 1, unit="models") as advance:
-        rows = _rows("before", both, [items.projected(None) for items in both], matches)
-        advance(1)
-        for name, model in models.items():
-            rows += _rows(name, both, [items.projected(model) for items in both], matches)
-            advance(1)
+    rows = _rows("before", both, [items.projected(None) for items in both], matches)
+    for name, model in each(models):
+        with threads_for(len(query.rows) * len(gallery.rows) * model.joint_dim):
+            vectors = [items.projected(model) for items in both]
+        rows += _rows(name, both, vectors, matches)
     return [*rows[0::2], *rows[1::2]]
 
 
 def _rows(
     model: str, both: tuple[Items, Items], vectors: Sequence[Tensor], matches: Matches
 ) -> list[Row]:
+    query, gallery = (items.key for items in both)
     one, other = vectors
     return [
-        new_row(*both, model, _metrics(one, other, matches), "gap"),
-        new_row(*both[::-1], model, _metrics(other, one, matches.reverse()), "gap"),
+        new_row(query, gallery, TASK, model, _metrics(one, other, matches)),
+        new_row(gallery, query, TASK, model, _metrics(other, one, matches.reverse())),
     ]
 
 
 def _metrics(queries: Tensor, gallery: Tensor, matches: Matches) -> Metrics:
     metrics = {}
     if queries.shape[1] == gallery.shape[1]:
-        metrics["distance"] = distance(queries, gallery)
-        metrics["alignment"] = alignment(queries, gallery, matches)
-    if len(queries) > 1:
+        with threads_for(len(queries) * len(gallery) * queries.shape[1]):
+            metrics["distance"] = distance(queries, gallery)
+            metrics["alignment"] = alignment(queries, gallery, matches)
+    if len(queries) > 1:  # on all threads: they share a sum whose last bits hang on their number
         metrics["uniformity"] = uniformity(queries)
     return metrics
 

@@ -8,33 +8,43 @@ FOLDER/index.json       the rows
        index.faiss      the index, memory-mapped and used again while connection, gallery and
                         factory string stay the same; index.about.json says what it was built from
 
+The index lies in the folder of all queries, so that it serves filtered ones too.
+
 A search through cells (IVF) or a graph (HNSW) reads more the longer one lets it: `nprobe` or
 `efSearch` is doubled until 0.95 of the exact ten are found or the budget's time is reached. Indexes
 are built and timed on the GPUs that FAISS sees, where it has such an index for them.
 """
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmcr.connect import load_connection
-from cmcr.embeddings import Key, open_dataset
+from cmcr.embeddings import Key
 from cmcr.embeddings.index import Budget, choose_factory, on_gpus, search, train_index
-from cmcr.evaluate.inputs.items import Where, check_pair, new_row, select
+from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
-from cmcr.evaluate.results import Metrics, Row
+from cmcr.evaluate.results import Metrics, Row, filters_of, new_row
 from cmcr.evaluate.tasks.retrieval import TOP_K
-from cmcr.evaluate.tasks.runner import Evaluated, connection_inputs, evaluate_once, results_folder
+from cmcr.evaluate.tasks.runner import (
+    Evaluated,
+    Models,
+    Opened,
+    Task,
+    results_folder,
+    run_task,
+)
 from cmcr.files import replacing, sha256_file, write_json
 
-RESULTS = "index.json"
+TASK = "index"
 INDEX = "index.faiss"
 ABOUT = "index.about.json"
 INDEX_VERSION = 2
@@ -62,8 +72,8 @@ def evaluate_index(
     gallery: Key,
     choice: IndexChoice,
     *,
-    query_where: Where | None = None,
-    gallery_where: Where | None = None,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
     out: Path | None = None,
 ) -> Evaluated:
     """Index `gallery` by `choice` and measure a search through it.
@@ -74,46 +84,56 @@ def evaluate_index(
     seconds; `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build
     or a budget that nothing fits, and what `evaluate_retrieval` does.
     """
-    connection = load_connection(path)
-    folder = out or results_folder(store, path, query, gallery)
-    asked = select(open_dataset(store, query), query_where)
-    found = select(open_dataset(store, gallery), gallery_where)
-    made_from = connection_inputs(store, path, connection)["connection"]
-    inputs = {
-        "index_version": INDEX_VERSION,
-        "connection": made_from,
-        "query": asked.inputs,
-        "gallery": found.inputs,
-        "choice": asdict(choice),
-    }
 
-    def compute() -> tuple[list[Row], list[str]]:
-        check_pair({"": connection}, asked, found)
-        sample = asked.spread(_QUERIES)
-        matches = find_matches(sample.table, found.table)
-        vectors = found.projected(connection).numpy()  # (gallery, joint)
-        queries = sample.projected(connection).numpy()  # (queries, joint)
-        items, dim = vectors.shape
-        kind = choice.factory or choose_factory(items, dim, choice.budget)
-        about = {"connection": made_from, "gallery": found.inputs, "factory": kind}
-        index, seconds = _stored_index(folder, about, vectors)
+    def pose(opened: Opened) -> Task:
+        asked, found = select(opened.query, query_where), select(opened.gallery, gallery_where)
+        inputs = {
+            "index_version": INDEX_VERSION,
+            "query": asked.inputs,
+            "gallery": found.inputs,
+            "choice": asdict(choice),
+        }
+        every_query = filters_of({"gallery": found.inputs})
+        home = out or results_folder(store, path, query, gallery, every_query)
+        about = {"connection": opened.fingerprint, "gallery": found.inputs}
+        compute = partial(_compute, choice, asked, found, home, about)
+        return Task(TASK, inputs, compute, with_baselines=False)
 
-        def flat(rows: np.ndarray) -> np.ndarray:
-            return search(rows, vectors, TOP_K)[1]
+    return run_task(store, path, query, gallery, pose, out)
 
-        exact = flat(queries)  # (queries, k)
-        setting = tune(index, kind, queries, exact, choice.budget.query_seconds)
-        rows = []
-        if kind != "Flat":
-            costs = {"build_s": 0.0, "index_mb": vectors.nbytes / 1e6}
-            rows.append(("Flat", measure(flat, queries, exact, matches) | costs))
-        costs = {"build_s": seconds, "index_mb": (folder / INDEX).stat().st_size / 1e6}
-        fast = _through(on_gpus(index), exact.shape[1])
-        measured = measure(fast, queries, exact, matches) | costs
-        rows.append((f"{kind} {setting}".strip(), measured))
-        return [new_row(asked, found, name, metrics, "index") for name, metrics in rows], [INDEX]
 
-    return evaluate_once(folder, RESULTS, inputs, compute)
+def _compute(
+    choice: IndexChoice,
+    asked: Items,
+    found: Items,
+    home: Path,
+    about: dict[str, Any],
+    models: Models,
+    folder: Path,
+) -> tuple[list[Row], list[str]]:
+    check_pair([models.connection], asked, found)
+    sample = asked.spread(_QUERIES)
+    matches = find_matches(sample.table, found.table)
+    vectors = found.projected(models.connection).numpy()  # (gallery, joint)
+    queries = sample.projected(models.connection).numpy()  # (queries, joint)
+    items, dim = vectors.shape
+    kind = choice.factory or choose_factory(items, dim, choice.budget)
+    index, seconds = _stored_index(home, about | {"factory": kind}, vectors)
+
+    def flat(rows: np.ndarray) -> np.ndarray:
+        return search(rows, vectors, TOP_K)[1]
+
+    exact = flat(queries)  # (queries, k)
+    setting = tune(index, kind, queries, exact, choice.budget.query_seconds)
+    rows = []
+    if kind != "Flat":
+        costs = {"build_s": 0.0, "index_mb": vectors.nbytes / 1e6}
+        rows.append(("Flat", measure(flat, queries, exact, matches) | costs))
+    costs = {"build_s": seconds, "index_mb": (home / INDEX).stat().st_size / 1e6}
+    fast = _through(on_gpus(index), exact.shape[1])
+    rows.append((f"{kind} {setting}".strip(), measure(fast, queries, exact, matches) | costs))
+    where = os.path.relpath(home / INDEX, folder)
+    return [new_row(asked.key, found.key, TASK, *row) for row in rows], [where]
 
 
 def tune(
@@ -175,6 +195,7 @@ def _stored_index(folder: Path, about: dict[str, Any], vectors: np.ndarray) -> t
     """The index in `folder` if it was built from `about`, else a new one; and its build's time."""
     import faiss
 
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / INDEX
     built = _read(folder / ABOUT)
     if not path.exists() or built.get("about") != about or built["sha256"] != sha256_file(path):

@@ -12,28 +12,21 @@ FOLDER/localization.json      {"results": [row, ...], "inputs": fingerprints, "f
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from cmcr.connect import load_connection
 from cmcr.embeddings import Key
 from cmcr.errors import CmcrError
 from cmcr.evaluate.figures.plots import draw_success
-from cmcr.evaluate.inputs.scenes import locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
 from cmcr.evaluate.results import Metrics, Row
-from cmcr.evaluate.tasks.runner import (
-    Evaluated,
-    connection_inputs,
-    evaluate_once,
-    models_for,
-    results_folder,
-)
-from cmcr.progress import progress
+from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
-RESULTS = "localization.json"
+TASK = "localization"
 ANSWERS = "localization.parquet"
 SUCCESS = "success.png"
 VERSION = 1
@@ -72,35 +65,31 @@ def evaluate_localization(
     a dataset or file that is not there, MismatchError for embeddings of another encoder,
     SourceError for a truth that cannot be read, CmcrError when it has no such pair.
     """
-    connection = load_connection(path)
-    scenes = open_scenes(store, connection, sounds, regions, truth).only_visible()
-    if not scenes.pairs:
-        raise CmcrError(
-            "every pair of the truth is a silent one, so there is nothing to locate",
-            where=scenes.sounds.folder,
-            cure="name a truth with boxes, or run `cmcr evaluate counterfactual`",
-        )
-    folder = results_folder(store, path, sounds, regions)
-    inputs = connection_inputs(store, path, connection) | scene_inputs(scenes, VERSION)
 
-    def compute() -> tuple[list[Row], list[str]]:
-        rates = {
-            "chance": success_rates(np.concatenate(scenes.ciou), scenes.at_random()),
-            "centre": success_rates(scenes.centre_ciou()),
-        }
-        models = models_for(store, connection, [sounds, regions])
-        with progress("evaluate", total=len(models), unit="models") as advance:
-            for name, model in models.items():
-                answers = locate(model, scenes)
-                rates[name] = success_rates(answers.ciou)
-                advance(1)
-        write_answers(folder / ANSWERS, scenes, answers)
-        rows = [
-            scenes.row("localization", name, localization_metrics(rate))
-            for name, rate in rates.items()
-        ]
-        areas = {row["model"]: row["metrics"]["auc"] for row in rows}
-        draw_success(THRESHOLDS, rates, areas, folder / SUCCESS)
-        return rows, [ANSWERS, SUCCESS]
+    def pose(opened: Opened) -> Task:
+        scenes = open_scenes(opened.query, opened.gallery, truth).only_visible()
+        if not scenes.pairs:
+            raise CmcrError(
+                "every pair of the truth is a silent one, so there is nothing to locate",
+                where=scenes.sounds.folder,
+                cure="name a truth with boxes, or run `cmcr evaluate counterfactual`",
+            )
+        return Task(TASK, scene_inputs(scenes, VERSION), partial(_compute, scenes))
 
-    return evaluate_once(folder, RESULTS, inputs, compute)
+    return run_task(store, path, sounds, regions, pose)
+
+
+def _compute(scenes: Scenes, models: Models, folder: Path) -> tuple[list[Row], list[str]]:
+    rates = {
+        "chance": success_rates(np.concatenate(scenes.ciou), scenes.at_random()),
+        "centre": success_rates(scenes.centre_ciou()),
+    }
+    answers = {}
+    for name, model in each(models.all):
+        answers[name] = locate(model, scenes)
+        rates[name] = success_rates(answers[name].ciou)
+    write_answers(folder / ANSWERS, scenes, answers[models.name])
+    rows = [scenes.row(TASK, name, localization_metrics(rate)) for name, rate in rates.items()]
+    areas = {row["model"]: row["metrics"]["auc"] for row in rows}
+    draw_success(THRESHOLDS, rates, areas, models.name, folder / SUCCESS)
+    return rows, [ANSWERS, SUCCESS]

@@ -1,4 +1,4 @@
-"""`cmcr evaluate retrieval`: a connection and two datasets in, numbers and pictures out.
+"""`cmcr evaluate retrieval`: a connection and two datasets in, numbers and figures out.
 
     done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gallery)
     done.rows, done.fresh, done.folder
@@ -12,20 +12,22 @@ FOLDER/retrieval.json       {"results": [row, ...], "inputs": fingerprints, "fil
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.connect import TRAINING_LOG, Connection, load_connection, read_training
-from cmcr.embeddings import Key, open_dataset
-from cmcr.embeddings.index import _BLOCK_QUERIES, search
-from cmcr.evaluate.figures.joint_space import LEAST_POINTS, _cloud, draw_joint_space
-from cmcr.evaluate.figures.plots import Curve, draw_precision, draw_training
-from cmcr.evaluate.inputs.items import Items, Where, _row, check_pair, select
-from cmcr.evaluate.ranking.matches import find_matches
+from cmcr.connect import JointSpace, read_training
+from cmcr.devices import threads_for
+from cmcr.embeddings import Key
+from cmcr.embeddings.index import search
+from cmcr.evaluate.figures.joint_space import LEAST_POINTS, cloud_of, draw_joint_space
+from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
+from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
+from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import (
     METRICS_VERSION,
     RECALL_LEVELS,
@@ -34,29 +36,22 @@ from cmcr.evaluate.ranking.metrics import (
     intervals,
     retrieval_metrics,
 )
-from cmcr.evaluate.results import Row
-from cmcr.evaluate.tasks.runner import (
-    Evaluated,
-    connection_inputs,
-    evaluate_once,
-    models_for,
-    results_folder,
-)
+from cmcr.evaluate.results import Metrics, Row, new_row
+from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import replacing, sha256_file
-from cmcr.progress import progress
 
-if TYPE_CHECKING:
-    from cmcr.evaluate.inputs.items import Items
-    from cmcr.evaluate.results import Row
-
-
-RESULTS = "retrieval.json"
+TASK = "retrieval"
 NEIGHBOURS_FILE = "neighbours.parquet"
 PRECISION = "precision.png"
 JOINT_SPACE = "joint-space.png"
 TRAINING = "training.png"
 
+TOP_K = 10
+WORST = 20
+
 _MOST_DRAWN = 20_000
+_BLOCK_QUERIES = 65_536
+_SHOWN = 5  # labels of queries that match nothing
 
 
 @dataclass(frozen=True)
@@ -69,13 +64,13 @@ class Ranking:
     per_query: PerQuery | None  # None for chance
 
 
-def rank_both_ways(models: Mapping[str, Connection], query: Items, gallery: Items) -> list[Ranking]:
+def rank_both_ways(models: Mapping[str, JointSpace], query: Items, gallery: Items) -> list[Ranking]:
     """Search `gallery` for `query`, then the other way: chance, then `models` in their order.
 
     Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
     item would find itself, CmcrError when nothing matches.
     """
-    matches = check_pair(models, query, gallery)
+    matches = check_pair(models.values(), query, gallery)
     ways = ((query, gallery, matches), (gallery, query, matches.reverse()))
     rankings: list[list[Ranking]] = []
     for asked, found, relevant in ways:
@@ -83,16 +78,36 @@ def rank_both_ways(models: Mapping[str, Connection], query: Items, gallery: Item
         precision = np.full(len(RECALL_LEVELS), chance["mAP"])
         row = _row(asked, found, relevant, "chance", chance)
         rankings.append([Ranking(asked, row, precision, None)])
-    with progress("evaluate", total=2 * len(models), unit="rankings") as advance:
-        for name, model in models.items():
+    for name, model in each(models):
+        with threads_for(_operations(model, query, gallery)):
             joint = {id(items): items.projected(model) for items in (query, gallery)}
             for way, (asked, found, relevant) in zip(rankings, ways, strict=True):
                 measured = retrieval_metrics(joint[id(asked)], joint[id(found)], relevant)
                 row = _row(asked, found, relevant, name, measured.metrics)
                 row["intervals"] = intervals(measured.per_query)
                 way.append(Ranking(asked, row, measured.precision, measured.per_query))
-                advance(1)
     return [ranking for way in rankings for ranking in way]
+
+
+def _operations(model: JointSpace, query: Items, gallery: Items) -> int:
+    """Multiply-adds of all cosines between two sets of items."""
+    return len(query.rows) * len(gallery.rows) * model.joint_dim
+
+
+def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
+    """A row of retrieval, which tells of the queries that nothing matches."""
+    row = new_row(query.key, gallery.key, TASK, model, metrics)
+    rows = np.flatnonzero(matches.counts() == 0)
+    if len(rows):
+        table = query.table.take(rows)
+        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
+        row["unmatched"] = {
+            "queries": len(rows),
+            "of": matches.queries,
+            "first": table["id"][0].as_py(),
+            "labels": list(labels)[:_SHOWN],
+        }
+    return row
 
 
 def evaluate_retrieval(
@@ -101,8 +116,8 @@ def evaluate_retrieval(
     query: Key,
     gallery: Key,
     *,
-    query_where: Where | None = None,
-    gallery_where: Where | None = None,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
     out: Path | None = None,
 ) -> Evaluated:
     """Evaluate the connection in the folder `path` on two datasets of `store`, both ways.
@@ -113,52 +128,56 @@ def evaluate_retrieval(
     dataset, column or value that is not there, MismatchError for embeddings that the connection
     was not made for, StoreError for damaged files, CmcrError when nothing matches.
     """
-    connection = load_connection(path)
-    folder = out or results_folder(store, path, query, gallery)
-    asked = select(open_dataset(store, query), query_where)
-    found = select(open_dataset(store, gallery), gallery_where)
-    inputs = connection_inputs(store, path, connection) | {
-        "metrics_version": METRICS_VERSION,
-        "training": _log(path),
-        "query": asked.inputs,
-        "gallery": found.inputs,
-    }
 
-    def compute() -> tuple[list[Row], list[str]]:
-        models = models_for(store, connection, [asked.key, found.key])
-        rankings = rank_both_ways(models, asked, found)
-        for ranking in rankings:
-            if ranking.row["model"] == connection.model_name and ranking.per_query:
-                ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
-                ranking.row["worst"] = worst(ranking.per_query, ranking.query)
-        files = _draw(folder, path, connection, (asked, found), rankings)
-        write_neighbours(folder / NEIGHBOURS_FILE, connection, (asked, found))
-        return [ranking.row for ranking in rankings], [*files, NEIGHBOURS_FILE]
+    def pose(opened: Opened) -> Task:
+        asked, found = select(opened.query, query_where), select(opened.gallery, gallery_where)
+        log = opened.training_log
+        inputs = {
+            "metrics_version": METRICS_VERSION,
+            "training": None if log is None else sha256_file(log),
+            "query": asked.inputs,
+            "gallery": found.inputs,
+        }
+        return Task(TASK, inputs, partial(_compute, (asked, found), log))
 
-    return evaluate_once(folder, RESULTS, inputs, compute)
+    return run_task(store, path, query, gallery, pose, out)
+
+
+def _compute(
+    both: tuple[Items, Items], log: Path | None, models: Models, folder: Path
+) -> tuple[list[Row], list[str]]:
+    rankings = rank_both_ways(models.all, *both)
+    for ranking in rankings:
+        if ranking.row["model"] == models.name and ranking.per_query:
+            ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
+            ranking.row["worst"] = worst(ranking.per_query, ranking.query)
+    files = _draw(folder, models, both, rankings, log)
+    with threads_for(_operations(models.connection, *both)):
+        write_neighbours(folder / NEIGHBOURS_FILE, models.connection, both)
+    return [ranking.row for ranking in rankings], [*files, NEIGHBOURS_FILE]
 
 
 def _draw(
     folder: Path,
-    path: Path,
-    connection: Connection,
+    models: Models,
     both: tuple[Items, Items],
     rankings: Sequence[Ranking],
+    log: Path | None,
 ) -> list[str]:
     """Draw what there is to draw; gives the names of the files."""
     curves = [
-        Curve(_direction(both, ranking.row), ranking.row["model"], ranking.precision,
-              ranking.row["metrics"]["mAP"])
+        RetrievalCurve(_direction(both, ranking.row), ranking.row["model"], ranking.precision,
+                       ranking.row["metrics"]["mAP"])
         for ranking in rankings
     ]  # fmt: skip
-    draw_precision(curves, folder / PRECISION)
+    draw_precision(curves, models.name, folder / PRECISION)
     drawn = [PRECISION]
     if all(len(items.rows) >= LEAST_POINTS for items in both):
-        query, gallery = (_cloud(connection, items.spread(_MOST_DRAWN)) for items in both)
+        query, gallery = (cloud_of(models.connection, items.spread(_MOST_DRAWN)) for items in both)
         draw_joint_space((query, gallery), folder / JOINT_SPACE)
         drawn.append(JOINT_SPACE)
-    if (path / TRAINING_LOG).exists():
-        draw_training(read_training(path / TRAINING_LOG), folder / TRAINING)
+    if log is not None:
+        draw_training(read_training(log), folder / TRAINING)
         drawn.append(TRAINING)
     for name in {JOINT_SPACE, TRAINING}.difference(drawn):
         (folder / name).unlink(missing_ok=True)
@@ -169,13 +188,6 @@ def _direction(both: tuple[Items, Items], row: Row) -> str:
     names = {str(items.key): f"{items.key.space} {items.key.modality}" for items in both}
     return f"{names[row['query']]} → {names[row['gallery']]}"
 
-
-def _log(path: Path) -> str | None:
-    log = path / TRAINING_LOG
-    return sha256_file(log) if log.exists() else None
-
-
-TOP_K = 10
 
 _PLACE = pa.dictionary(pa.int32(), pa.string())
 _SCHEMA = pa.schema(
@@ -191,7 +203,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_neighbours(path: Path, model: Connection, both: tuple[Items, Items]) -> None:
+def write_neighbours(path: Path, model: JointSpace, both: tuple[Items, Items]) -> None:
     """Write who found whom: first of `both` in the second, then the second in the first.
 
     One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`.
@@ -225,9 +237,6 @@ def _tables(
         yield pa.table(columns, schema=_SCHEMA)
 
 
-WORST = 20
-
-
 def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, Any]]:
     """The metrics over the queries of each class, by name; `classes` has one for every query.
 
@@ -241,7 +250,7 @@ def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, 
     ]
 
 
-def worst(found: PerQuery, queries: "Items") -> list[dict[str, Any]]:
+def worst(found: PerQuery, queries: Items) -> list[dict[str, Any]]:
     """The twenty queries whose first match ranks last: their id, label and that rank.
 
     Queries whose first match comes first are no failures and not listed.

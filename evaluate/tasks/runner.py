@@ -1,24 +1,39 @@
-"""Results that are computed once: what they were made from, and the models they compare.
+"""What every task goes through: open, look whether it is up to date, compute, write.
 
-inputs = connection_inputs(store, path, connection) | {"sounds": dataset_input(sounds)}
-done = evaluate_once(folder, "localization.json", inputs, compute)   # compute() if they changed
+    def evaluate_something(store, path, query, gallery):
+        def pose(opened: Opened) -> Task:
+            return Task("something", {"version": 1, ...}, compute)
+
+        return run_task(store, path, query, gallery, pose)
+
+A task says its inputs, its rows and its files. Connection, training log, closed forms, progress
+and the folder of the results are looked after here.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cmcr.connect import Connection, baselines, without_data
-from cmcr.embeddings import Key, list_datasets
+from cmcr.connect import TRAINING_LOG, JointSpace, baselines, load_connection, without_data
+from cmcr.embeddings import Dataset, Key, list_datasets, open_dataset
+from cmcr.embeddings.schema import MANIFEST, canonical_json
 from cmcr.errors import StoreError
-from cmcr.evaluate.results import Row, read_results, write_results
+from cmcr.evaluate.results import (
+    Filters,
+    Inputs,
+    Row,
+    filters_line,
+    filters_of,
+    read_results,
+    write_results,
+)
 from cmcr.files import sha256_file
+from cmcr.progress import progress
 
-Inputs = dict[str, Any]
-
-_RECORD = "config.json"
-_MANIFEST = "manifest.json"
+RECORD = "config.json"
+_LONGEST_NAME = 40  # of the readable part of a filter's
 
 
 @dataclass(frozen=True)
@@ -34,64 +49,157 @@ class Evaluated:
         return f"{state}: {self.rows[0]['query']} and {self.rows[0]['gallery']}: {self.folder}"
 
 
-def results_folder(store: Path, path: Path, query: Key, gallery: Key) -> Path:
-    """STORE/results/CONNECTION/SPACE_MODALITY_DATASET--SPACE_MODALITY_DATASET."""
-    names = (f"{key.space}_{key.modality}_{key.dataset}" for key in (query, gallery))
-    return store / "results" / path.resolve().name / "--".join(names)
+@dataclass(frozen=True)
+class Opened:
+    """A connection of the store, and two datasets whose encoders it was made for."""
+
+    store: Path
+    path: Path  # the folder of the connection
+    connection: JointSpace
+    query: Dataset
+    gallery: Dataset
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that the connection is."""
+        return sha256_file(self.path / RECORD)
+
+    @property
+    def training_log(self) -> Path | None:
+        """Where the connection's training is written down; None where it was not trained."""
+        log = self.path / TRAINING_LOG
+        return log if log.exists() else None
 
 
-def evaluate_once(
-    folder: Path,
-    name: str,
-    inputs: Inputs,
-    compute: Callable[[], tuple[list[Row], list[str]]],
-) -> Evaluated:
-    """The rows in FOLDER/NAME if they were made from `inputs`, else those that `compute` gives.
+@dataclass(frozen=True)
+class Models:
+    """The connection that is evaluated, and the closed forms that it is compared with."""
 
-    `compute` gives the rows and the names of the files that it wrote into `folder`.
+    connection: JointSpace
+    baselines: Mapping[str, JointSpace]
+
+    @property
+    def name(self) -> str:
+        """How the connection is called in a table."""
+        return self.connection.model_name
+
+    @property
+    def all(self) -> dict[str, JointSpace]:
+        """Every model by its name, in the order of a table."""
+        return {**self.baselines, self.name: self.connection}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed, and when it has to be computed again.
+
+    `inputs` decide the rows, beside the connection and the closed forms; what of them chose among
+    the rows of the datasets (`filters_of`) names the folder too. `compute` gives the rows and the
+    names of the files that it wrote into the folder.
     """
+
+    name: str
+    inputs: Inputs
+    compute: Callable[[Models, Path], tuple[list[Row], list[str]]]
+    with_baselines: bool = True
+
+
+def run_task(
+    store: Path,
+    path: Path,
+    query: Key,
+    gallery: Key,
+    pose: Callable[[Opened], Task],
+    out: Path | None = None,
+) -> Evaluated:
+    """The rows of the task that `pose` gives, those in FOLDER/NAME.json if its inputs are the same.
+
+    FOLDER is `out`, else `results_folder`. Raises UsageError for a dataset that is not there,
+    MismatchError for embeddings that the connection in `path` was not made for, StoreError for
+    damaged files.
+    """
+    datasets = [open_dataset(store, key) for key in (query, gallery)]
+    opened = Opened(store, path, load_connection(path), *datasets)
+    for dataset in datasets:
+        opened.connection.check(dataset.key.space, dataset.encoder_identity)
+    task = pose(opened)
+    inputs: Inputs = {"connection": opened.fingerprint}
+    if task.with_baselines:
+        inputs |= {"closed_forms": _closed_form_inputs(opened)}
+    inputs |= task.inputs
+    folder = out or results_folder(store, path, query, gallery, filters_of(inputs))
+    file = folder / f"{task.name}.json"
     try:
-        saved = read_results(folder / name)
+        saved = read_results(file)
     except StoreError:
         saved = None
     if (
         saved is not None
         and saved["inputs"] == inputs
-        and all((folder / file).exists() for file in saved["files"])
+        and all((folder / name).exists() for name in saved["files"])
     ):
         return Evaluated(folder, saved["results"], fresh=False)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, files = compute()
-    write_results(folder / name, rows, inputs, files)
+    models = Models(opened.connection, _baselines(opened) if task.with_baselines else {})
+    rows, files = task.compute(models, folder)
+    write_results(file, rows, inputs, files)
     return Evaluated(folder, rows, fresh=True)
 
 
-def connection_inputs(store: Path, path: Path, connection: Connection) -> Inputs:
-    """The state of the connection in the folder `path`, and of what closed forms are made from."""
-    used = {name for space in connection.record.spaces for name in space.datasets}
-    folders = [key.folder(store) for key in list_datasets(store) if str(key) in used]
+def each(models: Mapping[str, JointSpace]) -> Iterator[tuple[str, JointSpace]]:
+    """The models by their names, one after another, with progress."""
+    with progress("evaluate", total=len(models), unit="models") as advance:
+        for name, model in models.items():
+            yield name, model
+            advance(1)
+
+
+def results_folder(
+    store: Path, path: Path, query: Key, gallery: Key, filters: Filters | None = None
+) -> Path:
+    """STORE/results/CONNECTION/SPACE_MODALITY_DATASET--SPACE_MODALITY_DATASET[--FILTERS].
+
+    FILTERS are words that tell what was chosen, and a digest of all of it. They have no "=", which
+    would make the folder a column to whoever reads Parquet in it.
+    """
+    parts = [f"{key.space}_{key.modality}_{key.dataset}" for key in (query, gallery)]
+    if filters:
+        words = re.sub(r"[^A-Za-z0-9.]+", "_", filters_line(filters))[:_LONGEST_NAME].strip("_")
+        digest = hashlib.sha256(canonical_json(filters).encode()).hexdigest()[:8]
+        parts.append(f"{words}-{digest}")
+    return store / "results" / path.resolve().name / "--".join(parts)
+
+
+def _closed_form_inputs(opened: Opened) -> dict[str, str]:
+    """The state of each dataset that closed forms are fitted on."""
+    used = _used(opened)
+    folders = [key.folder(opened.store) for key in list_datasets(opened.store) if str(key) in used]
     return {
-        "connection": sha256_file(path / _RECORD),
-        "closed_forms": {
-            folder.relative_to(store).as_posix(): sha256_file(folder / _MANIFEST)
-            for folder in folders
-            if (folder / _MANIFEST).exists()
-        },
+        folder.relative_to(opened.store).as_posix(): sha256_file(folder / MANIFEST)
+        for folder in folders
+        if (folder / MANIFEST).exists()
     }
 
 
-def models_for(store: Path, connection: Connection, keys: Sequence[Key]) -> dict[str, Connection]:
-    """The closed forms that can project `keys`, by name, and last the connection itself.
+def _baselines(opened: Opened) -> dict[str, JointSpace]:
+    """The closed forms that can project both datasets, by name.
 
     Those that are fitted need what the connection was made from to be known, and in the store.
     """
-    name, config = connection.model_name, connection.config
-    used = {dataset for space in connection.record.spaces for dataset in space.datasets}
-    fitting = config is not None and used <= set(map(str, list_datasets(store)))
-    others = baselines(store, config) if config and fitting else without_data(connection.record)
-    closed_forms = {
-        other: model
-        for other, model in others.items()
-        if other != name and all(model.knows(key.space, key.modality) for key in keys)
+    connection, config = opened.connection, opened.connection.config
+    fitting = config is not None and _used(opened) <= set(map(str, list_datasets(opened.store)))
+    others = (
+        baselines(opened.store, config) if config and fitting else without_data(connection.record)
+    )
+    keys = (opened.query.key, opened.gallery.key)
+    return {
+        name: model
+        for name, model in others.items()
+        if name != connection.model_name
+        and all(model.knows(key.space, key.modality) for key in keys)
     }
-    return {**closed_forms, name: connection}
+
+
+def _used(opened: Opened) -> set[str]:
+    """The datasets that the connection was made from."""
+    return {name for space in opened.connection.record.spaces for name in space.datasets}

@@ -16,6 +16,7 @@ FOLDER/zero-shot.json      {"results": [row, ...], "inputs": fingerprints, "file
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,33 +28,26 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import comb
 from torch import Tensor
 
-from cmcr.connect import Connection, load_connection
-from cmcr.embeddings import Key, open_dataset
+from cmcr.connect import JointSpace
+from cmcr.devices import threads_for
+from cmcr.embeddings import Key
 from cmcr.evaluate.figures.plots import draw_confusion
-from cmcr.evaluate.inputs.classes import Items, Prompts, choose_items, choose_prompts
-from cmcr.evaluate.inputs.items import dataset_input
+from cmcr.evaluate.inputs.classes import ClassItems, Prompts, choose_items, choose_prompts
+from cmcr.evaluate.inputs.items import dataset_input, project_blocks, project_rows
 from cmcr.evaluate.ranking.ranks import TIE
-from cmcr.evaluate.results import Metrics, Row
-from cmcr.evaluate.tasks.runner import (
-    Evaluated,
-    connection_inputs,
-    evaluate_once,
-    models_for,
-    results_folder,
-)
+from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
+from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import replacing
-from cmcr.progress import progress
 from cmcr.templates import read_templates
 from cmcr.typed import typed
 
-RESULTS = "zero-shot.json"
+TASK = "zero-shot"
 PREDICTIONS = "predictions.parquet"
-CLASSES = "classes.parquet"
+CLASSES_FILE = "classes.parquet"
 CONFUSION = "confusion.png"
 VERSION = 1
 
 CUTOFFS = (1, 3, 5)
-_BLOCK_ITEMS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -81,58 +75,54 @@ def evaluate_zero_shot(
     dataset, class or template that is not there, MismatchError for embeddings of another encoder,
     CmcrError when no item is of one of the classes.
     """
-    connection = load_connection(path)
-    texts, asked = open_dataset(store, gallery), open_dataset(store, query)
-    for dataset in (texts, asked):
-        connection.check(dataset.key.space, dataset.encoder_identity)
-    prompts = choose_prompts(texts, classes, templates)
-    items = choose_items(asked, prompts.classes)
-    folder = results_folder(store, path, query, gallery)
-    inputs = connection_inputs(store, path, connection) | {
-        "version": VERSION,
-        "query": dataset_input(asked),
-        "gallery": dataset_input(texts),
-        "classes": list(prompts.classes),
-        "templates": list(read_templates(templates)) if templates else None,
-    }
 
-    def compute() -> tuple[list[Row], list[str]]:
-        rows = [_row("chance", items, prompts, chance_metrics(items.right))]
-        accuracy: dict[str, np.ndarray] = {}
-        models = models_for(store, connection, [query, gallery])
-        with progress("evaluate", total=len(models), unit="models") as advance:
-            for name, model in models.items():
-                predictions = classify(model, items, prompts)
-                metrics = zero_shot_metrics(predictions.rank, len(prompts.classes))
-                rows.append(_row(name, items, prompts, metrics))
-                accuracy[name] = class_accuracy(predictions.rank == 1, items.right)
-                advance(1)
-        _write_predictions(folder / PREDICTIONS, items, prompts, predictions)
-        _write_classes(folder / CLASSES, items, prompts, accuracy)
-        truth = np.where(predictions.rank == 1, predictions.predicted, items.right.argmax(axis=1))
-        draw_confusion(
-            confusion(truth, predictions.predicted, len(prompts.classes)),
-            prompts.classes,
-            name,
-            folder / CONFUSION,
-        )
-        return rows, [PREDICTIONS, CLASSES, CONFUSION]
+    def pose(opened: Opened) -> Task:
+        prompts = choose_prompts(opened.gallery, classes, templates)
+        items = choose_items(opened.query, prompts.classes)
+        inputs: Inputs = {
+            "version": VERSION,
+            "query": dataset_input(opened.query),
+            "gallery": dataset_input(opened.gallery),
+            "classes": list(prompts.classes),
+            "templates": list(read_templates(templates)) if templates else None,
+        }
+        if classes:
+            inputs["chosen"] = {"classes": list(prompts.classes)}
+        return Task(TASK, inputs, partial(_compute, items, prompts))
 
-    return evaluate_once(folder, RESULTS, inputs, compute)
+    return run_task(store, path, query, gallery, pose)
 
 
-def classify(model: Connection, items: Items, prompts: Prompts) -> Predictions:
+def _compute(
+    items: ClassItems, prompts: Prompts, models: Models, folder: Path
+) -> tuple[list[Row], list[str]]:
+    rows = [_row("chance", items, prompts, chance_accuracy(items.right))]
+    predictions, accuracy = {}, {}
+    for name, model in each(models.all):
+        with threads_for(len(items.rows) * len(prompts.classes) * model.joint_dim):
+            predictions[name] = classify(model, items, prompts)
+        correct = predictions[name].rank == 1
+        metrics = zero_shot_metrics(predictions[name].rank, len(prompts.classes))
+        rows.append(_row(name, items, prompts, metrics))
+        accuracy[name] = class_accuracy(correct, items.right)
+    own = predictions[models.name]
+    _write_predictions(folder / PREDICTIONS, items, prompts, own)
+    _write_classes(folder / CLASSES_FILE, items, prompts, accuracy)
+    truth = np.where(own.rank == 1, own.predicted, items.right.argmax(axis=1))
+    counts = confusion(truth, own.predicted, len(prompts.classes))  # (classes, classes)
+    draw_confusion(counts, prompts.classes, models.name, folder / CONFUSION)
+    return rows, [PREDICTIONS, CLASSES_FILE, CONFUSION]
+
+
+def classify(model: JointSpace, items: ClassItems, prompts: Prompts) -> Predictions:
     """What `model` says of each item."""
-    key = prompts.dataset.key
-    texts = model.project(key.space, prompts.dataset.embeddings()[prompts.rows], key.modality)
+    texts = project_rows(prompts.dataset, prompts.rows, model)  # (prompts, joint)
     vectors = class_vectors(texts, prompts.class_of, len(prompts.classes))  # (classes, joint)
-    key, embeddings = items.dataset.key, items.dataset.embeddings()
-    blocks = []
-    for start in range(0, len(items.rows), _BLOCK_ITEMS):
-        block = slice(start, start + _BLOCK_ITEMS)
-        joint = model.project(key.space, embeddings[items.rows[block]], key.modality)
+    blocks, done = [], 0
+    for joint in project_blocks(items.dataset, items.rows, model):
         scores = (joint @ vectors.T).numpy()  # (block, classes)
-        blocks.append(rank_classes(scores, items.right[block]))
+        blocks.append(rank_classes(scores, items.right[done : done + len(scores)]))
+        done += len(scores)
     ranks, predicted = zip(*blocks, strict=True)
     return Predictions(np.concatenate(ranks), np.concatenate(predicted))
 
@@ -169,7 +159,7 @@ def zero_shot_metrics(rank: Int[np.ndarray, " items"], classes: int) -> Metrics:
 
 
 @typed
-def chance_metrics(right: Bool[np.ndarray, "items classes"]) -> Metrics:
+def chance_accuracy(right: Bool[np.ndarray, "items classes"]) -> Metrics:
     """What a random order of the C classes gives on average: 1 - C(C - R, k) / C(C, k), R right."""
     classes, counts = right.shape[1], right.sum(axis=1)  # (items,)
     return {
@@ -198,7 +188,7 @@ def confusion(
     return counts
 
 
-def _row(model: str, items: Items, prompts: Prompts, metrics: Metrics) -> Row:
+def _row(model: str, items: ClassItems, prompts: Prompts, metrics: Metrics) -> Row:
     query, gallery = items.dataset.key, prompts.dataset.key
     counts = {
         "items": len(items.rows),
@@ -206,18 +196,11 @@ def _row(model: str, items: Items, prompts: Prompts, metrics: Metrics) -> Row:
         "prompts": len(prompts.rows),
         "items_left_out": items.left_out,
     }
-    return Row(
-        dataset="+".join(sorted({query.dataset, gallery.dataset})),
-        model=model,
-        task="zero-shot",
-        query=str(query),
-        gallery=str(gallery),
-        metrics=metrics | counts,
-    )
+    return new_row(query, gallery, TASK, model, metrics | counts)
 
 
 def _write_predictions(
-    path: Path, items: Items, prompts: Prompts, predictions: Predictions
+    path: Path, items: ClassItems, prompts: Prompts, predictions: Predictions
 ) -> None:
     names = np.array(prompts.classes, dtype=object)
     table = items.dataset.table(["id", "label"]).take(items.rows)
@@ -227,7 +210,7 @@ def _write_predictions(
 
 
 def _write_classes(
-    path: Path, items: Items, prompts: Prompts, accuracy: Mapping[str, np.ndarray]
+    path: Path, items: ClassItems, prompts: Prompts, accuracy: Mapping[str, np.ndarray]
 ) -> None:
     columns = {"class": list(prompts.classes), "items": items.right.sum(axis=0)}
     with replacing(path) as unfinished:

@@ -12,7 +12,7 @@ from PIL import Image
 from cmcr.connect.training.log import read_training
 from cmcr.errors import CmcrError
 from cmcr.evaluate.figures.joint_space import Cloud, draw_joint_space, embed_2d, map_together
-from cmcr.evaluate.figures.plots import Curve, draw_precision, draw_training
+from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
 from cmcr.evaluate.ranking.metrics import RECALL_LEVELS
 
 
@@ -99,9 +99,9 @@ def test_training(tmp_path):
 
 def test_precision(tmp_path):
     curves = [
-        Curve(direction, model, np.full(len(RECALL_LEVELS), height), height)
+        RetrievalCurve(direction, model, np.full(len(RECALL_LEVELS), height), height)
         for direction in ("audio → image", "image → audio")
         for model, height in (("chance", 0.1), ("ridge", 0.4), ("c-mcr", 0.6))
     ]
-    draw_precision(curves, tmp_path / "precision.png")
+    draw_precision(curves, "c-mcr", tmp_path / "precision.png")
     assert colours(tmp_path / "precision.png")[0] > 50

@@ -225,6 +225,22 @@ def test_results_are_used_again_until_the_truth_changes(world, tmp_path):
     assert again.rows[-1]["metrics"]["success@0.5"] == 0
 
 
+def test_each_truth_has_a_folder_of_its_own(world, tmp_path):
+    first = run(world)
+    assert first.folder.name == "ear_audio_sounds--eye_image_regions"
+    folders = {first.folder}
+    for place, box in (("a", LEFT), ("b", RIGHT)):
+        (tmp_path / place).mkdir()
+        truth = tmp_path / place / "truth.jsonl"
+        truth.write_text(json.dumps({"id": "s0", "image": "p0", "boxes": [box]}))
+        done = run(world, [truth])
+        assert done.folder.name.startswith(f"{first.folder.name}--truth_truth.jsonl_")
+        folders.add(done.folder)
+    assert len(folders) == 3
+    again = run(world)
+    assert (again.fresh, again.rows) == (False, first.rows)
+
+
 def test_pairs_that_the_store_does_not_have_are_counted(world, tmp_path):
     truth = tmp_path / "truth.jsonl"
     pairs = [("s0", "p0"), ("s9", "p0"), ("s1", "p9")]

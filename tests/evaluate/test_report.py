@@ -237,6 +237,42 @@ def test_damaged_results_and_connections(store):
     assert "Not all of this can be shown" in page.text
 
 
+def test_results_of_a_filter_stand_apart_with_their_own_points(store):
+    where = {"id": [f"s{i}" for i in range(1, 10)]}
+    evaluate_gap(store, store / "connections" / "made", SOUNDS, PICTURES, query_where=where)
+    page = report(store)
+    titles = re.findall(r"ear/audio:sounds and eye/image:pictures(, [a-z0-9=, ]+more)?", page.text)
+    assert titles == ["", ", query id=s1, s2, s3, s4, s5 and 4 more"]
+    maps = [str(svg.get("aria-label")) for svg in page.all("svg")]
+    for items in (12, 9):
+        before, after = (name for name in maps if name.startswith(f"Map of {items} audio and"))
+        assert ("before" in before, "after" in after) == (True, True)
+
+
+def test_tables_of_another_shape_are_told(store):
+    for path in (store / "results").rglob("*.parquet"):
+        pq.write_table(pa.table({"x": [1]}), path)
+    assert report(store).text.count("Not all of this can be shown") == 5
+    for path in (store / "results").rglob("*.json"):
+        path.write_text('{"results": [{"model": "ridge"}], "inputs": {}, "files": []}')
+    assert report(store).text.count("the results cannot be read") == 6
+
+
+def test_classes_and_predictions_of_two_evaluations_are_told(store):
+    (path,) = (store / "results").rglob("classes.parquet")
+    pq.write_table(pa.table({"class": ["rat"], "items": [12]}), path)
+    assert "are of two evaluations" in report(store).text
+
+
+def test_a_bug_of_the_page_is_no_damage_of_the_store(store, monkeypatch):
+    def faulty(*_):
+        raise KeyError("a name that was mistyped")
+
+    monkeypatch.setattr("cmcr.evaluate.report.page.galleries", faulty)
+    with pytest.raises(KeyError, match="mistyped"):
+        report(store)
+
+
 def test_an_empty_store(tmp_path):
     (tmp_path / "connections").mkdir()
     page = report(tmp_path)

@@ -252,6 +252,44 @@ def test_blocks_of_the_store_are_the_rows_that_were_selected(world):
     assert len(rank_both_ways({"ridge": model}, sounds, picked)) == 4
 
 
+def test_each_filter_has_a_folder_of_its_own(world):
+    store, path = world(np.arange(40) % 9, np.arange(60) % 9)
+    full = evaluate_gap(store, path, SOUNDS, PHOTOS)
+    folders = {full.folder}
+    for side, labels in (("query", ["1", "2"]), ("gallery", ["1", "2"]), ("query", ["1"])):
+        filters = {f"{side}_where": {"label": labels}}
+        some = evaluate_gap(store, path, SOUNDS, PHOTOS, **filters)
+        assert some.fresh
+        chosen = "_".join([side, "label", *labels])
+        assert some.folder.name.startswith(f"{full.folder.name}--{chosen}-")
+        assert not evaluate_gap(store, path, SOUNDS, PHOTOS, **filters).fresh
+        folders.add(some.folder)
+    assert len(folders) == 4
+    again = evaluate_gap(store, path, SOUNDS, PHOTOS)
+    assert (again.fresh, again.rows) == (False, full.rows)
+
+
+def test_small_products_have_one_thread(world, monkeypatch):
+    store, path = world(np.arange(40) % 9, np.arange(60) % 9)
+    model = load_connection(path)
+    seen = []
+
+    def project(*arguments):
+        seen.append(torch.get_num_threads())
+        return type(model).project(model, *arguments)
+
+    monkeypatch.setattr(model, "project", project)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        items = [select(open_dataset(store, key)) for key in (SOUNDS, PHOTOS)]
+        rank_both_ways({"ridge": model}, *items)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
+
+
 # Indexes
 
 
@@ -271,11 +309,15 @@ def test_an_index_is_measured_kept_and_used_again(world):
     assert flat["metrics"]["hit_rate@1"] == ridge["metrics"]["hit_rate@1"]
     assert not evaluate_index(store, path, SOUNDS, PHOTOS, choice).fresh
     built = (done.folder / INDEX).stat().st_mtime_ns
-    where = {"query_where": {"label": ["1", "2"]}}
-    assert evaluate_index(store, path, SOUNDS, PHOTOS, choice, **where).fresh
+    some = evaluate_index(store, path, SOUNDS, PHOTOS, choice, query_where={"label": ["1", "2"]})
+    assert (some.fresh, some.folder == done.folder) == (True, False)
     assert (done.folder / INDEX).stat().st_mtime_ns == built  # other queries, the same index
+    for name in ("build_s", "index_mb"):
+        assert some.rows[1]["metrics"][name] == cells["metrics"][name]
+    assert not evaluate_index(store, path, SOUNDS, PHOTOS, choice).fresh
     (done.folder / INDEX).write_bytes(b"damaged")
-    assert evaluate_index(store, path, SOUNDS, PHOTOS, choice).fresh
+    evaluate_index(store, path, SOUNDS, PHOTOS, choice, query_where={"label": ["3"]})
+    assert (done.folder / INDEX).stat().st_size == cells["metrics"]["index_mb"] * 1e6
     with pytest.raises(UsageError, match="cannot build an index 'Nonsense'"):
         evaluate_index(store, path, SOUNDS, PHOTOS, IndexChoice("Nonsense", Budget()))
 

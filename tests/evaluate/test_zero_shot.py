@@ -18,7 +18,7 @@ from cmcr.embeddings import Key
 from cmcr.errors import CmcrError, UsageError
 from cmcr.evaluate import evaluate_zero_shot
 from cmcr.evaluate.tasks.zero_shot import (
-    chance_metrics,
+    chance_accuracy,
     class_accuracy,
     class_vectors,
     confusion,
@@ -62,9 +62,9 @@ def test_metrics_by_hand():
     assert zero_shot_metrics(rank, 10) == {"top1": 0.25, "top3": 0.5, "top5": 0.75}
     assert zero_shot_metrics(rank, 4) == {"top1": 0.25, "top3": 0.5}
     one = np.eye(10, dtype=bool)
-    assert chance_metrics(one) == pytest.approx({"top1": 0.1, "top3": 0.3, "top5": 0.5})
+    assert chance_accuracy(one) == pytest.approx({"top1": 0.1, "top3": 0.3, "top5": 0.5})
     two = np.array([[True, True, False, False]])
-    assert chance_metrics(two) == pytest.approx({"top1": 0.5, "top3": 1})
+    assert chance_accuracy(two) == pytest.approx({"top1": 0.5, "top3": 1})
 
 
 def test_confusion_and_accuracy_by_hand():
@@ -147,6 +147,21 @@ def test_the_classes_are_chosen(world, tmp_path):
     assert "top3" not in metrics
     one = write(tmp_path / "one.txt", "rat")
     assert run(world, classes=one).rows[-1]["metrics"]["top1"] == 1
+
+
+def test_each_choice_has_a_folder_of_its_own(world, tmp_path):
+    first = run(world)
+    assert first.folder.name == "ear_audio_shapes--eye_text_prompts"
+    chosen = {
+        "classes": write(tmp_path / "few.txt", "night_stand", "rat"),
+        "templates": write(tmp_path / "good.txt", "a {}"),
+    }
+    for option, file in chosen.items():
+        done = run(world, **{option: file})
+        assert done.folder.name.startswith(f"{first.folder.name}--{option}_")
+        assert not run(world, **{option: file}).fresh
+    again = run(world)
+    assert (again.fresh, again.rows) == (False, first.rows)
 
 
 def test_choices_that_cannot_be(world, tmp_path):

@@ -20,7 +20,7 @@ from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
 from cmcr.evaluate.inputs.items import select
 from cmcr.evaluate.inputs.scenes import find_scenes
-from cmcr.evaluate.inputs.truth import Pair
+from cmcr.evaluate.inputs.truth import SoundImage
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
 from cmcr.extract.items import Item
 from cmcr.extract.media.crops import crop, crops
@@ -125,7 +125,7 @@ def test_places_are_numbers_in_the_store_and_text_is_still_read(
         **{name: list(map(str, table[name].to_pylist())) for name in BOX},
     )  # fmt: skip
     assert text.table(BOX).schema.types == [pa.string()] * 4
-    pair = Pair("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
+    pair = SoundImage("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
     for dataset in (regions, text):
         assert find_scenes(sounds, dataset, [pair]).ciou[0].tolist() == [0, 1]
 
