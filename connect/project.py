@@ -140,7 +140,7 @@ def _encoder(connection: Connection) -> dict[str, Any]:
     return {
         "encoder": record.model,
         "checkpoint_sha256": record.model_sha256,
-        "spaces": [side.model_dump(mode="json", include=decisive) for side in record.spaces],
+        "spaces": [one.model_dump(mode="json", include=decisive) for one in record.spaces],
         "libraries": dict(library_versions()),
     }
 

@@ -1,6 +1,6 @@
 """What training changes, and the file that it is kept in while the run lasts.
 
-state = State(modules, config, device)
+state = TrainingState(modules, config, device)
 state.restore(folder / CHECKPOINT, identity)
 state.save(folder / CHECKPOINT, identity)
 """
@@ -23,7 +23,7 @@ from cmcr.files import replacing, write_text
 CHECKPOINT = "checkpoint.pt"
 
 
-class State:
+class TrainingState:
     """Weights, optimizer, random generator and log; how far the epoch in hand has come."""
 
     def __init__(self, modules: nn.ModuleDict, config: ConnectConfig, device: str) -> None:

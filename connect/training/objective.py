@@ -21,7 +21,7 @@ from cmcr.typed import typed
 
 TERMS = ("loss", "inter_bridge", "inter_pseudo", "inter_cross", "intra")
 
-Pair = tuple[Tensor, Tensor | None]
+Views = tuple[Tensor, Tensor | None]
 
 
 @typed
@@ -54,7 +54,7 @@ def objective(
     space1: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     space2: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     config: ConnectConfig,
-    attracted: list[Pair] | None = None,
+    attracted: list[Views] | None = None,
     count: int | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Every term of L = L_inter + λ L_intra by name, and their sum as `loss`.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmcr.connect import Connection, baselines, without_data
+from cmcr.connect import Connection, baselines
 from cmcr.embeddings import Key, list_datasets
 from cmcr.errors import StoreError
 from cmcr.evaluate.results import Row, read_results, write_results
@@ -85,13 +85,10 @@ def models_for(store: Path, connection: Connection, keys: Sequence[Key]) -> dict
 
     Those that are fitted need what the connection was made from to be known, and in the store.
     """
-    name, config = connection.model_name, connection.config
-    used = {dataset for space in connection.record.spaces for dataset in space.datasets}
-    fitting = config is not None and used <= set(map(str, list_datasets(store)))
-    others = baselines(store, config) if config and fitting else without_data(connection.record)
+    name = connection.model_name
     closed_forms = {
         other: model
-        for other, model in others.items()
+        for other, model in baselines(store, connection.record).items()
         if other != name and all(model.knows(key.space, key.modality) for key in keys)
     }
     return {**closed_forms, name: connection}
