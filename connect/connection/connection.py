@@ -5,7 +5,7 @@ connection.check("clap", dataset.encoder_identity)
 joint = connection.project("clap", dataset.embeddings())      # (rows, joint), unit norm
 connection.push_to_hub("me/clip-clap")
 
-NAME/model.safetensors   Head_A.* is of space 1, Head_B.* of space 2, mean_A.MODALITY, turn_A.*
+NAME/model.safetensors   Head_A.*, turn_A.* and mean_A.MODALITY of space 1, with B of space 2
 NAME/config.json         the record; written last: without it a connection is unfinished
 NAME/README.md           the model card
 NAME/training.jsonl      one row an epoch, for trained connections

@@ -1,8 +1,8 @@
-"""Heads: what takes the embeddings of one space into the joint space.
+"""Projectors: what takes the embeddings of one space into the joint space, and their heads.
 
 head = make_head("mlp", dim=512, joint_dim=512)    # CLIP-CLAP: net1.0, net1.1, net2.0, net2.1
 projector = Projector(head, means={"image": mean})
-projector.project(embeddings, "image")                  # (n, 512) → (n, joint), unit norm
+projector.project(embeddings, "image")             # (n, 512) → (n, joint), unit norm
 
 The state-dict keys of `mlp`, `linear` and `leaf` are those of the published checkpoints.
 """
@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """As published for CLIP-ULIP: one layer, so the joint space is its positive corner."""
+    """As published for CLIP-ULIP: one layer. ReLU keeps embeddings in the non-negative orthant."""
 
     def __init__(self, dim: int, joint_dim: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def make_heads(
 
 @dataclass
 class Projector:
-    """One space on its way into the joint one: centred, turned, taken through the head."""
+    """f of one space: its embeddings centred, turned, and taken through the head."""
 
     head: nn.Module
     means: Means = field(default_factory=dict)  # (D,) of each modality; none: not centred

@@ -2,6 +2,8 @@
 
 record = read_record(store / "connections" / "clip-clap")
 record.spaces, record.pairs, record.validation
+
+Here are the names of a connection's files too, where they are read, and how the Hub's are fetched.
 """
 
 import json

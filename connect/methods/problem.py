@@ -1,10 +1,10 @@
 """What a method is given: a config, and the two spaces, their pairs, and those that are held out.
 
-problem = pose(store, config)              # opens the spaces; the rest follows when it is asked for
-problem.differences(record)                # what tells an earlier connection from this one
-problem.variant(method="ridge")            # the same data for another method
-problem.score(projectors).scores           # {"hit_rate@1": …, "mrr": …}
-problem.finished(projectors)               # the connection, with its record
+problem = pose(store, config)      # opens the spaces; the rest follows when it is asked for
+problem.differences(record)        # what tells an earlier connection from this one
+problem.variant(method="ridge")    # the same data for another method
+problem.score(projectors).scores   # {"hit_rate@1": …, "mrr": …}
+problem.finished(projectors)       # the connection, with its record
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""C-MCR's training loop: four blocks of embeddings in, two trained projectors out.
+"""The training loop: four blocks of embeddings in, two trained projectors out.
 
     train(config, TrainingSet(b1, a, b2, c), projectors, modalities, folder, identity)
 
@@ -26,7 +26,7 @@ from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.distributed import share, total_of_gradients, world_size
 from cmcr.connect.training.batches import Batches, TrainingSet
 from cmcr.connect.training.checkpoint import CHECKPOINT, TrainingState
-from cmcr.connect.training.log import TRAINING_LOG, Curves
+from cmcr.connect.training.log import TRAINING_LOG, Curves, write_training
 from cmcr.connect.training.objective import TERMS, Views, objective, perturb
 from cmcr.connect.training.validation import Validated
 from cmcr.devices import freed_memory_kept, reduced, threads_for
@@ -134,7 +134,7 @@ def train(
     if validate is not None and state.kept is None:
         modules.eval()
         state.judge(0, validate())
-    state.write_log(folder / TRAINING_LOG)
+    write_training(folder / TRAINING_LOG, state.log)
     trainer = Trainer(config, projectors, modalities)
     batches = Batches(data, device)
     count = math.ceil(len(batches) / config.batch_size)
@@ -165,7 +165,7 @@ def train(
                 row |= {f"validation_{name}": score for name, score in validated.scores.items()}
                 state.judge(state.epoch + 1, validated)
             state.finish_epoch(row)
-            state.write_log(folder / TRAINING_LOG)
+            write_training(folder / TRAINING_LOG, state.log)
             state.save(folder / CHECKPOINT, identity)
             curves.show(row)
     state.take_kept()

@@ -28,6 +28,7 @@ from cmcr.connect import (
 )
 from cmcr.connect.training.checkpoint import TrainingState
 from cmcr.connect.training.objective import TERMS
+from cmcr.devices import cores
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
@@ -561,6 +562,16 @@ def test_centring_takes_the_mean_of_each_modality_away(store: Path) -> None:
         connection.project("see", pictures)
     with pytest.raises(MismatchError, match="no mean for see/audio"):
         connection.project("see", pictures, "audio")
+
+
+@pytest.mark.parametrize("told", [1, 8 * cores()])
+def test_no_more_threads_than_cores(store: Path, told: int) -> None:
+    seen: list[int] = []
+    torch.set_num_threads(told)
+    connect(store, config(epochs=1), name="a",
+            opened=lambda health: seen.append(torch.get_num_threads()))  # fmt: skip
+    assert seen == [min(told, cores())]
+    assert torch.get_num_threads() == told
 
 
 def test_damage_is_found(store: Path) -> None:
