@@ -38,9 +38,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from cmcr.connect import ConnectConfig, aggregate, read_config
-from cmcr.connect.connection.projectors import Side, make_heads
-from cmcr.connect.training.batches import TrainingData
-from cmcr.connect.training.checkpoint import State
+from cmcr.connect.connection.projectors import Projector, make_heads
+from cmcr.connect.training.batches import TrainingSet
+from cmcr.connect.training.checkpoint import TrainingState
 from cmcr.connect.training.loop import Modalities, Trainer, take_step, train
 from cmcr.devices import freed_memory_kept, product
 
@@ -220,19 +220,25 @@ def recipe(**settings: object) -> ConnectConfig:
     return read_config(section | {"memory": ["images", "sounds"], "validation": 0} | settings)
 
 
-def fresh(config: ConnectConfig, device: torch.device) -> tuple[tuple[Side, Side], State, Trainer]:
+def fresh(
+    config: ConnectConfig, device: torch.device
+) -> tuple[tuple[Projector, Projector], TrainingState, Trainer]:
     """Untrained projectors and what trains them."""
     heads = make_heads(config.heads, (DIM, DIM), DIM, seed=0)
-    sides = (Side(heads[0]), Side(heads[1]))
+    projectors = (Projector(heads[0]), Projector(heads[1]))
     modules = torch.nn.ModuleDict({"Head_A": heads[0], "Head_B": heads[1]}).to(device).train()
-    return sides, State(modules, config, str(device)), Trainer(config, sides, MODALITIES)
+    return (
+        projectors,
+        TrainingState(modules, config, str(device)),
+        Trainer(config, projectors, MODALITIES),
+    )
 
 
 def training_step(device: torch.device) -> Callable[[], object]:
     """Ours."""
     _, state, trainer = fresh(recipe(), device)
     blocks = (units(BATCH + number, device, torch.float16)[:BATCH] for number in range(4))
-    batch = TrainingData(*blocks)
+    batch = TrainingSet(*blocks)
     return lambda: take_step(state, trainer, batch, 0, 1)
 
 
@@ -319,13 +325,13 @@ def paper_scale(device: torch.device, scale: float) -> None:
         del memory
     config = recipe(batch_size=batch)
     heads = make_heads(config.heads, (DIM, DIM), DIM, seed=0)
-    sides = (Side(heads[0]).to(device), Side(heads[1]).to(device))
-    data = TrainingData(b1, pseudo[0], b2, pseudo[1])
+    projectors = (Projector(heads[0]).to(device), Projector(heads[1]).to(device))
+    data = TrainingSet(b1, pseudo[0], b2, pseudo[1])
     # An item, forward and back: five products in each head for two rows, six for its scores.
     operations = 2 * 2 * 5 * 2 * DIM * 2 * DIM + 6 * 2 * batch * DIM
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        train(config, data, sides, MODALITIES, Path(folder), "benchmark", device=str(device))
+        train(config, data, projectors, MODALITIES, Path(folder), "benchmark", device=str(device))
         synchronise()
         total += report("train", started, operations * texts * config.epochs / rate)
     print(f"| all | {total:.1f} | | |")

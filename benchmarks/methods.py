@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cmcr.connect import ConnectConfig, Connection, open_spaces, read_config
+from cmcr.connect import Connection, read_config
 from cmcr.connect.methods.auto import candidates, preferred
-from cmcr.connect.methods.problem import Problem, pose, score
-from cmcr.connect.methods.solve import make
+from cmcr.connect.methods.problem import Problem, pose
+from cmcr.connect.methods.solve import solve
 from cmcr.embeddings import Key, import_embeddings, open_dataset
 from cmcr.evaluate import rank_both_ways, select
 
@@ -140,11 +140,8 @@ def synthetic(size: int, seed: int, folder: Path, device: str) -> Run:
         store(space, modality, unpaired, random.normal(size=(UNPAIRED, LATENT)))
         store(space, modality, "test", test)
     config = read_config(SYNTHETIC | {"seed": seed, "epochs": 36 if size <= 10_000 else 12})
-    problem = pose(config, folder / "store", open_spaces(folder / "store", config), device)
-    return run(
-        lambda _, connection: first_places(connection, folder / "store"),
-        *(config, problem, folder, device),
-    )
+    problem = pose(folder / "store", config, device)
+    return run(lambda _, connection: first_places(connection, folder / "store"), problem, folder)
 
 
 def first_places(connection: Connection, store: Path) -> float:
@@ -169,16 +166,14 @@ def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Run:
 
     recipe = load_pipelines().named("digits")
     config = read_config(recipe.connect[0].config | {"seed": seed})
-    problem = pose(config, store, open_spaces(store, config), device)
-    kept = np.random.default_rng(seed).permutation(len(problem.fitted))[:size]
-    thinned = Problem(
-        store=folder,
-        spaces=problem.spaces,
-        pairs=problem.pairs,
-        fitted=problem.fitted.subset(np.sort(kept)),
-        fitted_rows=problem.fitted_rows[np.sort(kept)],
-        held=problem.held,
-    )
+    problem = pose(store, config, device)
+    data = problem.data
+    assert data.held is not None  # searched among all phrases
+    seen, held_out = data.rows
+    kept = np.random.default_rng(seed).permutation(len(seen))[:size]
+    data.rows = (seen[np.sort(kept)], held_out)
+    data.fitted = data.pairs.subset(data.rows[0])
+    data.store = folder
     pair = recipe.evaluate.retrieval[0]
     query, gallery = (_items(store, place) for place in (pair.query, pair.gallery))
 
@@ -187,7 +182,7 @@ def digits(store: Path, size: int, seed: int, folder: Path, device: str) -> Run:
         values = [r.row["metrics"]["mAP"] for r in rankings if r.row["model"] == model]
         return sum(values) / 2
 
-    return run(average_precision, config, thinned, folder, device)
+    return run(average_precision, problem, folder)
 
 
 def _items(store: Path, place: str) -> object:
@@ -199,19 +194,16 @@ def _items(store: Path, place: str) -> object:
 
 def run(
     measure: Callable[[str, Connection], float],
-    config: ConnectConfig,
     problem: Problem,
     folder: Path,
-    device: str,
 ) -> Run:
     """Each candidate of `auto` made and measured."""
-    assert problem.held is not None
     test, each = {}, {}
-    for candidate in candidates(config, problem):
-        model = candidate.model_name
-        connection = make(candidate, problem, folder / model, device)
+    for candidate in candidates(problem):
+        model = candidate.config.model_name
+        connection = solve(candidate, folder / model)
         test[model] = measure(model, connection)
-        each[model] = score(connection.sides, problem.spaces, problem.held).each
+        each[model] = problem.score(connection.projectors).each
     return Run(test, preferred(each))
 
 

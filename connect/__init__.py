@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 __all__ = [
     "TRAINING_LOG",
     "Chain",
-    "Chained",
     "ConnectConfig",
     "Connected",
     "Connection",
@@ -31,18 +30,17 @@ __all__ = [
     "connect_chain",
     "import_connection",
     "load_connection",
-    "open_spaces",
     "parse_settings",
     "project_store",
     "read_config",
     "read_training",
     "upgrade_store",
     "with_overrides",
-    "without_data",
 ]
 
 if TYPE_CHECKING:
-    from cmcr.connect.build import Chained, Connected, connect, connect_chain
+    from cmcr.connect.build import Connected, connect
+    from cmcr.connect.build_chain import connect_chain
     from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
     from cmcr.connect.connection.base import JointSpace
     from cmcr.connect.connection.chain import Chain
@@ -50,16 +48,16 @@ if TYPE_CHECKING:
     from cmcr.connect.connection.load import load_connection
     from cmcr.connect.connection.record import Record, SpaceRecord
     from cmcr.connect.importer import import_connection
-    from cmcr.connect.methods.solve import baselines, without_data
+    from cmcr.connect.methods.solve import baselines
     from cmcr.connect.project import Projected, project_store
     from cmcr.connect.replace import can_be_made_again
     from cmcr.connect.spaces.aggregation import aggregate
-    from cmcr.connect.spaces.datasets import open_spaces
     from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
 else:
     _MODULES = {
-        "build": ["Chained", "Connected", "connect", "connect_chain"],
+        "build": ["Connected", "connect"],
+        "build_chain": ["connect_chain"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],
         "connection.base": ["JointSpace"],
         "connection.chain": ["Chain"],
@@ -67,11 +65,10 @@ else:
         "connection.load": ["load_connection"],
         "connection.record": ["Record", "SpaceRecord"],
         "importer": ["import_connection"],
-        "methods.solve": ["baselines", "without_data"],
+        "methods.solve": ["baselines"],
         "project": ["Projected", "project_store"],
         "replace": ["can_be_made_again"],
         "spaces.aggregation": ["aggregate"],
-        "spaces.datasets": ["open_spaces"],
         "training.log": ["TRAINING_LOG", "read_training"],
         "upgrade": ["Found", "upgrade_store"],
     }

@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 
-Preset = Literal["mlp", "linear", "residual"]
-Kind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
+ProjectorPreset = Literal["mlp", "linear", "residual"]
+HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
 
 Method = Literal["c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity", "auto"]
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
@@ -60,7 +60,7 @@ class ConnectConfig(BaseModel):
         description="share of the bridge pairs that is held back, at least 32 and at most 4096",
     )
 
-    projector: Preset = Field(
+    projector: ProjectorPreset = Field(
         default="mlp",
         description="mlp: as published for CLIP-CLAP (ex-mcr: as for Ex-MCR); linear: for "
         "CLIP-ULIP; residual: a closed form and an MLP that begins at zero",
@@ -125,7 +125,7 @@ class ConnectConfig(BaseModel):
         return float(self.method == "ex-mcr") if self.cross_weight is None else self.cross_weight
 
     @property
-    def heads(self) -> tuple[Kind, Kind]:
+    def heads(self) -> tuple[HeadKind, HeadKind]:
         """The heads of space 1 and space 2."""
         if self.method == "c-mcr":
             return self.projector, self.projector
@@ -153,7 +153,7 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
                 where=where,
                 cure=f"one of: {', '.join(ConnectConfig.model_fields)}",
             ) from None
-        meaning = describe(str(first["loc"][0])) if first["loc"] else ""
+        meaning = describe_setting(str(first["loc"][0])) if first["loc"] else ""
         raise UsageError(
             f"connect cannot use {key or 'these settings'}: {first['msg']}",
             where=where,
@@ -161,7 +161,7 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
         ) from None
 
 
-def describe(key: str) -> str:
+def describe_setting(key: str) -> str:
     """What the setting `key` means; empty for one that is its own description."""
     field = ConnectConfig.model_fields.get(key)
     return (field.description or "") if field else ""

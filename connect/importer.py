@@ -9,8 +9,8 @@ from pathlib import Path
 from cmcr.connect.connection.base import JointSpace
 from cmcr.connect.connection.load import load_connection
 from cmcr.connect.connection.published import published_connection
-from cmcr.connect.replace import imported_differences, refuse, standing
-from cmcr.connect.swap import NEW, settle, take_place
+from cmcr.connect.connection.record import Record
+from cmcr.connect.replace import NEW, differences, refuse, settle, standing, take_place
 from cmcr.embeddings import Modality
 from cmcr.files import locked
 
@@ -31,7 +31,7 @@ def import_connection(
     connection = published_connection(file, spaces, via=via)
     with locked(out / ".lock", wait=True):
         settle(out)
-        others = imported_differences(out, connection.record)
+        others = differences(out, lambda there: _differences(there, connection.record))
         if not replace:
             refuse(out, others)
         if not others and standing(out):
@@ -40,3 +40,16 @@ def import_connection(
         if others:
             take_place(out)
     return connection
+
+
+def _differences(there: Record, record: Record) -> list[str]:
+    """What tells the connection that is `there` from the imported one of `record`."""
+    if not there.imported:
+        return [f"it was made here, by {there.model}"]
+    names = [" and ".join(space.name for space in one.spaces) for one in (there, record)]
+    pairs = {
+        "checkpoint": (there.imported.get("sha256", "")[:8], record.imported["sha256"][:8]),
+        "spaces": (names[0], names[1]),
+        "via": (there.via, record.via),
+    }
+    return [f"{name}: {old} → {new}" for name, (old, new) in pairs.items() if old != new]

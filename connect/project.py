@@ -1,4 +1,4 @@
-"""`cmcr project`: the embeddings of both spaces in the joint space, as one more space of the store.
+"""`cmcr project`: the embeddings of all spaces in the joint space, as one more space of the store.
 
     connection = load_connection(store / "connections" / "clip-clap")
     for projected in project_store(store, connection, space="clip-clap"): print(projected)
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cmcr.connect.connection.connection import Connection
-from cmcr.connect.methods.problem import library_versions
+from cmcr.connect.connection.base import JointSpace
+from cmcr.connect.connection.record import library_versions
 from cmcr.embeddings import (
     Dataset,
     Description,
@@ -64,7 +64,7 @@ class Projected:
 
 def project_store(
     store: Path,
-    connection: Connection,
+    connection: JointSpace,
     *,
     space: str,
     datasets: Sequence[Key] = (),
@@ -76,8 +76,7 @@ def project_store(
     Works on the connection's device, goes on where an earlier run stopped, and shares the parts
     with another process that does the same. A projection is called as its source; where the store
     has a dataset of that name and modality in both spaces, the name of its own goes in front;
-    `called` says otherwise.
-    `index` is a FAISS factory string, None for no index.
+    `called` gives other names. `index` is a FAISS factory string, None for no index.
 
     Before anything is written it raises UsageError for a connection that was never saved, a
     dataset that is not in the store or a modality that must be named; MismatchError for embeddings
@@ -128,7 +127,7 @@ def project_store(
         yield Projected(key, dataset, fresh)
 
 
-def _encoder(connection: Connection) -> dict[str, Any]:
+def _encoder(connection: JointSpace) -> dict[str, Any]:
     """What makes the space: the weights, and which of them which space and modality goes through.
 
     It says nothing of the encoders, so that all that one connection projects is one space.
@@ -140,7 +139,7 @@ def _encoder(connection: Connection) -> dict[str, Any]:
     return {
         "encoder": record.model,
         "checkpoint_sha256": record.model_sha256,
-        "spaces": [side.model_dump(mode="json", include=decisive) for side in record.spaces],
+        "spaces": [one.model_dump(mode="json", include=decisive) for one in record.spaces],
         "libraries": dict(library_versions()),
     }
 
@@ -159,7 +158,7 @@ def _refuse_another_space(
             )
 
 
-def _write(store: Path, connection: Connection, source: Dataset, description: Description) -> bool:
+def _write(store: Path, connection: JointSpace, source: Dataset, description: Description) -> bool:
     """Write the parts that are not there yet, then the manifest; False where none was missing."""
     folder = begin(store, description)
     if is_complete(folder):
@@ -178,7 +177,7 @@ def _write(store: Path, connection: Connection, source: Dataset, description: De
 
 def _write_part(
     folder: Path,
-    connection: Connection,
+    connection: JointSpace,
     source: Dataset,
     description: Description,
     number: int,

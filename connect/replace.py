@@ -1,22 +1,41 @@
-"""A name that another connection has already: what differs, and whether it may be replaced.
+"""A name that another connection has already: it is refused, or replaced by a finished new one.
 
-    others = differences(folder, config, spaces)     # ["epochs: 36 → 40"], or [] to go on with it
-    refuse(folder, others)
+    others = differences(folder, problem.differences)     # ["epochs: 36 → 40"], or [] to go on
+    refuse(folder, others)                                # unless it is to be replaced
+    make(folder / NEW)                                    # however long that takes
+    take_place(folder)
 
-One that was never finished, or that is damaged beyond reading, has nothing to lose.
+FOLDER/.new     the new one while it is made
+FOLDER/.whole   the new one, finished: while it is there, it is what is read
+
+One that was never finished, or that is damaged beyond reading, has nothing to lose. What was killed
+on its way leaves the old one or the new one whole; `settle` finishes what is left to do.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection.record import Record, read_content, read_record
-from cmcr.connect.methods.problem import space_records
-from cmcr.connect.spaces.datasets import Spaces
+from cmcr.connect.connection.record import WHOLE, Record, read_content, read_record
 from cmcr.errors import StoreError, UsageError, VersionError
+from cmcr.files import replacing
 
+NEW = ".new"
+_OVER = ".over"  # copied, and about to be deleted
+_LOCK = ".lock"
+# All that is made in the folder of a connection: what the new one lacks of it goes.
+_MADE = (
+    "config.json",
+    "model.safetensors",
+    "README.md",
+    "training.jsonl",
+    "methods.json",
+    "methods",
+    "tensorboard",
+    "link-*",
+)
 _SHOWN = 4
-CHAIN = "it is a chain of several connections"
 
 
 class NameTakenError(UsageError):
@@ -41,39 +60,17 @@ def refuse(folder: Path, others: Sequence[str]) -> None:
         raise NameTakenError(folder, others, version.cure if version else None)
 
 
-def differences(folder: Path, config: ConnectConfig, spaces: Spaces) -> list[str]:
-    """What tells the finished connection in `folder` from the one that is asked for."""
-    if version := version_difference(folder):
-        return version
-    record = standing(folder)
-    if not isinstance(record, Record):
-        return [CHAIN] if record else []
-    if record.requested is None:
-        return [f"it was imported from {record.imported.get('file', 'elsewhere')}"]
-    old, new = record.requested.model_dump(), config.model_dump()
-    changed = {name for name in new if old[name] != new[name]}
-    told = [f"{name}: {_text(old[name])} → {_text(new[name])}" for name in new if name in changed]
-    if changed.isdisjoint(["spaces", "via", "train", "memory"]):
-        told += _changed_data(record, spaces)
-    return told
+def differences(folder: Path, of: Callable[[Record], list[str]]) -> list[str]:
+    """What tells the finished connection in `folder` from the one that is asked for.
 
-
-def imported_differences(folder: Path, record: Record) -> list[str]:
-    """What tells the finished connection in `folder` from an imported one of this record."""
+    `of` says it of the record of a connection of two spaces.
+    """
     if version := version_difference(folder):
         return version
     there = standing(folder)
-    if not isinstance(there, Record):
-        return [CHAIN] if there else []
-    if not there.imported:
-        return [f"it was made here, by {there.model}"]
-    names = [" and ".join(space.name for space in one.spaces) for one in (there, record)]
-    pairs = {
-        "checkpoint": (there.imported.get("sha256", "")[:8], record.imported["sha256"][:8]),
-        "spaces": (names[0], names[1]),
-        "via": (there.via, record.via),
-    }
-    return [f"{name}: {old} → {new}" for name, (old, new) in pairs.items() if old != new]
+    if isinstance(there, Record):
+        return of(there)
+    return ["it is a chain of several connections"] if there else []
 
 
 def standing(folder: Path) -> Record | bool:
@@ -108,16 +105,36 @@ def _version_error(folder: Path) -> VersionError | None:
     return None
 
 
-def _changed_data(record: Record, spaces: Spaces) -> list[str]:
-    changed = []
-    for old, new in zip(record.spaces, space_records(spaces), strict=True):
-        there, wanted = old.datasets, new.datasets
-        changed += [f"the content of {key} changed" for key in wanted
-                    if there.get(key, wanted[key]) != wanted[key]]  # fmt: skip
-        changed += [f"there is {key} now" for key in wanted if key not in there]
-        changed += [f"there is no {key} any more" for key in there if key not in wanted]
-    return changed
+def take_place(folder: Path) -> None:
+    """Make the finished connection in FOLDER/.new the one in `folder`."""
+    os.replace(folder / NEW, folder / WHOLE)
+    settle(folder)
 
 
-def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def settle(folder: Path) -> None:
+    """Finish a replacement that was killed; nothing where there is none."""
+    whole = folder / WHOLE
+    if whole.is_dir():
+        new = {path.relative_to(whole) for path in whole.rglob("*") if _belongs(path)}
+        for name in sorted(new):
+            with replacing(folder / name) as unfinished:
+                shutil.copyfile(whole / name, unfinished)
+        for pattern in _MADE:
+            for path in folder.glob(pattern):
+                _delete(path, folder, new)
+        os.replace(whole, folder / _OVER)
+    shutil.rmtree(folder / _OVER, ignore_errors=True)
+
+
+def _belongs(path: Path) -> bool:
+    return path.is_file() and path.name != _LOCK
+
+
+def _delete(path: Path, folder: Path, kept: set[Path]) -> None:
+    if path.is_dir():
+        for inner in path.iterdir():
+            _delete(inner, folder, kept)
+        if not any(path.iterdir()):
+            path.rmdir()
+    elif path.relative_to(folder) not in kept and path.name != _LOCK:
+        path.unlink()

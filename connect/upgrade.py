@@ -16,8 +16,16 @@ from pydantic import ValidationError
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.load import load_connection
 from cmcr.connect.connection.model_card import model_card
-from cmcr.connect.connection.record import CARD, CONFIG, FORMAT, REMAKE, Record, SpaceRecord
-from cmcr.connect.swap import current, settle
+from cmcr.connect.connection.record import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    REMAKE,
+    Record,
+    SpaceRecord,
+    current,
+)
+from cmcr.connect.replace import settle
 from cmcr.embeddings import check_store, list_datasets
 from cmcr.embeddings.schema import MANIFEST, SCHEMA_VERSION, read_manifest
 from cmcr.errors import CmcrError, StoreError, VersionError

@@ -28,7 +28,7 @@ cmcr.connect
 cmcr.connect.methods
 cmcr.connect.training
 cmcr.connect.connection cmcr.connect.spaces
-cmcr.connect.config cmcr.connect.distributed cmcr.connect.swap
+cmcr.connect.config cmcr.connect.distributed
 
 cmcr.extract
 cmcr.extract.engine cmcr.extract.regions

@@ -4,7 +4,7 @@ chain = load_connection(store / "connections" / "all")
 chain.project("clap", embeddings, "audio")      # through link 1, then through link 2
 
 A link is an ordinary connection; from the second on, one of its spaces is the joint space of the
-links before. `connect.build` makes them.
+links before. `connect.build_chain` makes them.
 
 NAME/config.json       the links in their order; written last
 NAME/link-1/, link-2/  connections
@@ -75,7 +75,7 @@ class Chain(JointSpace):
         first = self.links.index(self._first(space))
         joined = self.links[first].joined(space, block, modality)  # (n, joint)
         for link, joint in zip(self.links[first + 1 :], self.joints[first:], strict=False):
-            bridge = next(side.bridge for side in link.record.spaces if side.name == joint)
+            bridge = next(one.bridge for one in link.record.spaces if one.name == joint)
             known = modality is not None and link.knows(joint, modality)
             joined = link.joined(joint, joined, modality if known else bridge)
         return joined
@@ -91,7 +91,7 @@ class Chain(JointSpace):
 
     def _first(self, space: str) -> Connection:
         for link in self.links:
-            if space not in self.joints and any(side.name == space for side in link.record.spaces):
+            if space not in self.joints and any(one.name == space for one in link.record.spaces):
                 return link
         self.place_of(space)  # raises what names the spaces that there are
         raise AssertionError

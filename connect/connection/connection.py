@@ -5,7 +5,7 @@ connection.check("clap", dataset.encoder_identity)
 joint = connection.project("clap", dataset.embeddings())      # (rows, joint), unit norm
 connection.push_to_hub("me/clip-clap")
 
-NAME/model.safetensors   Head_A.* is of space 1, Head_B.* of space 2, mean_A.MODALITY, turn_A.*
+NAME/model.safetensors   Head_A.*, turn_A.* and mean_A.MODALITY of space 1, with B of space 2
 NAME/config.json         the record; written last: without it a connection is unfinished
 NAME/README.md           the model card
 NAME/training.jsonl      one row an epoch, for trained connections
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from cmcr.connect.connection.base import JointSpace
 from cmcr.connect.connection.model_card import model_card
-from cmcr.connect.connection.projectors import Side, make_head
+from cmcr.connect.connection.projectors import Projector, make_head
 from cmcr.connect.connection.record import (
     CARD,
     CONFIG,
@@ -38,13 +38,13 @@ from cmcr.typed import typed
 class Connection(JointSpace):
     """Two spaces made one. `connect` makes and `load_connection` reads one."""
 
-    def __init__(self, record: Record, sides: tuple[Side, ...]) -> None:
-        """`sides` in the order of `record.spaces`."""
+    def __init__(self, record: Record, projectors: tuple[Projector, ...]) -> None:
+        """`projectors` in the order of `record.spaces`."""
         self.record = record
-        self.sides = sides
-        for side in sides:
-            side.head.requires_grad_(False).eval()
-            side.turn.requires_grad_(False).eval()
+        self.projectors = projectors
+        for projector in projectors:
+            projector.head.requires_grad_(False).eval()
+            projector.turn.requires_grad_(False).eval()
         self.device = torch.device("cpu")
 
     def knows(self, space: str, modality: Modality) -> bool:
@@ -57,8 +57,8 @@ class Connection(JointSpace):
     def to(self, device: torch.device | str) -> Self:
         """Move to `device`; returns itself."""
         self.device = torch.device(device)
-        for side in self.sides:
-            side.to(device)
+        for projector in self.projectors:
+            projector.to(device)
         return self
 
     def check(self, space: str, encoder_identity: str) -> None:
@@ -99,31 +99,33 @@ class Connection(JointSpace):
         self, space: str, block: Float[Tensor, "n d"], modality: Modality | None
     ) -> Float[Tensor, "n joint"]:
         """`project` without looking at what it is given."""
-        return self.sides[self.place_of(space)].project(block, modality)
+        return self.projectors[self.place_of(space)].project(block, modality)
 
     def save(self, path: Path) -> None:
         """Write the connection into the folder `path`, the record last."""
         (path / CONFIG).unlink(missing_ok=True)
         with replacing(path / MODEL) as unfinished:
-            save_file(_state(self.sides), unfinished)
+            save_file(_state(self.projectors), unfinished)
         self.record = self.record.model_copy(update={"model_sha256": sha256_file(path / MODEL)})
         write_text(path / CARD, model_card(self.record))
         write_text(path / CONFIG, self.record.model_dump_json(indent=2) + "\n")
 
 
-def sides_of(record: Record, state: dict[str, Tensor]) -> tuple[Side, Side]:
-    """Both sides that `record` describes, with the weights of `state`.
+def projectors_of(record: Record, state: dict[str, Tensor]) -> tuple[Projector, Projector]:
+    """Both projectors that `record` describes, with the weights of `state`.
 
     Raises RuntimeError or KeyError for weights that do not fit.
     """
     first, second = (
-        _side(space, record.joint_dim, letter, state)
+        _projector(space, record.joint_dim, letter, state)
         for letter, space in zip("AB", record.spaces, strict=True)
     )
     return first, second
 
 
-def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tensor]) -> Side:
+def _projector(
+    space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tensor]
+) -> Projector:
     with torch.device("meta"):
         head = make_head(space.head, space.dim, joint_dim)
         turn = nn.Linear(space.dim, space.dim) if space.turned else nn.Identity()
@@ -133,13 +135,16 @@ def _side(space: SpaceRecord, joint_dim: int, letter: str, state: dict[str, Tens
         }
         module.load_state_dict(own, assign=True)
     means = {modality: state[f"mean_{letter}.{modality}"] for modality in space.centred}
-    return Side(head, means, turn, space.turned)
+    return Projector(head, means, turn, space.turned)
 
 
-def _state(sides: tuple[Side, ...]) -> dict[str, Tensor]:
+def _state(projectors: tuple[Projector, ...]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for letter, side in zip("AB", sides, strict=True):
-        for name, module in ((f"Head_{letter}", side.head), (f"turn_{letter}", side.turn)):
+    for letter, projector in zip("AB", projectors, strict=True):
+        for name, module in (
+            (f"Head_{letter}", projector.head),
+            (f"turn_{letter}", projector.turn),
+        ):
             state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        state |= {f"mean_{letter}.{name}": mean for name, mean in side.means.items()}
+        state |= {f"mean_{letter}.{name}": mean for name, mean in projector.means.items()}
     return {name: value.contiguous().cpu() for name, value in state.items()}

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 
 from cmcr.connect.connection.base import JointSpace
 from cmcr.connect.connection.chain import Chain
-from cmcr.connect.connection.connection import Connection, sides_of
+from cmcr.connect.connection.connection import Connection, projectors_of
 from cmcr.connect.connection.record import (
     CONFIG,
     MODEL,
     REMAKE,
+    current,
     fetched,
     read_content,
     read_record,
 )
-from cmcr.connect.swap import current
 from cmcr.errors import StoreError
 from cmcr.files import sha256_file
 
@@ -43,7 +43,7 @@ def load_pair(path: Path) -> Connection:
     if not model.exists() or sha256_file(model) != record.model_sha256:
         raise StoreError("the weights are not the ones that were written", where=model, cure=REMAKE)
     try:
-        return Connection(record, sides_of(record, load_file(model)))
+        return Connection(record, projectors_of(record, load_file(model)))
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoreError(

@@ -1,8 +1,8 @@
-"""Heads: what takes the embeddings of one space into the joint space.
+"""Projectors: what takes the embeddings of one space into the joint space, and their heads.
 
 head = make_head("mlp", dim=512, joint_dim=512)    # CLIP-CLAP: net1.0, net1.1, net2.0, net2.1
-side = Side(head, means={"image": mean})
-side.project(embeddings, "image")                  # (n, 512) → (n, joint), unit norm
+projector = Projector(head, means={"image": mean})
+projector.project(embeddings, "image")             # (n, 512) → (n, joint), unit norm
 
 The state-dict keys of `mlp`, `linear` and `leaf` are those of the published checkpoints.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cmcr.connect.config import Kind
+from cmcr.connect.config import HeadKind
 from cmcr.connect.distributed import total_both_ways, world_size
 from cmcr.embeddings import Modality
 from cmcr.typed import typed
@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """As published for CLIP-ULIP: one layer, so the joint space is its positive corner."""
+    """As published for CLIP-ULIP: one layer. ReLU keeps embeddings in the non-negative orthant."""
 
     def __init__(self, dim: int, joint_dim: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Residual(nn.Module):
         return y
 
 
-def make_head(kind: Kind, dim: int, joint_dim: int) -> nn.Module:
+def make_head(kind: HeadKind, dim: int, joint_dim: int) -> nn.Module:
     """A fresh head, (batch, dim) → (batch, joint), drawn from torch's default generator."""
     if kind == "identity":
         return nn.Identity()
@@ -108,7 +108,7 @@ def make_head(kind: Kind, dim: int, joint_dim: int) -> nn.Module:
 
 
 def make_heads(
-    kinds: tuple[Kind, Kind], dims: tuple[int, int], joint_dim: int, seed: int
+    kinds: tuple[HeadKind, HeadKind], dims: tuple[int, int], joint_dim: int, seed: int
 ) -> tuple[nn.Module, nn.Module]:
     """The heads of both spaces, the same for the same seed; torch's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
@@ -120,15 +120,15 @@ def make_heads(
 
 
 @dataclass
-class Side:
-    """One space on its way into the joint one: centred, turned, taken through the head."""
+class Projector:
+    """f of one space: its embeddings centred, turned, and taken through the head."""
 
     head: nn.Module
     means: Means = field(default_factory=dict)  # (D,) of each modality; none: not centred
     turn: nn.Module = field(default_factory=nn.Identity)  # Ex-MCR's `Head1`, within the space
     turned: tuple[Modality, ...] = ()  # the modalities that go through it
 
-    def to(self, device: torch.device | str) -> "Side":
+    def to(self, device: torch.device | str) -> "Projector":
         """Move to `device`; returns itself."""
         self.head.to(device)
         self.turn.to(device)

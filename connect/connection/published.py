@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cmcr.connect.config import Kind
-from cmcr.connect.connection.connection import Connection, sides_of
+from cmcr.connect.config import HeadKind
+from cmcr.connect.connection.connection import Connection, projectors_of
 from cmcr.connect.connection.projectors import make_head
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.embeddings import MODALITIES, Modality
@@ -29,7 +29,7 @@ from cmcr.files import sha256_file
 from cmcr.weights import WeightsError, read_weights
 
 # The heads of space A and space B, and the model's name in a table of results.
-LAYOUTS: dict[tuple[Kind, Kind], str] = {
+LAYOUTS: dict[tuple[HeadKind, HeadKind], str] = {
     ("mlp", "mlp"): "c-mcr-published",
     ("linear", "linear"): "c-mcr-published",
     ("leaf", "identity"): "ex-mcr-published",
@@ -43,14 +43,14 @@ AUTHORS: dict[str, tuple[str, str]] = {
     "50b8eff07c85a0cd1084de54537282deffe04567": ("ulip", "clip"),  # ex_ulip.pt
 }
 # And of any file, by its layout: which spaces there are.
-ORDERS: dict[tuple[Kind, Kind], tuple[tuple[str, str], ...]] = {
+ORDERS: dict[tuple[HeadKind, HeadKind], tuple[tuple[str, str], ...]] = {
     ("mlp", "mlp"): (("clap", "clip"),),
     ("linear", "linear"): (("clip", "ulip"),),
     ("leaf", "identity"): (("clap", "clip"), ("ulip", "clip")),
 }
 _LEAF = {"Head1.": "turn_A.", "Head2.": "Head_A."}  # Ex-MCR's names and ours
 _TURN = ("turn_A.weight", "turn_A.bias")
-_ENDS: dict[Kind, tuple[str, str]] = {  # the first matrix of a head, and the last
+_ENDS: dict[HeadKind, tuple[str, str]] = {  # the first matrix of a head, and the last
     "mlp": ("net1.0.weight", "net2.0.weight"),
     "linear": ("net.0.weight", "net.0.weight"),
     "leaf": ("mlp1.net1.0.weight", "mlp2.net2.0.weight"),
@@ -96,7 +96,7 @@ def published_connection(
             joint_dim=joint_dim,
             versions=dict(library_versions()),
         )
-        return Connection(record, sides_of(record, state))
+        return Connection(record, projectors_of(record, state))
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise SourceError(
@@ -125,7 +125,7 @@ def read_published(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def layout(state: dict[str, Tensor], file: Path) -> tuple[Kind, Kind]:
+def layout(state: dict[str, Tensor], file: Path) -> tuple[HeadKind, HeadKind]:
     """Which of `LAYOUTS` has just the keys of `state`. Raises SourceError when none has."""
     for kinds in LAYOUTS:
         if state.keys() == _keys(kinds):
@@ -139,7 +139,7 @@ def layout(state: dict[str, Tensor], file: Path) -> tuple[Kind, Kind]:
 
 
 def in_order(
-    named: tuple[str, str] | None, kinds: tuple[Kind, Kind], file: Path
+    named: tuple[str, str] | None, kinds: tuple[HeadKind, HeadKind], file: Path
 ) -> tuple[str, str]:
     """Space A and space B of `file`, under the names in `named` if they may be right.
 
@@ -197,7 +197,7 @@ def _our_name(name: str) -> str:
     return name
 
 
-def _keys(kinds: tuple[Kind, Kind]) -> set[str]:
+def _keys(kinds: tuple[HeadKind, HeadKind]) -> set[str]:
     with torch.device("meta"):
         heads = [make_head(kind, 1, 1) for kind in kinds]
     keys = {
@@ -208,7 +208,9 @@ def _keys(kinds: tuple[Kind, Kind]) -> set[str]:
     return keys.union(_TURN) if "leaf" in kinds else keys
 
 
-def _dims(state: dict[str, Tensor], kinds: tuple[Kind, Kind]) -> tuple[tuple[int, int], int]:
+def _dims(
+    state: dict[str, Tensor], kinds: tuple[HeadKind, HeadKind]
+) -> tuple[tuple[int, int], int]:
     """D of both spaces and of the joint one, as the matrices have them."""
     joint_dim = state[f"Head_A.{_ENDS[kinds[0]][1]}"].shape[0]
     first, second = (

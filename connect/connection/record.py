@@ -2,6 +2,8 @@
 
 record = read_record(store / "connections" / "clip-clap")
 record.spaces, record.pairs, record.validation
+
+Here are the names of a connection's files too, where they are read, and how the Hub's are fetched.
 """
 
 import json
@@ -14,9 +16,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cmcr.connect.config import ConnectConfig, Kind
-from cmcr.connect.connection.projectors import Side
-from cmcr.connect.swap import current
+from cmcr.connect.config import ConnectConfig, HeadKind
 from cmcr.embeddings import Modality
 from cmcr.errors import StoreError, VersionError
 
@@ -28,6 +28,8 @@ CARD = "README.md"
 LIBRARIES = ("cmcr", "torch", "numpy", "safetensors")
 
 REMAKE = "run the `cmcr connect` that made it again"
+
+WHOLE = ".whole"  # within the folder: a finished connection that is about to replace the old one
 
 
 class SpaceRecord(BaseModel):
@@ -45,7 +47,7 @@ class SpaceRecord(BaseModel):
     bridge: Modality | None = None
     memory: Modality | None = None
     datasets: dict[str, str] = {}  # SPACE/MODALITY:DATASET → fingerprint
-    head: Kind = "identity"
+    head: HeadKind = "identity"
     centred: tuple[Modality, ...] = ()  # modalities whose mean is subtracted
     turned: tuple[Modality, ...] = ()  # modalities that Ex-MCR's Head1 is for
 
@@ -72,17 +74,10 @@ class Record(BaseModel):
     model_sha256: str = ""  # filled in when the weights are written
 
 
-def with_sides(
-    records: tuple[SpaceRecord, SpaceRecord], sides: tuple[Side, Side], kinds: tuple[Kind, Kind]
-) -> tuple[SpaceRecord, SpaceRecord]:
-    """`records` that also say how `sides` take their space into the joint one."""
-    first, second = (
-        record.model_copy(
-            update={"head": kind, "centred": tuple(side.means), "turned": side.turned}
-        )
-        for record, side, kind in zip(records, sides, kinds, strict=True)
-    )
-    return first, second
+def current(folder: Path) -> Path:
+    """Where the files of the connection in `folder` are to be read."""
+    whole = folder / WHOLE
+    return whole if whole.is_dir() else folder
 
 
 def read_record(path: Path) -> Record:

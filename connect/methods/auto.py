@@ -7,17 +7,16 @@ FOLDER/methods/MODEL/    what each trained method left on its way
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.distributed import rank
-from cmcr.connect.methods.problem import Problem, score
-from cmcr.connect.methods.solve import closed_forms
+from cmcr.connect.methods.problem import Problem
+from cmcr.connect.methods.solve import closed_forms, solve
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
 from cmcr.connect.training.validation import DECIDES, behind, clearly_worse
@@ -41,28 +40,21 @@ PREFERRED = (
     "identity",
 )
 
-Make = Callable[[ConnectConfig, Problem, Path, str], Connection]
 
-
-def choose(
-    config: ConnectConfig, problem: Problem, folder: Path, device: str, make: Make
-) -> Connection:
+def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
     """The first of `PREFERRED` that the held-out pairs do not show to be worse than the best.
 
     Raises UsageError when nothing is held out.
     """
-    if problem.held is None:
+    if problem.data.held is None:
         raise UsageError(
             "`auto` has nothing to choose by", cure="hold some pairs out: --set validation=0.1"
         )
     made = {}
-    for candidate in candidates(config, problem):
-        place = folder / "methods" / candidate.model_name
-        made[candidate.model_name] = make(candidate, problem, place, device)
-    validated = {
-        name: score(connection.sides, problem.spaces, problem.held)
-        for name, connection in made.items()
-    }
+    for candidate in candidates(problem):
+        name = candidate.config.model_name
+        made[name] = solve(candidate, folder / "methods" / name, tensorboard)
+    validated = {name: problem.score(one.projectors) for name, one in made.items()}
     each = {name: one.each for name, one in validated.items()}
     chosen = preferred(each)
     best = max(each.values(), key=_mean)
@@ -77,7 +69,7 @@ def choose(
         for name in made:
             (folder / "methods" / name / CHECKPOINT).unlink(missing_ok=True)
     connection = made[chosen].to("cpu")
-    connection.record = connection.record.model_copy(update={"requested": config})
+    connection.record = connection.record.model_copy(update={"requested": problem.config})
     return connection
 
 
@@ -91,8 +83,8 @@ def _mean(each: Tensor) -> float:
     return float(each.mean())
 
 
-def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
-    """The config of every method, the simplest first."""
+def candidates(problem: Problem) -> list[Problem]:
+    """The problem of every method, the simplest first."""
     trained: list[dict[str, Any]] = [
         {"method": "linear", "centre": True},
         {"method": "ex-mcr", "projector": "residual", "centre": True},
@@ -101,8 +93,8 @@ def candidates(config: ConnectConfig, problem: Problem) -> list[ConnectConfig]:
         {"method": "c-mcr", "projector": "mlp"},
     ]
     return [
-        *closed_forms(config, problem.spaces),
-        *(config.model_copy(update={"centre": False} | variant) for variant in trained),
+        *closed_forms(problem),
+        *(problem.variant(**{"centre": False} | variant) for variant in trained),
     ]
 
 

@@ -1,25 +1,31 @@
-"""What every method is given, and the record of what it was given.
+"""What a method is given: a config, and the two spaces, their pairs, and those that are held out.
 
-problem = pose(config, store, spaces)              # pairs joined, some held out
-score(sides, problem.spaces, problem.held).scores  # {"hit_rate@1": …, "mrr": …}
-describe(config, problem, sides, device)           # the record of a connection
+problem = pose(store, config)      # opens the spaces; the rest follows when it is asked for
+problem.differences(record)        # what tells an earlier connection from this one
+problem.variant(method="ridge")    # the same data for another method
+problem.score(projectors).scores   # {"hit_rate@1": …, "mrr": …}
+problem.finished(projectors)       # the connection, with its record
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection.projectors import Means, Side
-from cmcr.connect.connection.record import Record, SpaceRecord, library_versions, with_sides
+from cmcr.connect.connection.connection import Connection
+from cmcr.connect.connection.projectors import Means, Projector
+from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.spaces.aggregation import aggregate
-from cmcr.connect.spaces.datasets import SpaceData, Spaces
+from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
+from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, validate
 from cmcr.devices import float32
 
@@ -27,28 +33,87 @@ LEAST, MOST = 32, 4096  # rows that are held out
 DISTRACTORS = 16_384  # bridge items of the fit that are searched among, besides
 
 
-def split(config: ConnectConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the rows to fit on and of those held out, each in order; seeded.
+def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
+    """Open the spaces that `config` names; nothing of them is read yet.
+
+    Raises UsageError for a dataset that is not in the store or a memory that could be two
+    modalities, StoreError for a damaged dataset, MismatchError for one space with two encoders.
+    """
+    spaces = open_spaces(store, config.spaces, config.via, config.train, config.memory)
+    return Problem(config, Data(store, spaces, config.validation, config.seed,
+                                config.memory_temperature, device))  # fmt: skip
+
+
+def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the rows to fit on and of those held out, each in order.
 
     With 4 × LEAST rows or fewer a quarter is the most that is held out.
     """
-    if not config.validation:
+    if not share:
         return np.arange(count), np.arange(0)
-    share = min(max(round(config.validation * count), LEAST), MOST, count // 4)
-    order = np.random.default_rng(config.seed).permutation(count)
-    return np.sort(order[share:]), np.sort(order[:share])
+    held = min(max(round(share * count), LEAST), MOST, count // 4)
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What every method is given: the same datasets, and the same pairs held out."""
+@dataclass
+class Data:
+    """What every method is given alike; what follows from the fields is derived when first used."""
 
     store: Path
     spaces: Spaces
-    pairs: Pairs  # all of them
-    fitted: Pairs  # those a method may see
-    fitted_rows: np.ndarray  # (fitted,) their numbers among `pairs`
-    held: Held | None
+    validation: float  # the share of the pairs that is held out
+    seed: int
+    memory_temperature: float  # τ1
+    device: str
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """All bridge pairs. Raises MismatchError when fewer than two ids are common."""
+        return join(*self.spaces)
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers among `pairs` of those that a method may see, and of those held out."""
+        return split(len(self.pairs), self.validation, self.seed)
+
+    @cached_property
+    def fitted(self) -> Pairs:
+        """The pairs that a method may see."""
+        return self.pairs.subset(self.rows[0])
+
+    @cached_property
+    def held(self) -> Held | None:
+        """The pairs held out, for `validate` to search with and among, on the device."""
+        if not len(self.rows[1]):
+            return None
+        back, others = self.pairs.subset(self.rows[1]), self.fitted.subset(slice(0, DISTRACTORS))
+        bridge = [
+            torch.cat([float32(one[:], self.device), float32(two[:], self.device)])
+            for one, two in ((back.first, others.first), (back.second, others.second))
+        ]
+        pseudo = [
+            aggregate(block[: len(back)], space.memory_blocks(), self.memory_temperature)
+            if space.memory
+            else None
+            for space, block in zip(self.spaces, bridge, strict=True)
+        ]
+        return Held(len(back), (bridge[0], bridge[1]), (pseudo[0], pseudo[1]))
+
+    @cached_property
+    def pseudo(self) -> tuple[Rows | None, Rows | None]:
+        """ã and c̃ of the pairs that a method may see; None for a space without memory."""
+        first, second = (
+            pseudo_partners(self.store, space, bridge, self.memory_temperature, self.device)
+            for space, bridge in zip(
+                self.spaces, (self.pairs.first, self.pairs.second), strict=True
+            )
+        )
+        seen = self.rows[0]
+        return (
+            None if first is None else first.subset(seen),
+            None if second is None else second.subset(seen),
+        )
 
     @cached_property
     def means(self) -> tuple[Means, Means]:
@@ -57,76 +122,81 @@ class Problem:
         return _means(first, self.fitted.first), _means(second, self.fitted.second)
 
 
-def pose(config: ConnectConfig, store: Path, spaces: Spaces, device: str = "cpu") -> Problem:
-    """Join the pairs and hold some out, for `validate` to search with and among.
+@dataclass(frozen=True)
+class Problem:
+    """A method, by its config, and the data that it is given."""
 
-    Raises MismatchError when fewer than two ids are common to both spaces.
-    """
-    pairs = join(*spaces)
-    seen, held_out = split(config, len(pairs))
-    fitted = pairs.subset(seen)
-    held = None
-    if len(held_out):
-        back, others = pairs.subset(held_out), fitted.subset(slice(0, DISTRACTORS))
-        bridge = [
-            torch.cat([float32(one[:], device), float32(two[:], device)])
-            for one, two in ((back.first, others.first), (back.second, others.second))
-        ]
-        pseudo = [
-            aggregate(block[: len(back)], space.memory_blocks(), config.memory_temperature)
-            if space.memory
-            else None
-            for space, block in zip(spaces, bridge, strict=True)
-        ]
-        held = Held(len(back), (bridge[0], bridge[1]), (pseudo[0], pseudo[1]))
-    return Problem(store, spaces, pairs, fitted, seen, held)
+    config: ConnectConfig
+    data: Data
 
+    def variant(self, **changes: Any) -> "Problem":
+        """The same data for another method: a config that differs in `changes`."""
+        return dataclasses.replace(self, config=self.config.model_copy(update=changes))
 
-def joint_dim(config: ConnectConfig, second: SpaceData) -> int:
-    """Dimensions of the joint space: what c-mcr is told, else those of space 2."""
-    free = config.method == "c-mcr" and config.projector != "residual"
-    return config.joint_dim if free else second.dim
+    @property
+    def joint_dim(self) -> int:
+        """Dimensions of the joint space: what c-mcr is told, else those of space 2."""
+        free = self.config.method == "c-mcr" and self.config.projector != "residual"
+        return self.config.joint_dim if free else self.data.spaces[1].dim
 
+    def score(self, projectors: tuple[Projector, ...], held: Held | None = None) -> Validated:
+        """`validate` for projectors in evaluation mode, which move to the device of `held`.
 
-def describe(
-    config: ConnectConfig, problem: Problem, sides: tuple[Side, Side], device: str
-) -> Record:
-    """The record of a connection that is being made."""
-    pairs = problem.pairs
-    return Record(
-        model=config.model_name,
-        via=config.via,
-        config=config,
-        requested=config,
-        spaces=with_sides(space_records(problem.spaces), sides, config.heads),
-        joint_dim=joint_dim(config, problem.spaces[1]),
-        pairs=len(pairs),
-        held_out=len(pairs) - len(problem.fitted),
-        unmatched=pairs.unmatched,
-        device=device,
-        versions=dict(library_versions()),
-    )
+        `held` are the data's own if None, and there have to be some.
+        """
+        held = held or self.data.held
+        assert held is not None
+        for projector in projectors:
+            projector.to(held.bridge[0].device)
 
+        def project(side: int, rows: Tensor, pseudo: bool) -> Tensor:
+            space = self.data.spaces[side]
+            modality = space.memory_modality if pseudo else space.bridge_modality
+            return projectors[side].project(rows, modality)
 
-def score(sides: tuple[Side, ...], spaces: Spaces, held: Held) -> Validated:
-    """`validate` for sides in evaluation mode, which move to the device of `held`."""
-    for side in sides:
-        side.to(held.bridge[0].device)
+        return validate(project, held)
 
-    def project(side: int, rows: Tensor, pseudo: bool) -> Tensor:
-        space = spaces[side]
-        modality = space.memory_modality if pseudo else space.bridge_modality
-        return sides[side].project(rows, modality)
+    def finished(self, projectors: tuple[Projector, Projector]) -> Connection:
+        """The connection of `projectors`, with how well it does on what was held out."""
+        record = self.record(projectors)
+        if self.data.held is not None:
+            record = record.model_copy(update={"validation": self.score(projectors).scores})
+        return Connection(record, projectors).to("cpu")
 
-    return validate(project, held)
+    def record(self, projectors: tuple[Projector, Projector]) -> Record:
+        """The record of the connection of `projectors`, before it is validated."""
+        pairs = self.data.pairs
+        opened = space_records(self.data.spaces)
+        first, second = (
+            space.model_copy(
+                update={"head": head, "centred": tuple(one.means), "turned": one.turned}
+            )
+            for space, head, one in zip(opened, self.config.heads, projectors, strict=True)
+        )
+        return Record(
+            model=self.config.model_name,
+            via=self.config.via,
+            config=self.config,
+            requested=self.config,
+            spaces=(first, second),
+            joint_dim=self.joint_dim,
+            pairs=len(pairs),
+            held_out=len(pairs) - len(self.data.fitted),
+            unmatched=pairs.unmatched,
+            device=self.data.device if self.config.trained else "cpu",
+            versions=dict(library_versions()),
+        )
 
-
-def _means(space: SpaceData, bridge: Rows) -> Means:
-    """The mean embedding of each modality of `space`: of the bridge pairs, and of the memory."""
-    means = {space.bridge_modality: mean_embedding(bridge.batches(), space.dim).float()}
-    if space.memory_modality is not None:
-        means[space.memory_modality] = mean_embedding(space.memory_blocks(), space.dim).float()
-    return means
+    def differences(self, record: Record) -> list[str]:
+        """What tells the connection of `record` from the one of this problem; [] if up to date."""
+        if record.requested is None:
+            return [f"it was imported from {record.imported.get('file', 'elsewhere')}"]
+        old, new = record.requested.model_dump(), self.config.model_dump()
+        changed = [name for name in new if old[name] != new[name]]
+        told = [f"{name}: {_text(old[name])} → {_text(new[name])}" for name in changed]
+        if {"spaces", "via", "train", "memory"}.isdisjoint(changed):
+            told += _changed_data(record, self.data.spaces)
+        return told
 
 
 def space_records(spaces: Spaces) -> tuple[SpaceRecord, SpaceRecord]:
@@ -150,3 +220,26 @@ def _encoder(space: SpaceData) -> dict[str, str]:
     made_by = space.bridge[0].manifest.encoder
     names = ("encoder", "checkpoint_sha256", "licence")
     return {name: str(made_by[name]) for name in names if made_by.get(name)}
+
+
+def _means(space: SpaceData, bridge: Rows) -> Means:
+    """The mean embedding of each modality of `space`: of the bridge pairs, and of the memory."""
+    means = {space.bridge_modality: mean_embedding(bridge.batches(), space.dim).float()}
+    if space.memory_modality is not None:
+        means[space.memory_modality] = mean_embedding(space.memory_blocks(), space.dim).float()
+    return means
+
+
+def _changed_data(record: Record, spaces: Spaces) -> list[str]:
+    changed = []
+    for old, new in zip(record.spaces, space_records(spaces), strict=True):
+        there, wanted = old.datasets, new.datasets
+        changed += [f"the content of {key} changed" for key in wanted
+                    if there.get(key, wanted[key]) != wanted[key]]  # fmt: skip
+        changed += [f"there is {key} now" for key in wanted if key not in there]
+        changed += [f"there is no {key} any more" for key in there if key not in wanted]
+    return changed
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -37,8 +37,9 @@ def aggregate(
 
     `memory` holds the a_k: one tensor, or chunks of (rows, d) of any float precision. The result
     is the weighted sum itself, in float32 on the device of `queries`: its norm is at most 1, and
-    it is normalised only after noise is added (`losses.perturb`). At most `chunk_rows` squared
-    scores exist at a time. Raises MismatchError for a memory without rows or of another dim.
+    it is normalised only after noise is added (`perturb` in training/objective.py). At most
+    `chunk_rows` squared scores exist at a time. Raises MismatchError for a memory without rows or
+    of another dim.
     """
     device = queries.device
     rows = chunk_rows or (CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS)

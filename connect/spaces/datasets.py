@@ -1,20 +1,16 @@
-"""What a connection is made from: the datasets of both spaces, and the bridge pairs in them.
+"""The datasets of a store that a connection is made from: which are a bridge, which a memory.
 
-first, second = open_spaces(store, config)
-pairs = join(first, second)          # rows of the same id, in both spaces
-pairs.first[10:20]                   # (10, D1), read from the shards
+first, second = open_spaces(store, ("clip", "clap"), "text", ["captions"], ["imagenet", "audioset"])
 for block in first.memory_blocks():  # (rows, D), the other modality of the space
     ...
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cmcr.connect.config import ConnectConfig
 from cmcr.embeddings import Dataset, Key, Modality, list_datasets, open_dataset
 from cmcr.errors import MismatchError, UsageError, near
 
@@ -61,33 +57,42 @@ class SpaceData:
 Spaces = tuple[SpaceData, SpaceData]
 
 
-def open_spaces(store: Path, config: ConnectConfig) -> Spaces:
-    """Open every dataset that `config` names.
+def open_spaces(
+    store: Path,
+    spaces: tuple[str, str],
+    via: Modality,
+    train: Sequence[str],
+    memory: Sequence[str] = (),
+) -> Spaces:
+    """Open the datasets `train` of the modality `via` in both spaces, and those of their memory.
 
-    Raises UsageError for a dataset that is not in the store or a memory that could be two
-    modalities, StoreError for a damaged one, MismatchError for one space with two encoders.
+    An entry of `memory` is DATASET or SPACE/MODALITY:DATASET. Raises UsageError for a dataset that
+    is not in the store or a memory that could be two modalities, StoreError for a damaged one,
+    MismatchError for one space with two encoders.
     """
     there = list_datasets(store)
-    memory = {space: _memory_keys(store, there, config, space) for space in config.spaces}
-    first, second = (_open_space(store, config, name, memory[name]) for name in config.spaces)
-    for entry in config.memory:
-        if not any(_matches(entry, key) for keys in memory.values() for key in keys):
+    keys = {space: _memory_of(space, store, there, via, memory) for space in spaces}
+    first, second = (_open_space(store, space, via, train, keys[space]) for space in spaces)
+    for entry in memory:
+        if not any(_matches(entry, key) for found in keys.values() for key in found):
             raise UsageError(
-                f"the memory dataset {entry!r} is not in {' or '.join(config.spaces)} "
-                f"under another modality than the bridge, {config.via}",
+                f"the memory dataset {entry!r} is not in {' or '.join(spaces)} "
+                f"under another modality than the bridge, {via}",
                 where=store,
                 cure=near(entry, [*map(str, there), *(key.dataset for key in there)]),
             )
     return first, second
 
 
-def _memory_keys(store: Path, there: list[Key], config: ConnectConfig, space: str) -> list[Key]:
+def _memory_of(
+    space: str, store: Path, there: Sequence[Key], via: Modality, memory: Sequence[str]
+) -> list[Key]:
     keys = [
         key
         for key in there
         if key.space == space
-        and key.modality != config.via
-        and any(_matches(entry, key) for entry in config.memory)
+        and key.modality != via
+        and any(_matches(entry, key) for entry in memory)
     ]
     if len({key.modality for key in keys}) > 1:
         raise UsageError(
@@ -102,11 +107,12 @@ def _matches(entry: str, key: Key) -> bool:
     return entry in (key.dataset, str(key))
 
 
-def _open_space(store: Path, config: ConnectConfig, name: str, memory: list[Key]) -> SpaceData:
-    bridge = [Key(name, config.via, dataset) for dataset in config.train]
+def _open_space(
+    store: Path, name: str, via: Modality, train: Sequence[str], memory: Sequence[Key]
+) -> SpaceData:
     space = SpaceData(
         name,
-        tuple(open_dataset(store, key) for key in bridge),
+        tuple(open_dataset(store, Key(name, via, dataset)) for dataset in train),
         tuple(open_dataset(store, key) for key in memory),
     )
     for dataset in space.datasets:
@@ -126,26 +132,33 @@ class Bridge:
     member: str  # the space that has it already
     via: Modality
     train: tuple[str, ...]
-    rows: int
+    memory: tuple[Key, ...]  # of both spaces, under another modality
 
 
 def find_bridge(
-    store: Path, space: str, members: Sequence[str], settings: Mapping[str, Any]
+    store: Path,
+    space: str,
+    members: Sequence[str],
+    *,
+    via: Modality | None = None,
+    train: Sequence[str] = (),
+    memory: Sequence[str] = (),
 ) -> Bridge:
     """What connects `space` with one of `members`: the modality with the most rows in common.
 
-    Raises UsageError when there is nothing.
+    It is `via` alone where that is named, and of the datasets `train` where they are. Raises
+    UsageError when there is nothing.
     """
-    there = set(list_datasets(store))
-    shared: dict[tuple[str, Modality], list[str]] = {}
+    there = list_datasets(store)
+    shared: dict[tuple[str, Modality], list[Key]] = {}
     for key in sorted(there):
         if (
             key.space in members
             and Key(space, key.modality, key.dataset) in there
-            and settings.get("via") in (None, key.modality)
-            and key.dataset in (settings.get("train") or [key.dataset])
+            and via in (None, key.modality)
+            and key.dataset in (train or [key.dataset])
         ):
-            shared.setdefault((key.space, key.modality), []).append(key.dataset)
+            shared.setdefault((key.space, key.modality), []).append(key)
     if not shared:
         raise UsageError(
             f"nothing connects {space} with {' or '.join(members)}: no dataset of one modality "
@@ -153,23 +166,17 @@ def find_bridge(
             where=store,
             cure=near(space, [*sorted({key.space for key in there}), *map(str, sorted(there))]),
         )
-    bridges = [
-        Bridge(member, via, tuple(datasets), _dataset_rows(store, member, via, datasets))
-        for (member, via), datasets in shared.items()
-    ]
-    return max(bridges, key=lambda bridge: bridge.rows)
-
-
-def _dataset_rows(store: Path, space: str, via: Modality, datasets: Sequence[str]) -> int:
-    return sum(open_dataset(store, Key(space, via, dataset)).rows for dataset in datasets)
-
-
-def _memory(store: Path, bridge: Bridge, space: str, settings: Mapping[str, Any]) -> list[Key]:
-    """The datasets of `memory` that are a memory for this link."""
-    return [
-        key
-        for key in list_datasets(store)
-        if key.space in (bridge.member, space)
-        and key.modality != bridge.via
-        and {key.dataset, str(key)} & set(settings.get("memory") or ())
-    ]
+    rows = {one: sum(open_dataset(store, key).rows for key in keys) for one, keys in shared.items()}
+    member, modality = most = max(shared, key=lambda one: rows[one])
+    return Bridge(
+        member,
+        modality,
+        tuple(key.dataset for key in shared[most]),
+        tuple(
+            key
+            for key in there
+            if key.space in (member, space)
+            and key.modality != modality
+            and any(_matches(entry, key) for entry in memory)
+        ),
+    )

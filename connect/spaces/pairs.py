@@ -1,10 +1,7 @@
-"""What a connection is made from: the datasets of both spaces, and the bridge pairs in them.
+"""The bridge items that both spaces embedded, joined by id, and rows read when they are needed.
 
-first, second = open_spaces(store, config)
 pairs = join(first, second)          # rows of the same id, in both spaces
 pairs.first[10:20]                   # (10, D1), read from the shards
-for block in first.memory_blocks():  # (rows, D), the other modality of the space
-    ...
 """
 
 from collections import Counter

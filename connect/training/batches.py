@@ -1,7 +1,7 @@
 """The four blocks of embeddings that training draws its batches from.
 
-    banks = Banks(TrainingData(b1, a, b2, c), "cuda")
-    for number, batch in banks.epoch(order, batches=100, first=0): ...
+    batches = Batches(TrainingSet(b1, a, b2, c), "cuda")
+    for number, batch in batches.epoch(order, count=100, first=0): ...
 
 They lie on the device when they fit there, in the precision of the shards; otherwise a thread reads
 the rows of the next batch from the shards while the device works on this one.
@@ -21,7 +21,7 @@ from cmcr.devices import tensor
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class TrainingSet:
     """Row i of each block is bridge item i: `Rows` of the shards, or tensors of a batch."""
 
     bridge1: Any  # (n, D1)
@@ -33,26 +33,26 @@ class TrainingData:
         return iter((self.bridge1, self.pseudo1, self.bridge2, self.pseudo2))
 
 
-class Banks:
-    """`TrainingData` by batches on `device`."""
+class Batches:
+    """`TrainingSet` by batches on `device`."""
 
-    def __init__(self, data: TrainingData, device: str, budget: int | None = None) -> None:
+    def __init__(self, data: TrainingSet, device: str, budget: int | None = None) -> None:
         """`budget` in bytes is what may lie on the device: half of what is free, if None."""
         self.device = torch.device(device)
-        self.count = len(data.bridge1)
+        self.rows = len(data.bridge1)
         size = sum(block.nbytes for block in data if block is not None)
         self.resident = size <= (_free_memory(self.device) // 2 if budget is None else budget)
         self.data = _each(data, self._loaded) if self.resident else data
 
     def __len__(self) -> int:
-        return self.count
+        return self.rows
 
-    def epoch(self, order: Tensor, batches: int, first: int) -> Iterator[tuple[int, TrainingData]]:
-        """Batch `first` and those after it of `batches` equal ones, each with its number.
+    def epoch(self, order: Tensor, count: int, first: int) -> Iterator[tuple[int, TrainingSet]]:
+        """Batch `first` and those after it of `count` equal ones, each with its number.
 
         Equal batches: none is left over that is too small for BatchNorm or for InfoNCE.
         """
-        chunks = list(enumerate(order.tensor_split(batches)))[first:]
+        chunks = list(enumerate(order.tensor_split(count)))[first:]
         if self.resident:
             for number, chunk in chunks:
                 yield number, _each(self.data, lambda block, rows=chunk: block[rows])
@@ -61,7 +61,7 @@ class Banks:
             ahead = thread.submit(self._read, chunks[0][1].cpu())
             for number, _ in chunks:
                 batch = ahead.result()
-                if number + 1 < batches:
+                if number + 1 < count:
                     ahead = thread.submit(self._read, chunks[number + 1 - first][1].cpu())
                 yield number, _each(batch, self._sent)
 
@@ -76,7 +76,7 @@ class Banks:
             start += len(rows)
         return whole
 
-    def _read(self, rows: Tensor) -> TrainingData:
+    def _read(self, rows: Tensor) -> TrainingSet:
         return _each(self.data, lambda block: tensor(block[rows.numpy()], "cpu"))
 
     def _sent(self, block: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ class Banks:
         return block
 
 
-def _each(data: TrainingData, change: Any) -> TrainingData:
-    return TrainingData(*(None if block is None else change(block) for block in data))
+def _each(data: TrainingSet, change: Any) -> TrainingSet:
+    return TrainingSet(*(None if block is None else change(block) for block in data))
 
 
 def _free_memory(device: torch.device) -> int:

@@ -1,11 +1,10 @@
 """What training changes, and the file that it is kept in while the run lasts.
 
-state = State(modules, config, device)
+state = TrainingState(modules, config, device)
 state.restore(folder / CHECKPOINT, identity)
 state.save(folder / CHECKPOINT, identity)
 """
 
-import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,12 +17,12 @@ from cmcr.connect.distributed import rank, wait_for_all
 from cmcr.connect.training.objective import TERMS
 from cmcr.connect.training.validation import Validated, clearly_worse
 from cmcr.errors import StoreError
-from cmcr.files import replacing, write_text
+from cmcr.files import replacing
 
 CHECKPOINT = "checkpoint.pt"
 
 
-class State:
+class TrainingState:
     """Weights, optimizer, random generator and log; how far the epoch in hand has come."""
 
     def __init__(self, modules: nn.ModuleDict, config: ConnectConfig, device: str) -> None:
@@ -80,11 +79,6 @@ class State:
         """Go back to the weights that were kept, where there is a validation."""
         if self.kept is not None:
             self.modules.load_state_dict(self.kept["modules"])
-
-    def write_log(self, path: Path) -> None:
-        """Write the log as JSON lines, whole or not at all."""
-        if rank() == 0:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in self.log))
 
     def save(self, path: Path, identity: str) -> None:
         """Write the state, whole or not at all."""

@@ -1,26 +1,43 @@
-"""The curves of a training run while it goes on: in the terminal, and for TensorBoard.
+"""What a training run was like, epoch by epoch: in its file, in the terminal, for TensorBoard.
 
+write_training(folder / TRAINING_LOG, rows)      # read_training(path) gives them back
 with Curves(folder, epochs=36, log=[], tensorboard=True) as curves:
     curves.show({"epoch": 1, "loss": 3.2, "validation_mrr": 0.4})
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cmcr.connect.distributed import rank
 from cmcr.errors import StoreError, UsageError
+from cmcr.files import write_text
 from cmcr.progress import progress
 
-if TYPE_CHECKING:
-    pass
-
-
 TRAINING_LOG = "training.jsonl"
-
 EVENTS = "tensorboard"
 SHADES = "▁▂▃▄▅▆▇█"
+
+
+def write_training(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row a line, whole or not at all; of several processes the first does it."""
+    if rank() == 0:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_training(path: Path) -> list[dict[str, float]]:
+    """The rows of a training.jsonl. Raises StoreError for a line that is not a JSON object."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [dict(json.loads(line)) for line in lines if line.strip()]
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(
+            "the training curves cannot be read",
+            where=path,
+            cure="train the connection again, or delete the file to evaluate without its picture",
+        ) from error
 
 
 class Curves:
@@ -74,16 +91,3 @@ def _events(folder: Path) -> Any:
             "TensorBoard is not installed", cure="pip install tensorboard, or leave --tensorboard"
         ) from None
     return SummaryWriter(str(folder))
-
-
-def read_training(path: Path) -> list[dict[str, float]]:
-    """The rows of a training.jsonl. Raises StoreError for a line that is not a JSON object."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [dict(json.loads(line)) for line in lines if line.strip()]
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(
-            "the training curves cannot be read",
-            where=path,
-            cure="train the connection again, or delete the file to evaluate without its picture",
-        ) from error

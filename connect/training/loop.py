@@ -1,6 +1,6 @@
-"""C-MCR's training loop: four blocks of embeddings in, two trained sides out.
+"""The training loop: four blocks of embeddings in, two trained projectors out.
 
-    train(config, TrainingData(b1, a, b2, c), sides, modalities, folder, identity)
+    train(config, TrainingSet(b1, a, b2, c), projectors, modalities, folder, identity)
 
 The host waits for the device once an epoch. After every epoch the state goes to
 FOLDER/checkpoint.pt, and after the step in hand when a signal stops the run, so one that is run
@@ -22,18 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmcr.connect.config import ConnectConfig
-from cmcr.connect.connection.projectors import Side
+from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.distributed import share, total_of_gradients, world_size
-from cmcr.connect.training.batches import Banks, TrainingData
-from cmcr.connect.training.checkpoint import CHECKPOINT, State
-from cmcr.connect.training.log import TRAINING_LOG, Curves
-from cmcr.connect.training.objective import TERMS, Pair, objective, perturb
+from cmcr.connect.training.batches import Batches, TrainingSet
+from cmcr.connect.training.checkpoint import CHECKPOINT, TrainingState
+from cmcr.connect.training.log import TRAINING_LOG, Curves, write_training
+from cmcr.connect.training.objective import TERMS, Views, objective, perturb
 from cmcr.connect.training.validation import Validated
 from cmcr.devices import freed_memory_kept, reduced, threads_for
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 
-# Of each side: its bridge modality and its memory's, None without one.
+# Of each projector: its bridge modality and its memory's, None without one.
 Modalities = tuple[tuple[Modality, Modality | None], tuple[Modality, Modality | None]]
 
 
@@ -42,20 +42,24 @@ class Trainer:
     """What a step needs and does not change."""
 
     config: ConnectConfig
-    sides: tuple[Side, Side]
+    projectors: tuple[Projector, Projector]
     modalities: Modalities
 
-    def terms(self, batch: TrainingData, generator: torch.Generator) -> dict[str, Tensor]:
+    def terms(self, batch: TrainingSet, generator: torch.Generator) -> dict[str, Tensor]:
         """The objective on one global batch; every process works on its share of the rows."""
         count = len(batch.bridge1)
         blocks = ((batch.bridge1, batch.pseudo1), (batch.bridge2, batch.pseudo2))
         noisy = [
-            self._noisy(side, both, modalities, generator)
-            for side, both, modalities in zip(self.sides, blocks, self.modalities, strict=True)
+            self._noisy(projector, both, modalities, generator)
+            for projector, both, modalities in zip(
+                self.projectors, blocks, self.modalities, strict=True
+            )
         ]
         (space1, within1), (space2, _) = (
-            self._project(side, both, modalities)
-            for side, both, modalities in zip(self.sides, noisy, self.modalities, strict=True)
+            self._project(projector, both, modalities)
+            for projector, both, modalities in zip(
+                self.projectors, noisy, self.modalities, strict=True
+            )
         )
         # A space that stays as it is has no gap to close, and Ex-MCR closes it before the head.
         attracted = {"c-mcr": None, "linear": [space1], "ex-mcr": [within1]}[self.config.method]
@@ -63,17 +67,17 @@ class Trainer:
 
     def _noisy(
         self,
-        side: Side,
+        projector: Projector,
         blocks: tuple[Tensor, Tensor | None],
         modalities: tuple[Modality, Modality | None],
         generator: torch.Generator,
-    ) -> Pair:
+    ) -> Views:
         """b̃ and ã, this process's rows; all draw the noise of all, so that they stay in step."""
         mine = share(len(blocks[0]))
 
         def noisy(block: Tensor, modality: Modality | None) -> Tensor:
             # ã has a norm below 1 and keeps it until there is noise on it.
-            clean = side.centre(block, modality) if side.means else block
+            clean = projector.centre(block, modality) if projector.means else block
             return perturb(clean, self.config.noise_variance, generator)[mine]
 
         bridge, pseudo = (
@@ -84,18 +88,18 @@ class Trainer:
         return bridge, pseudo
 
     def _project(
-        self, side: Side, noisy: Pair, modalities: tuple[Modality, Modality | None]
-    ) -> tuple[Pair, Pair]:
+        self, projector: Projector, noisy: Views, modalities: tuple[Modality, Modality | None]
+    ) -> tuple[Views, Views]:
         """f(b̃) and f(ã), normalised, and what went into the head."""
         bridge, pseudo = noisy
         precision = reduced(bridge.device)
         with torch.autocast(bridge.device.type, precision, enabled=precision is not None):
-            if pseudo is not None and modalities[1] in side.turned:
-                pseudo = side.turn(pseudo)
+            if pseudo is not None and modalities[1] in projector.turned:
+                pseudo = projector.turn(pseudo)
             # Both modalities in one batch: BatchNorm must not tell them apart, for at inference
             # it has one mean for both.
             rows = bridge if pseudo is None else torch.cat([bridge, pseudo])
-            joint = side.head(rows)
+            joint = projector.head(rows)
         joint = F.normalize(joint.float(), dim=1)  # (1 or 2 · rows, joint)
         if pseudo is None:
             return (joint, None), (bridge, None)
@@ -104,8 +108,8 @@ class Trainer:
 
 def train(
     config: ConnectConfig,
-    data: TrainingData,
-    sides: tuple[Side, Side],
+    data: TrainingSet,
+    projectors: tuple[Projector, Projector],
     modalities: Modalities,
     folder: Path,
     identity: str,
@@ -114,27 +118,27 @@ def train(
     validate: Callable[[], Validated] | None = None,
     tensorboard: bool = False,
 ) -> None:
-    """Train `sides` in place, taking up a checkpoint of the same `identity` if `folder` has one.
+    """Train `projectors` in place; a checkpoint of the same `identity` in `folder` is taken up.
 
-    The loss is the sum of the terms that `losses.objective` names, minimised by AdamW. With
+    The loss is the sum of the terms that `objective` names, minimised by AdamW. With
     `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
     the start counting as epoch 0; `config.patience` epochs that do end the run. Raises CmcrError
     when the loss is no longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after
     a signal.
     """
     modules = nn.ModuleDict(
-        {"Head_A": sides[0].head, "Head_B": sides[1].head, "turn_A": sides[0].turn}
+        {"Head_A": projectors[0].head, "Head_B": projectors[1].head, "turn_A": projectors[0].turn}
     ).to(device)
-    state = State(modules, config, device)
+    state = TrainingState(modules, config, device)
     state.restore(folder / CHECKPOINT, identity)
     if validate is not None and state.kept is None:
         modules.eval()
         state.judge(0, validate())
-    state.write_log(folder / TRAINING_LOG)
-    trainer = Trainer(config, sides, modalities)
-    banks = Banks(data, device)
-    batches = math.ceil(len(banks) / config.batch_size)
-    rows = math.ceil(len(banks) / batches)
+    write_training(folder / TRAINING_LOG, state.log)
+    trainer = Trainer(config, projectors, modalities)
+    batches = Batches(data, device)
+    count = math.ceil(len(batches) / config.batch_size)
+    rows = math.ceil(len(batches) / count)
     with (
         threads_for(rows**2 * max(data.bridge1.shape[1], data.bridge2.shape[1])),
         freed_memory_kept(),
@@ -143,17 +147,17 @@ def train(
     ):
         while len(state.log) < config.epochs and not state.out_of_patience:
             modules.train()
-            for number, batch in banks.epoch(state.epoch_order(len(banks)), batches, state.batch):
-                take_step(state, trainer, batch, state.epoch * batches + number, batches)
+            for number, batch in batches.epoch(state.epoch_order(len(batches)), count, state.batch):
+                take_step(state, trainer, batch, state.epoch * count + number, count)
                 if stopped.is_set():
                     state.save(folder / CHECKPOINT, identity)
                     raise KeyboardInterrupt
-            means = (state.sums / batches).tolist()
+            means = (state.sums / count).tolist()
             _refuse_what_is_not_finite(state, means, folder)
             row = {
                 "epoch": state.epoch + 1,
-                "step": (state.epoch + 1) * batches,
-                "lr": learning_rate(config, (state.epoch + 1) * batches - 1, batches),
+                "step": (state.epoch + 1) * count,
+                "lr": learning_rate(config, (state.epoch + 1) * count - 1, count),
             } | dict(zip(TERMS, means, strict=True))
             if validate is not None:
                 modules.eval()
@@ -161,23 +165,25 @@ def train(
                 row |= {f"validation_{name}": score for name, score in validated.scores.items()}
                 state.judge(state.epoch + 1, validated)
             state.finish_epoch(row)
-            state.write_log(folder / TRAINING_LOG)
+            write_training(folder / TRAINING_LOG, state.log)
             state.save(folder / CHECKPOINT, identity)
             curves.show(row)
     state.take_kept()
     modules.eval()
 
 
-def learning_rate(config: ConnectConfig, step: int, batches: int) -> float:
+def learning_rate(config: ConnectConfig, step: int, count: int) -> float:
     """Cosine decay from `config.learning_rate` at step 0 to zero after the last epoch."""
-    steps = config.epochs * batches
+    steps = config.epochs * count
     return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def take_step(state: State, trainer: Trainer, batch: TrainingData, step: int, batches: int) -> None:
-    """One optimizer step on a global batch: the `step`-th of a run with `batches` an epoch."""
+def take_step(
+    state: TrainingState, trainer: Trainer, batch: TrainingSet, step: int, count: int
+) -> None:
+    """One optimizer step on a global batch: number `step` of a run of `count` batches an epoch."""
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(trainer.config, step, batches)
+        group["lr"] = learning_rate(trainer.config, step, count)
     terms = trainer.terms(batch, state.generator)
     state.optimizer.zero_grad()
     torch.autograd.backward(terms["loss"])
@@ -186,7 +192,7 @@ def take_step(state: State, trainer: Trainer, batch: TrainingData, step: int, ba
     state.count(torch.stack([terms[name].detach() for name in TERMS]), step)
 
 
-def _refuse_what_is_not_finite(state: State, means: list[float], folder: Path) -> None:
+def _refuse_what_is_not_finite(state: TrainingState, means: list[float], folder: Path) -> None:
     if all(map(math.isfinite, means)):
         return
     first = dict(zip(TERMS, state.first_bad.tolist(), strict=True))

@@ -1,11 +1,11 @@
-"""The objective of C-MCR (section 3.3 and 3.4 of arXiv 2305.14381) on one batch.
+"""The objective of C-MCR (sections 3.3 and 3.4 of arXiv 2305.14381) on one batch.
 
     noisy = perturb(embeddings, variance=0.004, generator)
     terms = objective((f1(b1), f1(a)), (f2(b2), f2(c)), config)
     terms["loss"].backward()
 
 Space 1 has modalities (a, b), space 2 has (b, c), and b is the bridge: b1 and b2 are its
-embeddings in both, a and c the pseudo partners that `memory.aggregate` made. Where several
+embeddings in both, a and c the pseudo partners that `spaces.aggregation` made. Where several
 processes train together each gives its share of the rows and gets the loss of the whole batch.
 """
 
@@ -21,7 +21,8 @@ from cmcr.typed import typed
 
 TERMS = ("loss", "inter_bridge", "inter_pseudo", "inter_cross", "intra")
 
-Pair = tuple[Tensor, Tensor | None]
+# Of one space, (n, d) each: the bridge items, and their pseudo partners where it has a memory.
+Views = tuple[Tensor, Tensor | None]
 
 
 @typed
@@ -54,7 +55,7 @@ def objective(
     space1: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     space2: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     config: ConnectConfig,
-    attracted: list[Pair] | None = None,
+    attracted: list[Views] | None = None,
     count: int | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Every term of L = L_inter + λ L_intra by name, and their sum as `loss`.

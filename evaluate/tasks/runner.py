@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmcr.connect import TRAINING_LOG, JointSpace, baselines, load_connection, without_data
+from cmcr.connect import TRAINING_LOG, JointSpace, baselines, load_connection
 from cmcr.embeddings import Dataset, Key, list_datasets, open_dataset
 from cmcr.embeddings.schema import MANIFEST, canonical_json
 from cmcr.errors import StoreError
@@ -186,15 +186,10 @@ def _baselines(opened: Opened) -> dict[str, JointSpace]:
 
     Those that are fitted need what the connection was made from to be known, and in the store.
     """
-    connection, config = opened.connection, opened.connection.config
-    fitting = config is not None and _used(opened) <= set(map(str, list_datasets(opened.store)))
-    others = (
-        baselines(opened.store, config) if config and fitting else without_data(connection.record)
-    )
-    keys = (opened.query.key, opened.gallery.key)
+    connection, keys = opened.connection, (opened.query.key, opened.gallery.key)
     return {
         name: model
-        for name, model in others.items()
+        for name, model in baselines(opened.store, connection.record).items()
         if name != connection.model_name
         and all(model.knows(key.space, key.modality) for key in keys)
     }

@@ -26,8 +26,9 @@ from cmcr.connect import (
     load_connection,
     read_config,
 )
-from cmcr.connect.training.checkpoint import State
+from cmcr.connect.training.checkpoint import TrainingState
 from cmcr.connect.training.objective import TERMS
+from cmcr.devices import cores
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
@@ -319,13 +320,13 @@ def test_a_killed_process_goes_on_where_it_was(
     script = (
         "import os, signal; from pathlib import Path; from cmcr.connect import *\n"
         "import torch; torch.set_num_threads(1)\n"
-        "from cmcr.connect.training.checkpoint import State\n"
-        "save = State.save\n"
+        "from cmcr.connect.training.checkpoint import TrainingState\n"
+        "save = TrainingState.save\n"
         "def kill(state, path, identity):\n"
         "    if len(state.log) == 3: path.with_name(f'.{path.name}.1').write_bytes(b'half')\n"
         "    if len(state.log) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    save(state, path, identity)\n"
-        "State.save = kill\n"
+        "TrainingState.save = kill\n"
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='killed')\n"
     )
@@ -334,8 +335,8 @@ def test_a_killed_process_goes_on_where_it_was(
     folder = store / "connections" / "killed"
     assert not (folder / "config.json").exists()
     steps = []
-    count = State.count
-    monkeypatch.setattr(State, "count", lambda *given: steps.append(given) or count(*given))
+    count = TrainingState.count
+    monkeypatch.setattr(TrainingState, "count", lambda *given: steps.append(given) or count(*given))
     connect(store, settings, name="killed")
     assert len(steps) == 3 * 4  # epochs 3, 4 and 5
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -534,7 +535,7 @@ def test_a_saved_connection_projects_as_before(store: Path, method: str) -> None
 
 
 def test_closed_forms_stand_beside_the_trained_one(store: Path, make_dataset: MakeDataset) -> None:
-    models = baselines(store, config())
+    models = baselines(store, connect(store, config(epochs=1), name="trained").record)
     assert list(models) == ["procrustes", "procrustes-centred", "ridge", "ridge-centred"]
     for name in models:
         method, _, centre = name.partition("-")
@@ -543,11 +544,10 @@ def test_closed_forms_stand_beside_the_trained_one(store: Path, make_dataset: Ma
         assert fitted == pytest.approx(hit_rate(models[name], store))
         assert fitted > 0.15  # chance: 0.05
     make_dataset("flat/text:captions", np.eye(24), id=[f"caption-{row}" for row in range(24)])
-    equal = baselines(store, config(spaces=["see", "flat"], memory=[]))
-    assert next(iter(equal)) == "identity"
     stored = connect(
         store, config(spaces=["see", "flat"], memory=[], method="identity"), name="identity"
     )
+    assert next(iter(baselines(store, stored.record))) == "identity"
     x = torch.nn.functional.normalize(torch.ones(2, 24), dim=1)
     torch.testing.assert_close(load_connection(stored.path).project("flat", x), x)
 
@@ -556,12 +556,22 @@ def test_centring_takes_the_mean_of_each_modality_away(store: Path) -> None:
     connection = load_connection(connect(store, config(method="ridge", centre=True), name="a").path)
     pictures = open_dataset(store, Key("see", "image", "pictures")).embeddings().astype(np.float64)
     pictures /= np.linalg.norm(pictures, axis=1, keepdims=True)
-    means = connection.sides[0].means
+    means = connection.projectors[0].means
     np.testing.assert_allclose(means["image"].numpy(), pictures.mean(axis=0), atol=1e-6)
     with pytest.raises(UsageError, match="none was named"):
         connection.project("see", pictures)
     with pytest.raises(MismatchError, match="no mean for see/audio"):
         connection.project("see", pictures, "audio")
+
+
+@pytest.mark.parametrize("told", [1, 8 * cores()])
+def test_no_more_threads_than_cores(store: Path, told: int) -> None:
+    seen: list[int] = []
+    torch.set_num_threads(told)
+    connect(store, config(epochs=1), name="a",
+            opened=lambda health: seen.append(torch.get_num_threads()))  # fmt: skip
+    assert seen == [min(told, cores())]
+    assert torch.get_num_threads() == told
 
 
 def test_damage_is_found(store: Path) -> None:

@@ -91,6 +91,17 @@ def test_a_pair_that_was_never_bridged_meets_in_the_joint_space(
     torch.testing.assert_close(norms, torch.ones(9))
 
 
+def test_a_chain_tells_of_the_datasets_of_its_own_spaces_alone(store: Path) -> None:
+    told: list[Key] = []
+    settings = SETTINGS | {"method": "procrustes"}
+    made = connect_chain(store, ["hear", "see", "feel"], settings, name="all", opened=told.extend)
+    assert set(told) == {
+        Key("hear", "text", "captions"), Key("hear", "audio", "unpaired"),
+        Key("see", "text", "captions"), Key("see", "image", "unpaired"),
+        Key("feel", "image", "photos"), Key("feel", "pointcloud", "unpaired"),
+    } == set(made.health)  # fmt: skip
+
+
 def test_every_link_of_a_chain_may_choose_its_method(store: Path) -> None:
     settings = SETTINGS | {"method": "auto", "epochs": 1}
     made = connect_chain(store, ["hear", "see", "feel"], settings, name="all")

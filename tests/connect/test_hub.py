@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 import cmcr
 from cmcr.connect import Connection, connect, load_connection, read_config
 from cmcr.embeddings import Dataset, Key, open_dataset
-from cmcr.errors import StoreError
+from cmcr.errors import StoreError, UsageError
 from cmcr.evaluate import evaluate_retrieval
 from cmcr.extract import extract, open_source
 
@@ -72,9 +72,11 @@ def test_saved_and_read_again(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == FILES
     for name in FILES:
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
-    again = Connection.from_pretrained(tmp_path / "copy")
+    again = load_connection(tmp_path / "copy")
     assert again.record == connection.record
     assert same(again, connection)
+    with pytest.raises(UsageError, match="read by load_connection"):
+        Connection.from_pretrained(tmp_path / "copy")
 
 
 def test_what_goes_up_is_what_was_saved(
@@ -91,13 +93,11 @@ def test_what_goes_up_is_what_was_saved(
         HfApi, "create_repo", lambda _, repo_id, **__: SimpleNamespace(repo_id=repo_id)
     )
     monkeypatch.setattr(HfApi, "upload_folder", upload)
-    for connection in (load_connection(folder), Connection.from_pretrained(folder)):
-        shutil.rmtree(tmp_path / "sent", ignore_errors=True)
-        assert connection.push_to_hub("me/see-hear") == "done"
-        assert sent["repo_id"] == "me/see-hear"
-        assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == FILES
-        for name in FILES:
-            assert (tmp_path / "sent" / name).read_bytes() == (folder / name).read_bytes()
+    assert load_connection(folder).push_to_hub("me/see-hear") == "done"
+    assert sent["repo_id"] == "me/see-hear"
+    assert sorted(path.name for path in (tmp_path / "sent").iterdir()) == FILES
+    for name in FILES:
+        assert (tmp_path / "sent" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_connection_of_the_hub_is_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_connection_of_the_hub_is_fetched(folder: Path, monkeypatch: pytest.Mo
         asked.append((repository, options))
         return str(folder)
 
-    monkeypatch.setattr("cmcr.connect.connection.connection.snapshot_download", snapshot)
+    monkeypatch.setattr("cmcr.connect.connection.record.snapshot_download", snapshot)
     assert same(load_connection("me/see-hear"), load_connection(folder))
     assert asked == [("me/see-hear", {"allow_patterns": ["*.json", "*.safetensors"]})]
     with pytest.raises(StoreError, match="no finished connection"):

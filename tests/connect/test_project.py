@@ -219,7 +219,7 @@ def test_what_does_not_belong_together_is_refused(
         project(store, other)
     project(store, other, space="other")
     unsaved = Connection(
-        connection.record.model_copy(update={"model_sha256": ""}), connection.sides
+        connection.record.model_copy(update={"model_sha256": ""}), connection.projectors
     )
     with pytest.raises(UsageError, match="never saved"):
         project(store, unsaved)

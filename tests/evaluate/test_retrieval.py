@@ -255,8 +255,8 @@ def test_spaces_of_different_dims_and_a_connection_without_training(tmp_path):
 def test_centred_forms_need_the_mean_of_a_modality(world, tmp_path):
     """Without memory there is no mean to subtract, and no row that would need one."""
     bare = load_connection(world / "connections" / "tiny").config.model_copy(update={"memory": ()})
-    assert "ridge-centred" in baselines(world, bare)
     done = connect(world, bare, name="bare", out=tmp_path / "bare")
+    assert "ridge-centred" in baselines(world, done.record)
     results = evaluate_retrieval(world, done.path, SOUNDS, PHOTOS, out=tmp_path / "results")
     names = ["chance", "identity", "procrustes", "ridge", "c-mcr"]
     assert [row["model"] for row in results.rows] == names * 2

@@ -17,10 +17,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PUBLIC = {
     "cmcr": "__version__ connect embeddings errors evaluate extract load_connection quiet",
-    "cmcr.connect": "Chained ConnectConfig Connected Connection Found Projected Record aggregate "
-    "baselines can_be_made_again connect connect_chain import_connection load_connection "
-    "open_spaces parse_settings project_store read_config upgrade_store with_overrides "
-    "without_data",
+    "cmcr.connect": "TRAINING_LOG Chain ConnectConfig Connected Connection Found JointSpace "
+    "Projected Record SpaceRecord aggregate baselines can_be_made_again connect connect_chain "
+    "import_connection load_connection parse_settings project_store read_config read_training "
+    "upgrade_store with_overrides",
 }
 
 

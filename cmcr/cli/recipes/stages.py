@@ -19,7 +19,7 @@ from cmcr.cli.recipes.pipelines import (
 from cmcr.errors import UsageError, near
 
 if TYPE_CHECKING:
-    from cmcr.connect import Chained, Connected
+    from cmcr.connect import Connected
     from cmcr.embeddings import Key
     from cmcr.embeddings.verify import Health
     from cmcr.extract import Preview, Summary
@@ -174,7 +174,7 @@ def connect_spaces(
     tensorboard: bool = False,
     replace: bool = False,
     say: Callable[[str], None] = lambda text: None,
-) -> "Connected | Chained":
+) -> "Connected":
     """Train or solve the connection `name`, or the chain where there are more than two spaces.
 
     Another connection of that name is refused, unless `replace` it is. `say` is told how well the
