@@ -5,8 +5,8 @@
 inventory   what the store holds: datasets, failures, connections, results
 tables      results beside their baselines, classes, failures, confusion
 charts      SVG in the colours of the page
-media       items to see and to hear, found again by `find_media` (extract/lookup.py)
-gallery     queries and what they found, sounds and where they were located
+previews    items to see and to hear, found again by `find_media` (extract/lookup.py)
+examples    queries and what they found, sounds and where they were located
 page        all of it, section by section; template/ has HTML, style and script
 
 Pictures, sounds and points are embedded. Where media, datasets or results are gone, the page says
