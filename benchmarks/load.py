@@ -94,11 +94,11 @@ def in_a_process(stage: str, way: str, store: Path) -> float:
 
 def seconds(stage: str, store: Path) -> float:
     """Run `stage` once, into a folder that is thrown away; seconds without imports."""
+    from cmcr.cli.recipes.pipelines import load_pipelines
     from cmcr.connect import connect, read_config
     from cmcr.embeddings import Key
     from cmcr.evaluate import evaluate_retrieval
     from cmcr.extract import extract, load_encoder, open_source
-    from cmcr.cli.recipes.pipelines import load_pipelines
 
     recipe = load_pipelines().named("digits")
     with tempfile.TemporaryDirectory() as scratch:
