@@ -26,10 +26,11 @@ types: $(READY)
 	$(BIN)/uv pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p cmcr
 
-# The tests of the commands are timed: they have the machine to themselves.
+# Tests that measure time have the machine to themselves. What was skipped, and what would make it
+# run, stands in the last lines.
 tests: $(READY)
-	$(BIN)/python -m pytest tests/cli/test_commands.py
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/cli/test_commands.py
+	$(BIN)/python -m pytest -m timed
+	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

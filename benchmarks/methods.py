@@ -1,6 +1,6 @@
 """Where each method wins: retrieval over the number of bridge pairs, where the truth is known.
 
-    python benchmarks/methods.py --out docs                    # table, and docs/methods.png
+    python benchmarks/methods.py --out docs        # table, and docs/methods-synthetic.png
     python benchmarks/methods.py --pairs 300 --pairs 1000 --seeds 3
     python benchmarks/methods.py --world digits --store stores/digits
 

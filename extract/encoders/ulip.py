@@ -15,7 +15,7 @@ FILE is, by its name, the one of this architecture: 8k xyz points, SLIP's ViT-B.
 Read in the publishers' code:
 - Points (ULIP, data/dataset_3d.py): farthest-point sampling where there are more than `points`,
   from a random point, here the first; then the centroid is subtracted and the largest norm
-  divided by. Fewer points are used as they are. C-MCR (cmcr/trunks.py) gives the tower Objaverse's
+  divided by. Fewer points are used as they are. C-MCR (trunks.py there) gives the tower Objaverse's
   10,000 points as they lie in its files: the middle of their bounding box at the origin, none
   sampled.
 - Images: ULIP only has a random crop, for training. What SLIP, whose tower it is, does at

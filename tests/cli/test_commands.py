@@ -3,8 +3,6 @@
 import itertools
 import json
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -14,47 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shell import Demo, cmcr, refuse, succeed
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("open_clip", "laion_clap", "torchvision", "transformers")
 PHRASES = "text=builtin:digits/phrases"
 CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred")
-
-
-def cmcr(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `cmcr` as a process of its own, without the shape checks of the tests."""
-    environment = {name: value for name, value in os.environ.items() if name != "CMCR_CHECK_SHAPES"}
-    return subprocess.run(
-        [sys.executable, "-m", "cmcr", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=environment,
-        timeout=300,
-    )
-
-
-def succeed(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    done = cmcr(*arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def refuse(code: int, *arguments: str | Path, cwd: Path | None = None) -> str:
-    done = cmcr(*arguments, cwd=cwd)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], float]:
-    """A store that `cmcr run digits` filled, its rows, and the seconds that it took."""
-    store = tmp_path_factory.mktemp("demo") / "store"
-    started = time.perf_counter()
-    done = succeed("run", "digits", "--store", store, "--json")
-    seconds = time.perf_counter() - started
-    return store, json.loads(done.stdout)["results"], seconds
 
 
 def best(
@@ -78,19 +41,18 @@ def best(
 # The main job
 
 
-def test_the_main_job_takes_less_than_two_minutes(demo: tuple[Path, Any, float]) -> None:
-    assert demo[2] < 120
+@pytest.mark.timed
+def test_the_main_job_takes_less_than_two_minutes(demo: Demo) -> None:
+    assert demo.seconds < 120
 
 
 @pytest.mark.parametrize(
     ("query", "gallery"),
     [("digits-clap/audio", "digits-clip/image"), ("digits-clip/image", "digits-clap/audio")],
 )
-def test_speech_and_handwriting_find_each_other(
-    demo: tuple[Path, list[dict[str, Any]], float], query: str, gallery: str
-) -> None:
+def test_speech_and_handwriting_find_each_other(demo: Demo, query: str, gallery: str) -> None:
     """The trained projectors are ahead of every closed form, but for a query or two in 400."""
-    rows = demo[1]
+    rows = demo.rows
     for metric, behind in (("hit_rate@1", 0.005), ("mAP", 0.0)):
         trained = best(rows, ("c-mcr",), query, metric, gallery=gallery)
         assert trained >= 0.90
@@ -107,28 +69,28 @@ def test_speech_and_handwriting_find_each_other(
     ],
 )
 def test_every_task_is_done_well(
-    demo: tuple[Path, list[dict[str, Any]], float],
+    demo: Demo,
     task: str,
     metric: str,
     least: float,
     chance: float,
 ) -> None:
-    assert best(demo[1], ("c-mcr",), "", metric, task) >= least
-    assert best(demo[1], ("chance",), "", metric, task) <= chance
+    assert best(demo.rows, ("c-mcr",), "", metric, task) >= least
+    assert best(demo.rows, ("chance",), "", metric, task) <= chance
 
 
 def test_speech_finds_shapes_which_share_no_modality(
-    demo: tuple[Path, list[dict[str, Any]], float],
+    demo: Demo,
 ) -> None:
-    rows, shapes = demo[1], "digits-ulip/pointcloud"
+    rows, shapes = demo.rows, "digits-ulip/pointcloud"
     assert best(rows, ("c-mcr",), "digits-clap/audio", "mAP", gallery=shapes) > 0.7
     assert best(rows, ("chance",), "digits-clap/audio", "mAP", gallery=shapes) < 0.2
 
 
-def test_every_row_says_what_was_measured(demo: tuple[Path, list[dict[str, Any]], float]) -> None:
+def test_every_row_says_what_was_measured(demo: Demo) -> None:
     rows = [
         row
-        for row in demo[1]
+        for row in demo.rows
         if row["task"] == "retrieval"
         and {row["query"], row["gallery"]}
         == {"digits-clap/audio:speech-test", "digits-clip/image:handwriting-test"}
@@ -142,9 +104,9 @@ def test_every_row_says_what_was_measured(demo: tuple[Path, list[dict[str, Any]]
 
 
 def test_a_second_run_finds_everything_up_to_date(
-    demo: tuple[Path, list[dict[str, Any]], float],
+    demo: Demo,
 ) -> None:
-    store, rows, _ = demo
+    store, rows = demo.store, demo.rows
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
     done = succeed("run", "--store", store, "--json")
     assert json.loads(done.stdout)["results"] == rows
@@ -153,8 +115,8 @@ def test_a_second_run_finds_everything_up_to_date(
     assert before == {path: path.stat().st_mtime_ns for path in store.rglob("*") if path.is_file()}
 
 
-def test_the_run_leaves_pictures_and_a_log(demo: tuple[Path, Any, float]) -> None:
-    store = demo[0]
+def test_the_run_leaves_pictures_and_a_log(demo: Demo) -> None:
+    store = demo.store
     for name in ("training.png", "joint-space.png", "precision.png"):
         (picture,) = store.glob(f"results/digits/*handwriting-test/{name}")
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -163,13 +125,13 @@ def test_the_run_leaves_pictures_and_a_log(demo: tuple[Path, Any, float]) -> Non
     assert {"epoch", "loss", "inter_bridge", "inter_pseudo", "intra"} <= last.keys()
 
 
-def test_audio_and_image_share_no_ids(demo: tuple[Path, Any, float]) -> None:
+def test_audio_and_image_share_no_ids(demo: Demo) -> None:
     from cmcr.embeddings import list_datasets, open_dataset
 
     ids: dict[str, set[str]] = {}
-    for key in list_datasets(demo[0]):
+    for key in list_datasets(demo.store):
         if not key.dataset.startswith("scene-"):  # a sound asks about a scene
-            ids.setdefault(key.modality, set()).update(open_dataset(demo[0], key).ids())
+            ids.setdefault(key.modality, set()).update(open_dataset(demo.store, key).ids())
     for one, other in itertools.combinations(ids.values(), 2):
         assert not one & other
 
@@ -224,8 +186,9 @@ def test_every_recipe_is_one_that_connect_takes() -> None:
             assert set(config.memory) <= {dataset for _, _, dataset in made}
 
 
-def test_methods_and_settings_come_from_flags(demo: tuple[Path, Any, float]) -> None:
-    store = demo[0]
+def test_methods_and_settings_come_from_flags(demo: Demo, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(demo.store, store)
     settings = ("--method", "procrustes", "--set", "centre=true", "--json")
     done = json.loads(succeed("connect", "--via", "text", "--store", store, *settings).stdout)
     assert Path(done["connection"]).name == "digits-procrustes-centred"
@@ -238,9 +201,7 @@ def test_methods_and_settings_come_from_flags(demo: tuple[Path, Any, float]) -> 
     assert best(rows, ("procrustes-centred",), "digits-clap", "mAP") > 0.8
 
 
-def test_new_recordings_are_found_by_their_labels(
-    demo: tuple[Path, Any, float], tmp_path: Path
-) -> None:
+def test_new_recordings_are_found_by_their_labels(demo: Demo, tmp_path: Path) -> None:
     """A user's own folder, named as the Free Spoken Digit Dataset is, against the handwriting."""
     import pyarrow.parquet as pq
 
@@ -256,7 +217,7 @@ def test_new_recordings_are_found_by_their_labels(
         label = int(clip.get("label", clip.get("digit")))
         soundfile.write(tmp_path / f"own/{label}_voice_{number}.wav", samples, rate)
     store = tmp_path / "store"
-    shutil.copytree(demo[0], store)
+    shutil.copytree(demo.store, store)
     succeed(
         "extract", "--encoder", "digits-clap", "--source", f"audio={tmp_path / 'own'}",
         "--dataset", "own", "--store", store,
@@ -271,11 +232,9 @@ def test_new_recordings_are_found_by_their_labels(
     assert rows[-1]["metrics"]["gallery_size"] == 30
 
 
-def test_info_and_verify_tell_what_there_is_and_what_is_wrong(
-    demo: tuple[Path, Any, float], tmp_path: Path
-) -> None:
+def test_info_and_verify_tell_what_there_is_and_what_is_wrong(demo: Demo, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    shutil.copytree(demo[0], store)
+    shutil.copytree(demo.store, store)
     told = json.loads(succeed("info", store, "--json").stdout)
     assert len(told["datasets"]) == 11 + 2  # and what the chain projects
     assert {line["dim"] for line in told["datasets"]} == {64}
@@ -307,9 +266,9 @@ def test_import_brings_in_an_array(tmp_path: Path) -> None:
     assert "NaN" in refuse(1, "import", *place, "--embeddings", tmp_path / "x.npy")
 
 
-def test_connect_goes_on_after_a_kill(demo: tuple[Path, Any, float], tmp_path: Path) -> None:
+def test_connect_goes_on_after_a_kill(demo: Demo, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    shutil.copytree(demo[0], store)
+    shutil.copytree(demo.store, store)
     again = [
         sys.executable, "-m", "cmcr", "connect", "--via", "text", "--store", str(store),
         "--name", "again",
@@ -356,6 +315,7 @@ def test_a_mistake_is_told_without_a_traceback(
 # What is imported, and how fast
 
 
+@pytest.mark.timed
 def test_help_answers_at_once() -> None:
     seconds = []
     for _ in range(3):
@@ -386,11 +346,3 @@ def test_the_seven_packages_import_together_offline() -> None:
         timeout=240,
     )
     assert done.stdout.strip().endswith("all"), done.stderr
-
-
-def test_the_readme_uses_commands_that_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^(?:\$ )?cmcr (.+)$", readme, flags=re.MULTILINE)
-    assert len(commands) >= 5
-    for command in commands:
-        succeed(*shlex.split(command, comments=True), "--help")

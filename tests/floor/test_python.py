@@ -46,6 +46,7 @@ def test_the_public_names_are_these_and_dir_shows_them(name: str) -> None:
         module.nothing  # noqa: B018
 
 
+@pytest.mark.timed
 def test_importing_waits_for_nothing_heavy() -> None:
     program = (
         "import sys, time; start = time.perf_counter(); import cmcr, cmcr.connect\n"
