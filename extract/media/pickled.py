@@ -50,10 +50,11 @@ def read_object_array(file: BinaryIO) -> Any:
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file, max_header_size=_LARGEST_HEADER)
-    return np.lib.format.read_array_header_2_0(file, max_header_size=_LARGEST_HEADER)
+    npy: Any = np.lib.format  # whose types lack half of it
+    first = npy.read_magic(file) == (1, 0)
+    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    header: tuple[tuple[int, ...], bool, np.dtype] = read(file, max_header_size=_LARGEST_HEADER)
+    return header
 
 
 def _is_of_objects(state: Any) -> bool:

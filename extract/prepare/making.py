@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from cmcr.errors import CmcrError, SourceError
 from cmcr.extract.items import Waveform
@@ -73,8 +74,9 @@ def _made(target: Path, source: object, make: Callable[[], bytes]) -> Path | Bad
     try:
         content = make()
     except Exception as error:
-        what = error.what if isinstance(error, CmcrError) else f"{type(error).__name__}: {error}"
-        return Bad(str(source), (what.splitlines() or [""])[0])
+        what = error.what if isinstance(error, CmcrError) else getattr(error, "strerror", None)
+        what = what or f"{type(error).__name__}: {error}"
+        return Bad(str(source), what.splitlines()[0])
     with replacing(target) as unfinished:
         unfinished.write_bytes(content)
     return target
@@ -104,7 +106,8 @@ def _jpeg(frame: Frame) -> bytes:
         if picture is None:
             raise SourceError(f"the video has no picture at its middle, second {middle:.1f}")
         file = io.BytesIO()
-        picture.to_image().convert("RGB").save(file, "JPEG", quality=_QUALITY, subsampling=0)
+        shades = picture.to_ndarray(format="rgb24")  # (height, width, 3)
+        Image.fromarray(shades).save(file, "JPEG", quality=_QUALITY, subsampling=0)
         return file.getvalue()
 
 

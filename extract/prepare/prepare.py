@@ -131,9 +131,7 @@ def _write_manifests(
                 if None in media.values():
                     prepared.missing.append(item.id)
                 elif bad:
-                    prepared.bad += [
-                        {"id": item.id, "file": one.file, "why": one.why} for one in bad
-                    ]
+                    prepared.bad.append({"id": item.id, "file": bad[0].file, "why": bad[0].why})
                 else:
                     prepared.ready += 1
                     _write_item(item, media, writers, definition.tables, out)

@@ -99,7 +99,7 @@ def _json(path: Path) -> Iterator[str]:
     """COCO's annotations, MSR-VTT's sentences."""
     listing = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(listing, dict):
-        for row in listing.get("annotations", listing.get("sentences", ())):
+        for row in listing.get("annotations") or listing.get("sentences") or ():
             if isinstance(row, dict):
                 yield str(row.get("caption", ""))
 

@@ -15,14 +15,14 @@ def picture(
     if path := _first(folder.stems(PICTURES), names):
         return path
     video = _first(folder.stems(VIDEOS), names)
-    return video and Frame(video, start)
+    return Frame(video, start) if video else None
 
 
 def sound(folder: Folder, names: Iterable[str], start: float | None = None) -> Sound | None:
     """The recording of one of `names`, else the sound of the video; of its clip from `start` on."""
     names = tuple(names)
     path = _first(folder.stems(SOUNDS), names) or _first(folder.stems(VIDEOS), names)
-    return path and Sound(path, start)
+    return Sound(path, start) if path else None
 
 
 def youtube_names(video: str, start: float) -> tuple[str, ...]:

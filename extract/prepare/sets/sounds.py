@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 
 from cmcr.extract.prepare.folder import SOUNDS, Folder
-from cmcr.extract.prepare.published import Listed, Published
+from cmcr.extract.prepare.published import Listed, Media, Published
 
 
 def _esc50(folder: Folder) -> Iterator[Listed]:
@@ -15,7 +15,7 @@ def _esc50(folder: Folder) -> Iterator[Listed]:
             name = row["filename"].rpartition(".")[0]
             label = row.get("category_name") or row["category"]
             more = {"fold": row["fold"], "esc10": row["esc10"]}
-            media = {"audio": sounds.get(name)}
+            media: Media = {"audio": sounds.get(name)}
             yield Listed(name, media, (), label.replace("_", " "), more=more)
 
 
