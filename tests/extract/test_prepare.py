@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from typer.testing import CliRunner
 
+from cmcr.cli.app import app
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract import Item, open_source, prepare_dataset, published_sets
@@ -463,3 +465,22 @@ def test_no_pickle_is_run(root: Path, out: Path) -> None:
     with pytest.raises(SourceError, match="it names"):
         decode("pointcloud", Item("x", str(root / "evil.npy")))
     assert not (root / "run").exists()
+
+
+def test_the_command_prepares_and_lists(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    esc50(root)
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(app, ["prepare", "esc50", "--from", "published", "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["files"] == {"audio.csv": 2, "classes.txt": 2}
+    assert "esc50: 2 of 3 items are ready" in run.stderr
+    assert (tmp_path / "data/esc50/audio.csv").is_file()
+    listed = CliRunner().invoke(app, ["prepare", "--list", "--json"])
+    assert {"dataset": "esc50", "licence": "CC BY-NC"}.items() <= next(
+        one for one in json.loads(listed.stdout)["datasets"] if one["dataset"] == "esc50"
+    ).items()
+    assert "esc50" in CliRunner().invoke(app, ["prepare", "--list"]).stdout
+    with pytest.raises(UsageError, match="nothing says where esc50 lies"):
+        CliRunner().invoke(app, ["prepare", "esc50"], catch_exceptions=False)
