@@ -15,6 +15,9 @@ from cmcr.extract.encoders.registry import (
 from cmcr.extract.engine.summary import Summary
 from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media
+from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
+from cmcr.extract.prepare.published import Published
+from cmcr.extract.prepare.sets.catalogue import published_sets
 from cmcr.extract.preview import Preview, preview_extraction
 from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.open import open_source
@@ -26,7 +29,9 @@ __all__ = [
     "Encoder",
     "EncoderSpec",
     "Item",
+    "Prepared",
     "Preview",
+    "Published",
     "Source",
     "Summary",
     "Waveform",
@@ -37,6 +42,8 @@ __all__ = [
     "load_encoder",
     "open_regions",
     "open_source",
+    "prepare_dataset",
     "preview_extraction",
+    "published_sets",
     "registered",
 ]

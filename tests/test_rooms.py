@@ -31,7 +31,11 @@ cmcr.connect.connection cmcr.connect.spaces
 cmcr.connect.config cmcr.connect.distributed
 
 cmcr.extract
-cmcr.extract.engine cmcr.extract.regions
+cmcr.extract.engine cmcr.extract.prepare cmcr.extract.regions
+cmcr.extract.prepare.sets
+cmcr.extract.prepare.making
+cmcr.extract.prepare.published
+cmcr.extract.prepare.folder
 cmcr.extract.encoders cmcr.extract.sources
 cmcr.extract.encoders.models
 cmcr.extract.digits

@@ -21,7 +21,7 @@ from cmcr.cli.about import doctor, encoders, pipelines
 from cmcr.cli.connect import connect, import_connection, project
 from cmcr.cli.console import answer, say
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
-from cmcr.cli.extract import extract
+from cmcr.cli.extract import extract, prepare
 from cmcr.cli.run import init, run
 from cmcr.cli.store import import_, info, report, upgrade, verify
 from cmcr.errors import CmcrError
@@ -54,7 +54,7 @@ def root(
     """Connect pretrained multi-modal contrastive representations without paired data."""
 
 
-for main_command in (init, run, extract, connect):
+for main_command in (init, prepare, run, extract, connect):
     app.command()(main_command)
 
 evaluate = typer.Typer(

@@ -1,7 +1,7 @@
-"""`cmcr extract`."""
+"""`cmcr extract`, and `prepare`, which makes its sources of published data sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,13 @@ from cmcr.cli.console import (
     Store,
     Up,
     answer,
+    print_table,
     say,
 )
+from cmcr.errors import UsageError
+
+if TYPE_CHECKING:
+    from cmcr.extract import Published
 
 
 def extract(
@@ -126,3 +131,78 @@ def extract(
 
 
 # extract
+
+
+def prepare(
+    name: Annotated[str | None, typer.Argument(help="A published data set; see --list.")] = None,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="Where the publisher's files lie, unpacked. Can be repeated.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the manifests.", show_default="data/NAME")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Which part, or all.", show_default="the one that is evaluated"),
+    ] = None,
+    listing: Annotated[
+        bool,
+        typer.Option("--list", help="Where each set is got, its licence, splits and counts."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make manifests of a published data set; goes on where an earlier run stopped.
+
+    Nothing is downloaded. Pictures and sounds are taken out of videos; whatever can be read as it
+    lies stays there, and the manifests name it.
+    """
+    from cmcr.extract import prepare_dataset, published_sets
+
+    if listing:
+        sets = published_sets()
+        if as_json:
+            answer({"datasets": [_described(one) for one in sets]})
+        else:
+            print_table([_line(one) for one in sets])
+        return
+    if name is None or not folders:
+        raise UsageError(
+            "no data set to prepare" if name is None else f"nothing says where {name} lies",
+            cure="`cmcr prepare NAME --from FOLDER`; --list has the names, and where each is got",
+        )
+    prepared = prepare_dataset(name, folders, out, split)
+    say(f"prepare   {prepared}")
+    if as_json:
+        answer(prepared.as_dict())
+
+
+def _described(one: "Published") -> dict[str, Any]:
+    return {
+        "dataset": one.name,
+        "tables": list(one.tables),
+        "split": one.split,
+        "counts": dict(one.counts),
+        "size": one.size,
+        "licence": one.licence,
+        "where": one.where,
+        "needs": one.needs,
+        "out": str(one.out),
+    }
+
+
+def _line(one: "Published") -> dict[str, Any]:
+    counts = ", ".join(f"{split} {count:,}" for split, count in one.counts.items())
+    return {
+        "dataset": one.name,
+        "becomes": ", ".join(one.tables),
+        "split": one.split,
+        "items": counts or "unknown",
+        "size": one.size or "unknown",
+        "licence": one.licence or "unknown",
+        "where": one.where,
+    }

@@ -29,10 +29,11 @@ _BLOCK = 1 << 20  # frames
 
 # Of what FFmpeg demuxes, recordings and films. Playlists (HLS, DASH, concat) are left out: they
 # make it open whatever file or address they name.
-_FORMATS = (
-    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,"
-    "mp3,mpeg,mpegts,ogg,tta,wav,w64,wv"
-)
+FFMPEG_OPTIONS = {
+    "format_whitelist": "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,webm,mov,"
+    "mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,tta,wav,w64,wv",
+    "protocol_whitelist": "none",
+}
 _CUT_TOLERANCE = 0.2  # seconds by which a container's duration may exceed its audio
 
 
@@ -105,9 +106,10 @@ def _libsndfile(sound: "SoundFile") -> Waveform:
 def _ffmpeg(file: BinaryIO, libsndfile_says: str) -> Waveform:
     import av
 
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
     try:
-        with av.open(file, mode="r", options=options, metadata_errors="replace") as container:
+        with av.open(
+            file, mode="r", options=FFMPEG_OPTIONS, metadata_errors="replace"
+        ) as container:
             if not container.streams.audio:
                 raise SourceError("the file holds no audio")
             stream = container.streams.audio[0]

@@ -2,12 +2,13 @@
 
     points = read_points(file, ".off")    # (n, 3) float32
 
-    .npy .npz           an (n, 3) array, or wider: the first three columns are x, y, z
+    .npy .npz           an (n, 3) array, or wider: the first three columns are x, y, z;
+                        or a pickled dict with such an array as "xyz" (Objaverse of ULIP, OpenShape)
     .xyz .txt           a line for each point, numbers between spaces or commas, columns as above
     .ply .off .obj      a mesh becomes SAMPLED points, uniform over its area, the same every time;
     .stl .glb           a file without faces is its vertices
 
-Nothing is unpickled, and no material or texture that a file names is looked for.
+No pickle is run (pickled.py), and no material or texture that a file names is looked for.
 """
 
 import io
@@ -20,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from cmcr.errors import SourceError
+from cmcr.extract.media.pickled import is_object_array, read_object_array
 
 SAMPLED = 16_384  # twice what ULIP thins out to
 LARGEST_ARRAY = 1 << 30  # bytes
@@ -67,6 +69,8 @@ def _array(file: BinaryIO, suffix: str) -> np.ndarray:
             with zipfile.ZipFile(file) as archive:
                 _refuse_large(sum(entry.file_size for entry in archive.infolist()), LARGEST_ARRAY)
             file.seek(0)
+        elif is_object_array(file):
+            return _checked(_xyz(read_object_array(file)))
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             points = loaded
@@ -79,6 +83,19 @@ def _array(file: BinaryIO, suffix: str) -> np.ndarray:
     except Exception as error:  # of NumPy, zipfile, zlib, tokenize, ast
         why = re.sub(r" at 0x[0-9a-f]+", "", str(error))
         raise SourceError(f"not an array that is read without unpickling: {why}") from error
+    return _checked(points)
+
+
+def _xyz(held: object) -> np.ndarray:
+    points = held.get("xyz") if isinstance(held, dict) else None
+    if not isinstance(points, np.ndarray):
+        raise SourceError(
+            'no dict with an array "xyz", and other objects are not read without unpickling'
+        )
+    return points
+
+
+def _checked(points: np.ndarray) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] not in _COLUMNS or points.dtype.kind not in "fiu":
         raise SourceError(
             f"a point cloud is an (n, 3) array of numbers, this is {points.dtype} {points.shape}"

@@ -1,0 +1,1 @@
+"""Published data sets as their publishers offer them, made manifests that extraction reads."""
