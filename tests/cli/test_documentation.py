@@ -41,8 +41,8 @@ MARKED = {
     ("demo.md", "data"): 1,
     ("encoders.md", "install"): 1,
     ("hf.md", "weights"): 1,
-    ("reproduce.md", "data"): 6,
-    ("reproduce.md", "network"): 2,
+    ("reproduce.md", "data"): 8,
+    ("reproduce.md", "network"): 1,
     ("sources.md", "weights"): 2,
     ("store.md", "duckdb"): 1,
 }
