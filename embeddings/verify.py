@@ -159,11 +159,6 @@ class Health:
     duplicates: float
     problem: str | None = None
 
-    @property
-    def warning(self) -> str:
-        """`problem` as a line to put behind another; nothing where there is none."""
-        return f"\n  warning: {self.problem}" if self.problem else ""
-
     def __str__(self) -> str:
         return (
             f"mean cosine {self.mean_cosine:.3f}, effective rank {self.effective_rank:.1f}, "

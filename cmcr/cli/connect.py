@@ -1,7 +1,7 @@
 """`cmcr connect`."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +74,7 @@ def connect(
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun starts several, and one speaks
     if speaks:
         say(ground.line("connect", title))
+    health: dict[Key, Health] = {}
     connected = connect_spaces(
         fields,
         title,
@@ -82,7 +83,7 @@ def connect(
         device,
         tensorboard=tensorboard,
         replace=replace,
-        say=say,
+        health=health,
     )
     if not speaks:
         return
@@ -92,7 +93,8 @@ def connect(
         print("behind: standard errors behind the best; up to 2 the held-out pairs show nothing")
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
-                "methods": connected.methods})  # fmt: skip
+                "methods": connected.methods,
+                "health": {str(key): vars(found) for key, found in health.items()}})  # fmt: skip
 
 
 def import_connection(
@@ -246,19 +248,23 @@ def connect_spaces(
     device: str,
     tensorboard: bool = False,
     replace: bool = False,
-    say: Callable[[str], None] = lambda text: None,
+    health: "dict[Key, Health] | None" = None,
 ) -> "Connected | Chained":
     """Train or solve the connection `name`, or the chain where there are more than two spaces.
 
-    Another connection of that name is refused, unless `replace` it is. `say` is told how well the
-    embeddings of each dataset tell its rows apart.
+    Another connection of that name is refused, unless `replace` it is. `health` is filled with that
+    of each dataset, and embeddings that do not tell their rows apart are told at the terminal.
     """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
 
-    def opened(health: "Mapping[Key, Health]") -> None:
-        for key, found in health.items():
-            say(f"{key}  {found}{found.warning}")
+    told = {} if health is None else health
+
+    def opened(measured: "Mapping[Key, Health]") -> None:
+        for key, found in measured.items():
+            if found.problem and key not in told:
+                say(f"warning: {found.problem}")
+        told.update(measured)
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:

@@ -44,7 +44,6 @@ def run(
             None,
             device,
             replace=can_be_made_again(place / "connections" / connection.name),
-            say=lambda line: say(f"connect   {line}"),
         )
         say(f"connect   {connected}")
     searches = choose_searches(ground, None, None, None) if recipe.evaluate.retrieval else []

@@ -42,6 +42,7 @@ class Loaded:
     """A batch after decoding: `inputs` is (items, ...), or None when none could be decoded.
 
     `measured` are all items of the batch by their places, as they were before they were decoded.
+    `broken` says what the encoder's `preprocess` gave where its tensors make no batch.
     """
 
     part: int
@@ -51,6 +52,7 @@ class Loaded:
     failures: Sequence[Failure]
     measured: Mapping[int, Input]
     last: bool
+    broken: str | None = None
 
     def pin_memory(self) -> "Loaded":
         """The same in page-locked memory, from which a copy to the GPU can run by the side."""
@@ -115,8 +117,9 @@ class Decoding(Dataset):
                 items.append(known)
                 places.append(place)
                 measured[place] = content.as_input(item)
-        stacked = torch.stack(inputs) if inputs else None  # (items, ...)
-        return Loaded(batch.part, items, places, stacked, failures, measured, batch.last)
+        broken = unstackable(inputs)
+        stacked = torch.stack(inputs) if inputs and not broken else None  # (items, ...)
+        return Loaded(batch.part, items, places, stacked, failures, measured, batch.last, broken)
 
     def decode(self, item: Item) -> tuple[Item, Decoded]:
         """The item as it is written, its media let go, and what the encoder takes."""
@@ -124,6 +127,19 @@ class Decoding(Dataset):
             return crop(item)
         decoded = decode(self.modality, item)
         return (item if self.modality == "text" else replace(item, content=None)), decoded
+
+
+def unstackable(inputs: Sequence[object]) -> str | None:
+    """Why preprocessed inputs make no batch; None where they are tensors of one kind."""
+    kinds = {
+        f"{tuple(one.shape)} {str(one.dtype).removeprefix('torch.')}"
+        if isinstance(one, Tensor)
+        else f"a {type(one).__name__}"
+        for one in inputs
+    }
+    if len(kinds) > 1:
+        return f"{len(kinds)} kinds, such as {' and '.join(sorted(kinds)[:2])}"
+    return next((kind for kind in kinds if kind.startswith("a ")), None)
 
 
 def failure(item: Item, error: Exception) -> Failure:
