@@ -215,6 +215,10 @@ def choose_connection(
 
     section = usual.config if usual else {}
     fields = section | given | parse_settings(settings)
+    if len(fields.get("spaces", ("", ""))) < 2:
+        raise UsageError(
+            f"{', '.join(fields['spaces'])} alone cannot be connected", cure="give --spaces A,B"
+        )
     chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
     needed = ("spaces",) if chain else ("spaces", "via", "train")
     missing = [f"--{field}" for field in needed if field not in fields]

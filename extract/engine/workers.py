@@ -24,6 +24,7 @@ from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
 from cmcr.extract.media.decode import decode
 
+GIVING_WAY = 5  # a fourth of a core on which another process is busy
 PREFETCH = 2  # batches ahead of the encoder, for each worker
 
 
@@ -86,10 +87,17 @@ def load(
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
             raise
+        cure = (
+            "run the command again, with fewer --workers if memory ran out; finished parts are kept"
+        )
+        if "is killed by signal" not in str(error):
+            cure += (
+                '; a script of your own must call `extract` under `if __name__ == "__main__":`, or '
+                "with workers=0, for these processes import the script"
+            )
         raise SourceError(
             f"a process that decodes {modality} was killed: {str(error).splitlines()[0]}",
-            cure="run the command again, with fewer --workers if memory ran out; "
-            "finished parts are kept",
+            cure=cure,
         ) from error
 
 
@@ -151,10 +159,11 @@ def failure(item: Item, error: Exception) -> Failure:
 def _give_way(worker: int) -> None:
     """Where the encoder computes on the same cores, let it go first.
 
-    Its threads wait for one another, so a worker that takes one core stops them all. With least
-    priority a worker decodes when the encoder has nothing to do, and then on every core.
+    Its threads wait for one another, so a worker that takes one core stops them all. With less
+    priority a worker decodes when the encoder has nothing to do, and then on every core. With the
+    least it would get one part in seventy of a core on which somebody else is busy.
     """
-    os.nice(19)
+    os.nice(GIVING_WAY)
 
 
 def _unchanged(loaded: Any) -> Any:
