@@ -37,14 +37,15 @@ def find_device(name: str) -> "torch.device":
         # torchrun says which GPU is whose.
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return gpu if torch.cuda.is_available() else torch.device("cpu")
+    cure = "--device auto, cpu or cuda[:i]"
+    if not name.startswith(("cpu", "cuda")):
+        raise UsageError(f"there is no device {name!r}", cure=cure)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"the device {name!r} cannot be used: {reason}", cure="--device auto, cpu or cuda[:i]"
-        ) from error
+        raise UsageError(f"the device {name!r} cannot be used: {reason}", cure=cure) from error
     return device
 
 

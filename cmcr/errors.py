@@ -80,7 +80,7 @@ def near(wanted: str, there: Iterable[str]) -> str:
 
     names = list(dict.fromkeys(there))
     if not names:
-        return "there is: nothing"
+        return "there is none yet"
     alike = get_close_matches(wanted, names)
     meant = f"did you mean {' or '.join(alike)}? " if alike else ""
     rest = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""

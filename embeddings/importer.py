@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings.index import build_index, index_is_current
 from cmcr.embeddings.parts import write_part
-from cmcr.embeddings.reader import Dataset, open_dataset
-from cmcr.embeddings.schema import Description, Key, Precision
+from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
+from cmcr.embeddings.schema import Description, Key, Precision, read_manifest
 from cmcr.embeddings.writer import begin, claim, finish
-from cmcr.errors import SourceError, UsageError
+from cmcr.errors import MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
 
 PART_ROWS = 65_536
@@ -39,7 +39,8 @@ def import_embeddings(
     """Write the rows of `array`, made unit vectors, and their metadata as a dataset.
 
     Rows without metadata get their number as id. Raises SourceError for an array that is not
-    (rows, D) of finite, non-zero vectors, metadata of another length, or ids that occur twice.
+    (rows, D) of finite, non-zero vectors, metadata of another length, or ids that occur twice,
+    MismatchError for vectors of another length than the space has.
     """
     matrix = read_array(array)  # (rows, D)
     table = read_metadata(metadata) if metadata else pa.table({})
@@ -60,6 +61,7 @@ def import_embeddings(
         },
     )
     check_vectors(matrix, array)
+    _refuse_other_dim(store, key, matrix.shape[1], array)
     folder = begin(store, description)
     parts = -(-len(matrix) // PART_ROWS)
     for part in range(parts):
@@ -75,6 +77,23 @@ def import_embeddings(
     if index is not None and not index_is_current(dataset, index):
         build_index(dataset, index)
     return dataset
+
+
+def _refuse_other_dim(store: Path, key: Key, dim: int, array: Path) -> None:
+    for other in list_datasets(store):
+        if other.space != key.space or other == key:
+            continue
+        try:
+            known = read_manifest(other.folder(store)).dim
+        except StoreError:  # unfinished or damaged: `verify` says so
+            continue
+        if known != dim:
+            raise MismatchError(
+                f"the space {key.space} has vectors of {known} values, as in {other}, these have "
+                f"{dim}",
+                where=array,
+                cure="give them another --space or --store",
+            )
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -97,7 +116,7 @@ def read_array(path: Path) -> np.ndarray:
     try:
         array = readers[path.suffix](path)
     except FileNotFoundError:
-        raise UsageError("there is no such file", where=path) from None
+        raise UsageError("there is no such file", where=path, cure="name one that is") from None
     except (OSError, ValueError, pa.ArrowException, KeyError, EOFError) as error:
         raise SourceError(
             f"the array cannot be read: {error}",
@@ -108,6 +127,7 @@ def read_array(path: Path) -> np.ndarray:
         raise SourceError(
             f"embeddings are a (rows, D) array of floats, this is {array.dtype} {array.shape}",
             where=path,
+            cure="save one row an input, as float16, float32 or float64",
         )
     return array
 
@@ -151,7 +171,7 @@ def read_metadata(path: Path) -> pa.Table:
     try:
         return readers[path.suffix](path)
     except FileNotFoundError:
-        raise UsageError("there is no such file", where=path) from None
+        raise UsageError("there is no such file", where=path, cure="name one that is") from None
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"the metadata cannot be read: {error}", where=path) from error
 

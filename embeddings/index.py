@@ -24,6 +24,24 @@ ABOUT = "index.json"
 _TRAINING_ROWS = 262_144
 
 
+def check_factory(dim: int, factory: str) -> None:
+    """Raise UsageError for a factory string that FAISS does not know for vectors of `dim`."""
+    import faiss
+
+    try:
+        faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UsageError(
+            f"FAISS knows no index {factory!r}: {_reason(error)}",
+            cure="another --index, such as Flat or HNSW32, or none",
+        ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without the place in its own source."""
+    return re.sub(r"^Error in .*? at \S+:\d+: ", "", str(error).splitlines()[-1])
+
+
 def build_index(dataset: Dataset, factory: str = "Flat") -> None:
     """Build the inner-product index that the FAISS factory string names, row i = embedding i.
 
@@ -41,7 +59,7 @@ def build_index(dataset: Dataset, factory: str = "Flat") -> None:
     except RuntimeError as error:
         raise UsageError(
             f"FAISS cannot build an index {factory!r} on {dataset.rows} rows of {dataset.dim}: "
-            f"{str(error).splitlines()[-1]}",
+            f"{_reason(error)}",
             where=dataset.folder,
             cure="another --index, such as Flat or HNSW32, or none",
         ) from error
@@ -209,8 +227,7 @@ def train_index(vectors: np.ndarray, factory: str) -> Any:
                 advance(len(block))
     except RuntimeError as error:
         raise UsageError(
-            f"FAISS cannot build an index {factory!r} on {items:,} rows of {dim}: "
-            f"{str(error).splitlines()[-1]}",
+            f"FAISS cannot build an index {factory!r} on {items:,} rows of {dim}: {_reason(error)}",
             cure="another --index, such as Flat or HNSW32",
         ) from error
     return faiss.index_gpu_to_cpu(index) if faiss.get_num_gpus() else index

@@ -95,13 +95,6 @@ def _check_rows(dataset: Dataset) -> None:
         norms = np.linalg.norm(block.astype(np.float32), axis=1)  # (rows,)
         if np.abs(norms - 1).max(initial=0) > 1e-2:
             raise StoreError("an embedding is not a unit vector", where=dataset.folder / part.name)
-    ids = dataset.ids()
-    if len(ids) != len(set(ids)):
-        raise StoreError(
-            f"{len(ids) - len(set(ids))} ids occur twice",
-            where=dataset.folder,
-            cure="give each input an id of its own and extract again",
-        )
 
 
 def _check_failures(dataset: Dataset) -> None:
@@ -158,11 +151,6 @@ class Health:
     effective_rank: float
     duplicates: float
     problem: str | None = None
-
-    @property
-    def warning(self) -> str:
-        """`problem` as a line to put behind another; nothing where there is none."""
-        return f"\n  warning: {self.problem}" if self.problem else ""
 
     def __str__(self) -> str:
         return (

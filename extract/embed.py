@@ -12,6 +12,7 @@ from typing import Any
 
 from cmcr.devices import cores
 from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
+from cmcr.embeddings.index import check_factory
 from cmcr.embeddings.inventory import read_inputs
 from cmcr.embeddings.parts import failures_so_far, part_name
 from cmcr.embeddings.schema import Precision
@@ -69,10 +70,10 @@ def extract(
     and whichever finds all parts there writes the manifest. With `update` the dataset follows a
     source that changed: what is known is taken over, what failed is tried again.
 
-    Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
-    what it needs for it, MismatchError when the dataset holds rows built with different settings
-    or of another state of the source, SourceError when more than `max_failures` (a share of the
-    inputs) could not be embedded; what is finished is kept.
+    Raises UsageError for a modality that the encoder does not take or an index that FAISS does not
+    know, EncoderError when it lacks what it needs for it, MismatchError when the dataset holds rows
+    built with different settings or of another state of the source, SourceError when more than
+    `max_failures` (a share of the inputs) could not be embedded; what is finished is kept.
     """
     if source.modality not in encoder.modalities:
         raise UsageError(
@@ -83,6 +84,8 @@ def extract(
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
     if update and num_shards > 1:
         raise UsageError("one process updates a dataset", cure="--update without --num-shards")
+    if index is not None:
+        check_factory(encoder.dim, index)
     if ready := getattr(encoder, "ready", None):
         ready(source.modality)
     autocast = find_autocast(amp, encoder.device)

@@ -3,10 +3,12 @@
 clip_checkpoint(folder)      # for clip:ViT-S-32-alt
 clap_checkpoint(folder)      # for clap, at the real architecture; cache_tokenizer for its texts
 ulip_checkpoint(folder)      # for ulip, one layer a tower
+hf_folder(folder, name)      # for hf:FOLDER/NAME, two layers a tower
 """
 
 import argparse
 import json
+import string
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -179,3 +181,114 @@ def ulip_checkpoint(folder: Path) -> Path:
         path,
     )
     return path
+
+
+# hf
+
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+SENTENCE = "a the of in on dog cat rain snow photo red blue two and"
+WORDS = [*dict.fromkeys([*SPECIAL, *SENTENCE.split(), *string.ascii_letters])]
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+
+
+def word_tokenizer(length: int, reads: list[str] | None = None) -> Any:
+    """A tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=length,
+        model_input_names=reads or ["input_ids", "attention_mask"],
+        padding_side="right",
+        **names,
+    )
+
+
+def text_tower(length: int, **more: Any) -> dict[str, Any]:
+    tokens = {"vocab_size": len(WORDS), "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    return {**TINY, **tokens, "max_position_embeddings": length, **more}
+
+
+def hf_model(name: str) -> tuple[Any, Any]:
+    """The model `name`, untrained, and its processor."""
+    import transformers as t
+
+    picture = {**TINY, "image_size": 32, "patch_size": 8}
+    square = {"size": {"height": 32, "width": 32}}
+    if name == "clip":
+        clip = t.CLIPConfig(text_config=text_tower(12), vision_config=picture, projection_dim=24)
+        cropped = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+        return t.CLIPModel(clip), t.CLIPProcessor(cropped, word_tokenizer(12))
+    if name == "siglip":
+        siglip = t.SiglipConfig(
+            text_config=text_tower(10, projection_size=32), vision_config=picture
+        )
+        processor = t.SiglipProcessor(
+            t.SiglipImageProcessor(**square), word_tokenizer(10, ["input_ids"])
+        )
+        return t.SiglipModel(siglip), processor
+    if name == "siglip2":
+        patches = {**TINY, "num_patches": 16, "patch_size": 16}
+        siglip2 = t.Siglip2Config(
+            text_config=text_tower(64, projection_size=32), vision_config=patches
+        )
+        processor = t.Siglip2Processor(
+            t.Siglip2ImageProcessor(), word_tokenizer(10**30, ["input_ids"])
+        )
+        return t.Siglip2Model(siglip2), processor
+    if name == "altclip":  # its text tower is XLM-RoBERTa: two positions go to the padding
+        roberta = text_tower(22, project_dim=32)
+        altclip = t.AltCLIPConfig(text_config=roberta, vision_config=picture, projection_dim=24)
+        cropped = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+        return t.AltCLIPModel(altclip), t.AltCLIPProcessor(cropped, word_tokenizer(10**30))
+    if name == "chinese-clip":
+        reads = ["input_ids", "token_type_ids", "attention_mask"]
+        chinese = t.ChineseCLIPConfig(
+            text_config=text_tower(16), vision_config=picture, projection_dim=24
+        )
+        pictures = t.ChineseCLIPImageProcessor(**square, crop_size=32)
+        return t.ChineseCLIPModel(chinese), t.ChineseCLIPProcessor(
+            pictures, word_tokenizer(16, reads)
+        )
+    fused = name == "clap-fused"
+    sound = {
+        "patch_embeds_hidden_size": 8,
+        "hidden_size": 64,
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+        "num_hidden_layers": 4,
+        "projection_dim": 24,
+        "enable_fusion": fused,
+    }
+    sounds = t.ClapConfig(
+        text_config=text_tower(22, projection_dim=24), audio_config=sound, projection_dim=24
+    )
+    extractor = t.ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc")
+    return t.ClapModel(sounds), t.ClapProcessor(extractor, word_tokenizer(20))
+
+
+def hf_folder(folder: Path, name: str) -> Path:
+    """The folder of the model `name`, as transformers itself saves it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model, processor = hf_model(name)
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.2)
+    model.save_pretrained(folder / name)
+    processor.save_pretrained(folder / name)
+    return folder / name

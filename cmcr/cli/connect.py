@@ -85,7 +85,8 @@ def connect(
         print("behind: standard errors behind the best; up to 2 the held-out pairs show nothing")
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
-                "methods": connected.methods})  # fmt: skip
+                "methods": connected.methods,
+                "health": {str(key): vars(it) for key, it in connected.health.items()}})  # fmt: skip
 
 
 def import_connection(

@@ -80,7 +80,7 @@ def _connection(folder: Path) -> dict[str, Any]:
         "method": record.model,
         "via": record.via,
         "spaces": " + ".join(space.name for space in record.spaces),
-        "pairs": record.pairs,
+        "pairs": record.pairs or None,  # of an imported one nobody knows
         "joint_dim": record.joint_dim,
     }
     if not isinstance(connection, Chain):

@@ -93,6 +93,8 @@ def _wrong(error: Exception) -> str:
         return lines[0]
     if isinstance(error, OSError):
         return f"the checkpoint cannot be read: {error.strerror or lines[0]}"
+    if isinstance(error, AssertionError):  # open_clip's, for positions of another width
+        return f"the checkpoint is of another model: {lines[0][:200]}"
     if lines[0].startswith("Error(s) in loading state_dict"):
         return f"the checkpoint is of another model: {lines[1].strip()[:200]}"
     return f"the checkpoint is damaged or is none: {lines[0][:200]}"

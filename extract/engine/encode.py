@@ -46,9 +46,9 @@ def encode_batches(
     A batch that does not fit into the device's memory is halved, and so are those after it. A row
     of NaN or infinity is handed on: it is the failure of one input.
 
-    Raises EncoderError when not even one input fits, and for what an encoder may not give: what
-    `check_shape` and `check_norms` refuse, and a first batch of `FEWEST` inputs or more without one
-    finite row.
+    Raises EncoderError when not even one input fits, and for what an encoder may not give: inputs
+    that make no batch, what `check_shape` and `check_norms` refuse, and a first batch of `FEWEST`
+    inputs or more without one finite row.
     """
     begun = False
     for loaded, output in _launched(encoder, modality, batches, autocast):
@@ -73,6 +73,13 @@ def _launched(
     limit = 1 << 30
     waiting: tuple[Loaded, Tensor] | None = None
     for loaded in batches:
+        if loaded.broken:
+            raise _broken(
+                encoder,
+                f"gave {loaded.broken}, where {modality} inputs of one batch must become tensors "
+                "of one shape and type",
+                method="preprocess",
+            )
         if loaded.inputs is None:
             output = torch.empty(0, encoder.dim)
         else:
@@ -131,10 +138,12 @@ def check_norms(encoder: Encoder, modality: Modality, vectors: np.ndarray) -> No
         raise _broken(encoder, f"gave a vector of norm {furthest:.4g} for {modality}, not 1")
 
 
-def _broken(encoder: Encoder, what: str, cure: str | None = None) -> EncoderError:
+def _broken(
+    encoder: Encoder, what: str, cure: str | None = None, method: str = "encode"
+) -> EncoderError:
     kind = type(encoder)
     return EncoderError(
         f"the encoder {encoder.name} {what}",
-        where=f"{kind.__module__}.{kind.__qualname__}.encode",
+        where=f"{kind.__module__}.{kind.__qualname__}.{method}",
         cure=cure or f"mend it; `cmcr encoders --check {encoder.name}` tries what is promised",
     )

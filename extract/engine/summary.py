@@ -97,19 +97,22 @@ class Summary:
         listed = str(self.folder / FAILURES) if self.failures else None
         told = vars(self) | {
             "key": str(self.key),
+            "health": asdict(self.health) if self.health else None,
             "failed": kinds,
             "failures_file": listed,
-            "health": self.health and asdict(self.health),
         }
         return {name: value for name, value in told.items() if name not in ("folder", "kinds")}
 
     def __str__(self) -> str:
-        warning = self.health.warning if self.health else ""
-        return "\n".join([self._counts() + warning, *map("  {}".format, self.notes())])
+        return "\n".join([self._counts(), *map("  {}".format, self.notes())])
 
     def notes(self) -> list[str]:
-        """What deserves a line of its own: failures, files passed over, what a pattern missed."""
+        """What deserves a line of its own: health, failures, files passed over or not matched."""
         lines = []
+        if self.health and self.made:
+            lines.append(str(self.health))
+        if self.health and self.health.problem:
+            lines.append(f"warning: {self.health.problem}")
         if self.failures:
             lines.append(f"{self.failures:,} of {self.rows + self.failures:,} failed: {self.kinds}")
             lines.append(f"all of them: {self.folder / FAILURES}")
@@ -127,8 +130,6 @@ class Summary:
             text += f", {self.taken:,} taken over"
         if self.truncated:
             text += f", {self.truncated:,} texts cut"
-        if self.health:
-            text += f", {self.health}"
         if not self.made:
             if not self.finished:
                 return f"{text}  waiting for other shards"

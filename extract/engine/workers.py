@@ -25,6 +25,7 @@ from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
 from cmcr.extract.media.decode import decode
 
+GIVING_WAY = 5  # a fourth of a core on which another process is busy
 PREFETCH = 2  # batches ahead of the encoder, for each worker
 
 
@@ -43,6 +44,7 @@ class Loaded:
     """A batch after decoding: `inputs` is (items, ...), or None when none could be decoded.
 
     `measured` are all items of the batch by their places, as they were before they were decoded.
+    `broken` says what the encoder's `preprocess` gave where its tensors make no batch.
     """
 
     part: int
@@ -52,6 +54,7 @@ class Loaded:
     failures: Sequence[Failure]
     measured: Mapping[int, Input]
     last: bool
+    broken: str | None = None
 
     def pin_memory(self) -> "Loaded":
         """The same in page-locked memory, from which a copy to the GPU can run by the side."""
@@ -85,10 +88,17 @@ def load(
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
             raise
+        cure = (
+            "run the command again, with fewer --workers if memory ran out; finished parts are kept"
+        )
+        if "is killed by signal" not in str(error):
+            cure += (
+                '; a script of your own must call `extract` under `if __name__ == "__main__":`, or '
+                "with workers=0, for these processes import the script"
+            )
         raise SourceError(
             f"a process that decodes {modality} was killed: {str(error).splitlines()[0]}",
-            cure="run the command again, with fewer --workers if memory ran out; "
-            "finished parts are kept",
+            cure=cure,
         ) from error
 
 
@@ -121,8 +131,9 @@ class Decoding(Dataset):
                 items.append(known)
                 places.append(place)
                 measured[place] = content.as_input(item)
-        stacked = torch.stack(inputs) if inputs else None  # (items, ...)
-        return Loaded(batch.part, items, places, stacked, failures, measured, batch.last)
+        broken = unstackable(inputs)
+        stacked = torch.stack(inputs) if inputs and not broken else None  # (items, ...)
+        return Loaded(batch.part, items, places, stacked, failures, measured, batch.last, broken)
 
     def decode(self, item: Item) -> tuple[Item, Decoded]:
         """The item as it is written, its media let go, and what the encoder takes."""
@@ -130,6 +141,19 @@ class Decoding(Dataset):
             return crop(item)
         decoded = decode(self.modality, item)
         return (item if self.modality == "text" else replace(item, content=None)), decoded
+
+
+def unstackable(inputs: Sequence[object]) -> str | None:
+    """Why preprocessed inputs make no batch; None where they are tensors of one kind."""
+    kinds = {
+        f"{tuple(one.shape)} {str(one.dtype).removeprefix('torch.')}"
+        if isinstance(one, Tensor)
+        else f"a {type(one).__name__}"
+        for one in inputs
+    }
+    if len(kinds) > 1:
+        return f"{len(kinds)} kinds, such as {' and '.join(sorted(kinds)[:2])}"
+    return next((kind for kind in kinds if kind.startswith("a ")), None)
 
 
 def failure(item: Item, error: Exception) -> Failure:
@@ -141,10 +165,11 @@ def failure(item: Item, error: Exception) -> Failure:
 def _give_way(worker: int) -> None:
     """Where the encoder computes on the same cores, let it go first.
 
-    Its threads wait for one another, so a worker that takes one core stops them all. With least
-    priority a worker decodes when the encoder has nothing to do, and then on every core.
+    Its threads wait for one another, so a worker that takes one core stops them all. With less
+    priority a worker decodes when the encoder has nothing to do, and then on every core. With the
+    least it would get one part in seventy of a core on which somebody else is busy.
     """
-    os.nice(19)
+    os.nice(GIVING_WAY)
 
 
 def _unchanged(loaded: Any) -> Any:

@@ -92,10 +92,16 @@ def _match(layout: re.Pattern[str], relative: str) -> re.Match[str] | None:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
+    cure = r"such as (?P<label>[a-z]+)_(?P<take>\d+)\.wav"
     try:
-        return re.compile(pattern)
+        compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"the pattern is not a regular expression: {error}") from error
+        raise UsageError(
+            f"the pattern {pattern} is not a regular expression: {error}", cure=cure
+        ) from error
+    if not compiled.groupindex:
+        raise UsageError(f"the pattern {pattern} names no group, so it reads nothing", cure=cure)
+    return compiled
 
 
 def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[Path]:

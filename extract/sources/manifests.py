@@ -59,7 +59,7 @@ def manifest(modality: Modality, where: Path) -> Source:
         raise UsageError(
             f"the manifest has no column {' or '.join(wanted)}; it has {', '.join(names)}",
             where=where,
-            cure="name the column so",
+            cure=f"rename the column that holds it to {wanted[0]}",
         )
     return Source(
         modality,

@@ -221,6 +221,17 @@ def test_where_datasets_are_several_one_must_be_named(
 # names that are misspelt
 
 
+def test_one_space_and_a_modality_that_there_is_not_are_told_plainly(
+    cmcr: Cmcr, own: Callable[..., Path]
+) -> None:
+    own("S")
+    document, _ = cmcr("connect --via text --spaces clip --train captions --store S", code=2)
+    assert document["error"]["what"] == "clip alone cannot be connected"
+    document, _ = cmcr("extract --encoder clip --source images=photos", code=2)
+    assert document["error"]["what"] == "there is no modality 'images'"
+    assert document["error"]["cure"].startswith("did you mean image?")
+
+
 @pytest.mark.parametrize(
     ("line", "meant"),
     [

@@ -50,6 +50,14 @@ def test_a_bad_recipe_hinders_no_other(cmcr: Cmcr, tmp_path: Path) -> None:
     assert cmcr("connect --via text", code=2)["error"]["where"] == "stores/digits"  # as without it
 
 
+def test_a_file_that_is_not_yaml_is_told_in_a_line(cmcr: Cmcr, tmp_path: Path) -> None:
+    (tmp_path / "pipelines.yaml").write_text("pipelines:\n  a: [1\n")
+    told = cmcr("pipelines", code=2)["error"]
+    assert told["what"] == "the file is not YAML: expected ',' or ']', but got '<stream end>'"
+    assert told["where"] == "pipelines.yaml, line 3"
+    assert "--no-pipeline" in told["cure"]
+
+
 def test_a_bad_default_is_not_passed_over(cmcr: Cmcr, tmp_path: Path) -> None:
     packaged = (ROOT / "pipelines.yaml").read_text(encoding="utf-8")
     (tmp_path / "pipelines.yaml").write_text(packaged.replace("store: stores/digits", "shop: 3"))

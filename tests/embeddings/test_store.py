@@ -398,3 +398,13 @@ def test_import_refuses_metadata_that_does_not_fit(tmp_path: Path) -> None:
     for missing in (tmp_path / "no.npy", tmp_path / "x.csv"):
         with pytest.raises(CmcrError):
             import_embeddings(tmp_path / "s", KEY, missing)
+
+
+def test_import_refuses_vectors_of_another_length_than_the_space_has(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", unit(3))
+    np.save(tmp_path / "y.npy", unit(3, dim=6))
+    import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy")
+    other = Key(KEY.space, "image", "other")
+    with pytest.raises(MismatchError, match=f"of 8 values, as in {KEY}, these have 6"):
+        import_embeddings(tmp_path / "s", other, tmp_path / "y.npy")
+    assert list_datasets(tmp_path / "s") == [KEY]

@@ -19,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from seeded import clip_checkpoint
 from torch import Tensor
 
 from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import CmcrError, EncoderError, UsageError
-from cmcr.extract import Item, extract, open_source
+from cmcr.extract import Item, extract, load_encoder, open_source
 from cmcr.extract.encoders.clip import CLIP, ClipEncoder
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.media.decode import decode
@@ -369,3 +370,8 @@ def save_archive(model: Any, path: Path) -> None:
             Archive().eval(), torch.zeros(1, 77, 256)
         )
         torch.jit.save(archive, path)
+
+
+def test_weights_of_another_model_are_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"^the checkpoint is of another model: text pos_embed"):
+        load_encoder("clip", checkpoint=clip_checkpoint(tmp_path))

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from seeded import SMALL_CLIP, cache_tokenizer, clap_checkpoint, clip_checkpoint, ulip_checkpoint
+from seeded import (
+    SMALL_CLIP,
+    cache_tokenizer,
+    clap_checkpoint,
+    clip_checkpoint,
+    hf_folder,
+    ulip_checkpoint,
+)
 
 from cmcr.errors import CmcrError
 from cmcr.extract import registered
@@ -40,6 +47,7 @@ def clap(folder: Path) -> Weights:
 WEIGHTS: dict[str, Callable[[Path], Weights]] = {
     "clap": clap,
     "clip": lambda folder: Weights(f"clip:{SMALL_CLIP}", clip_checkpoint(folder)),
+    "hf": lambda folder: Weights(f"hf:{hf_folder(folder, 'clip')}"),
     "ulip": lambda folder: Weights("ulip:points=1024", ulip_checkpoint(folder)),
     "digits-clap": lambda folder: Weights("digits-clap"),
     "digits-clip": lambda folder: Weights("digits-clip"),

@@ -95,6 +95,27 @@ def test_what_an_encoder_may_not_give_is_refused_by_its_name(
     assert not list((tmp_path / "store").glob("*/*/*/part-*"))
 
 
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        (lambda _, text: torch.ones(len(text)), r"\d+ kinds, such as \(\d+,\) float32 and "),
+        (
+            lambda _, text: [1.0],
+            "a list, where text inputs of one batch must become tensors of one shape",
+        ),
+    ],
+)
+def test_inputs_that_make_no_batch_are_refused_by_the_name_of_the_encoder(
+    tmp_path: Path, encoder: Encoder, lines: Path, preprocess: Callable[..., Any], message: str
+) -> None:
+    encoder.preprocess = preprocess  # type: ignore[method-assign]
+    source = open_source("text", str(lines))
+    with pytest.raises(EncoderError, match=f"^the encoder bytes gave {message}") as caught:
+        extract(tmp_path / "store", encoder, source, "t", workers=0, batch_size=10)
+    assert "conftest.Bytes.preprocess" in str(caught.value)
+    assert not list((tmp_path / "store").glob("*/*/*/part-*"))
+
+
 def test_inputs_without_a_finite_vector_are_failures_once_others_have_one(
     tmp_path: Path, encoder: Encoder, lines: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Media in, embedding shards out: sources, failures, resume, and many processes at once."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -16,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
-from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.embeddings import Dataset, Key, Modality, open_dataset, verify_store
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
-from cmcr.extract import Encoder, extract, open_source
+from cmcr.extract import Encoder, extract, load_encoder, open_source
 
 CLI = [sys.executable, "-m", "cmcr"]
 
@@ -415,3 +417,40 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -
             return
         time.sleep(0.01)
     raise AssertionError("nothing happened for a minute")
+
+
+def test_an_index_that_faiss_does_not_know_is_refused_before_anything_is_embedded(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    (tmp_path / "lines.txt").write_text("a\nb\n")
+    source = open_source("text", str(tmp_path / "lines.txt"))
+    with pytest.raises(UsageError, match="knows no index 'Foo': could not parse index string Foo"):
+        extract(tmp_path / "store", encoder, source, "t", workers=0, index="Foo")
+    assert not (tmp_path / "store").exists()
+
+
+def test_captions_that_share_an_id_are_sound(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "captions.csv").write_text("id,text\na,one dog\na,a dog\nb,a cat\n")
+    source = open_source("text", str(tmp_path / "captions.csv"))
+    extract(tmp_path / "store", encoder, source, "t", workers=0)
+    assert [verdict.problem for verdict in verify_store(tmp_path / "store")] == [None]
+
+
+def test_a_worker_gives_way_and_does_not_starve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder("digits-clip")
+    whole, priorities = type(encoder).encode, set()
+
+    def encode(self: Encoder, modality: Modality, batch: torch.Tensor) -> torch.Tensor:
+        for worker in multiprocessing.active_children():
+            priorities.add(os.getpriority(os.PRIO_PROCESS, worker.pid or 0))
+        return whole(self, modality, batch)
+
+    monkeypatch.setattr(type(encoder), "encode", encode)
+    (tmp_path / "lines.txt").write_text("".join(f"{n}\n" for n in range(40)))
+    source = open_source("text", str(tmp_path / "lines.txt"))
+    extract(tmp_path / "store", encoder, source, "t", workers=1, batch_size=4)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert max(priorities) > own
+    assert max(priorities) <= own + 5

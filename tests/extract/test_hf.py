@@ -6,7 +6,6 @@ pytest tests/extract/test_hf.py
 import json
 import pickle
 import shutil
-import string
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from seeded import hf_folder
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,116 +33,14 @@ IMAGE_MODELS = ("clip", "siglip", "siglip2", "altclip", "chinese-clip")
 AUDIO_MODELS = ("clap-fused", "clap-cropped")
 MODELS = (*IMAGE_MODELS, *AUDIO_MODELS)
 PADDED = ("siglip", "siglip2")  # trained with their padding
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-SENTENCE = "a the of in on dog cat rain snow photo red blue two and"
-WORDS = [*SENTENCE.split(), *string.ascii_letters]
-VOCABULARY = len({*SPECIAL, *WORDS})
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
 TEXTS = ["a dog", "the cat in the rain", "two red dog and a blue cat on snow " * 9, "x"]
-
-
-# Tiny models, as transformers itself saves them
-
-
-def tokenizer(length: int, reads: list[str] | None = None) -> Any:
-    """A tokenizer of whole words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *WORDS]))}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        model_max_length=length,
-        model_input_names=reads or ["input_ids", "attention_mask"],
-        padding_side="right",
-        **names,
-    )
-
-
-def text(length: int, **more: Any) -> dict[str, Any]:
-    tokens = {"vocab_size": VOCABULARY, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    return {**TINY, **tokens, "max_position_embeddings": length, **more}
-
-
-def made(name: str) -> tuple[Any, Any]:
-    """The model `name`, untrained, and its processor."""
-    import transformers as t
-
-    picture = {**TINY, "image_size": 32, "patch_size": 8}
-    square = {"size": {"height": 32, "width": 32}}
-    if name == "clip":
-        clip = t.CLIPConfig(text_config=text(12), vision_config=picture, projection_dim=24)
-        cropped = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
-        return t.CLIPModel(clip), t.CLIPProcessor(cropped, tokenizer(12))
-    if name == "siglip":
-        siglip = t.SiglipConfig(text_config=text(10, projection_size=32), vision_config=picture)
-        processor = t.SiglipProcessor(
-            t.SiglipImageProcessor(**square), tokenizer(10, ["input_ids"])
-        )
-        return t.SiglipModel(siglip), processor
-    if name == "siglip2":
-        patches = {**TINY, "num_patches": 16, "patch_size": 16}
-        siglip2 = t.Siglip2Config(text_config=text(64, projection_size=32), vision_config=patches)
-        processor = t.Siglip2Processor(t.Siglip2ImageProcessor(), tokenizer(10**30, ["input_ids"]))
-        return t.Siglip2Model(siglip2), processor
-    if name == "altclip":  # its text tower is XLM-RoBERTa: two positions go to the padding
-        roberta = text(22, project_dim=32)
-        altclip = t.AltCLIPConfig(text_config=roberta, vision_config=picture, projection_dim=24)
-        cropped = t.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
-        return t.AltCLIPModel(altclip), t.AltCLIPProcessor(cropped, tokenizer(10**30))
-    if name == "chinese-clip":
-        reads = ["input_ids", "token_type_ids", "attention_mask"]
-        chinese = t.ChineseCLIPConfig(
-            text_config=text(16), vision_config=picture, projection_dim=24
-        )
-        pictures = t.ChineseCLIPImageProcessor(**square, crop_size=32)
-        return t.ChineseCLIPModel(chinese), t.ChineseCLIPProcessor(pictures, tokenizer(16, reads))
-    fused = name == "clap-fused"
-    sound = {
-        "patch_embeds_hidden_size": 8,
-        "hidden_size": 64,
-        "depths": [1, 1, 1, 1],
-        "num_attention_heads": [1, 1, 2, 2],
-        "num_hidden_layers": 4,
-        "projection_dim": 24,
-        "enable_fusion": fused,
-    }
-    clap = t.ClapConfig(
-        text_config=text(22, projection_dim=24), audio_config=sound, projection_dim=24
-    )
-    extractor = t.ClapFeatureExtractor(truncation="fusion" if fused else "rand_trunc")
-    return t.ClapModel(clap), t.ClapProcessor(extractor, tokenizer(20))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a model, written by save_pretrained."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     folder = tmp_path_factory.mktemp("models")
-
-    @cache
-    def save(name: str) -> Path:
-        torch.manual_seed(0)
-        model, processor = made(name)
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                torch.nn.init.normal_(weight, std=0.2)
-        model.save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
-        return folder / name
-
-    return save
+    return cache(lambda name: hf_folder(folder, name))
 
 
 @pytest.fixture(scope="module")

@@ -509,6 +509,21 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
         open_source("audio", str(tmp_path / "x.csv"), ".")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"\d+-.*", r"names no group, so it reads nothing\n  cure:  such as \(\?P<label>"),
+        (r"(?P<label", r"is not a regular expression: .*\n  cure:  such as \(\?P<label>"),
+    ],
+)
+def test_a_pattern_that_reads_nothing_is_refused(
+    tmp_path: Path, pattern: str, message: str
+) -> None:
+    write(tmp_path, {"1-a.wav": wav()})
+    with pytest.raises(UsageError, match=message):
+        open_source("audio", str(tmp_path), pattern)
+
+
 def test_meshes_and_lists_of_points_are_read(tmp_path: Path, encoder: Encoder) -> None:
     import trimesh
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from cmcr.devices import WORTH_A_THREAD, cores, threads_for
+from cmcr.devices import WORTH_A_THREAD, cores, find_device, threads_for
+from cmcr.errors import UsageError
 
 
 def test_small_products_take_one_thread_in_every_library() -> None:
@@ -33,3 +34,8 @@ def test_threads_are_given_back_when_the_work_fails() -> None:
     with pytest.raises(ZeroDivisionError), threads_for(0):
         raise ZeroDivisionError
     assert torch.get_num_threads() == before
+
+
+def test_only_the_devices_there_are_for_cmcr_are_listed() -> None:
+    with pytest.raises(UsageError, match=r"^there is no device 'gpu'\n  cure:  --device auto, cpu"):
+        find_device("gpu")

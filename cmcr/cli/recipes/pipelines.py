@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cmcr.embeddings.schema import Key, Modality
+from cmcr.embeddings.schema import MODALITIES, Key, Modality
 from cmcr.errors import UsageError, near
 
 if TYPE_CHECKING:
@@ -197,7 +197,13 @@ def load_pipelines() -> Pipelines:
     try:
         content = yaml.safe_load(place.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise UsageError(f"the file is not YAML: {error}", where=place) from error
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(
+            f"the file is not YAML: {what}",
+            where=f"{place}, line {mark.line + 1}" if mark else place,
+            cure="mend it; --no-pipeline goes on without recipes where flags say it all",
+        ) from error
     recipes = content.get("pipelines") if isinstance(content, dict) else None
     if not isinstance(recipes, dict):
         checked(PipelinesFile, content, place)  # raises what says so
@@ -222,7 +228,11 @@ def checked(section: type[Section], content: object, where: object) -> Section:
             f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}"
             for problem in error.errors()
         )
-        raise UsageError(f"it does not fit: {problems}", where=where) from error
+        raise UsageError(
+            f"it does not fit: {problems}",
+            where=where,
+            cure="mend these fields; in an empty folder `cmcr init` writes a file that fits",
+        ) from error
 
 
 def parse_place(text: str) -> tuple[str, Modality, str | None]:
@@ -265,6 +275,8 @@ def _source(
         raise UsageError(
             f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
         )
+    if modality not in MODALITIES:
+        raise UsageError(f"there is no modality {modality!r}", cure=near(modality, MODALITIES))
     stem = Path(where.rpartition(":")[2]).resolve().stem
     section = {
         "modality": modality,

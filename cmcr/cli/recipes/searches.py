@@ -103,10 +103,17 @@ def _only_dataset(store: Path, space: "SpaceRecord", flag: str) -> str:
     for keys in (other, unseen):
         if len(keys) == 1:
             return str(keys[0])
+    if not there:
+        names = {key.space for key in list_datasets(store)}
+        raise UsageError(
+            f"the store has no dataset of {space.name}, which the connection is for",
+            where=store,
+            cure=f"extract or import one into it; its spaces: {', '.join(sorted(names)) or 'none'}",
+        )
     raise UsageError(
         f"{space.name} has {len(other)} datasets beside the bridge, and none is named",
         where=store,
-        cure=f"give {flag}, one of: {', '.join(map(str, there)) or 'nothing'}",
+        cure=f"give {flag}, one of: {', '.join(map(str, there))}",
     )
 
 

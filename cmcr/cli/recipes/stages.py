@@ -140,6 +140,10 @@ def choose_connection(
 
     section = usual.config if usual else {}
     fields = section | given | parse_settings(settings)
+    if len(fields.get("spaces", ("", ""))) < 2:
+        raise UsageError(
+            f"{', '.join(fields['spaces'])} alone cannot be connected", cure="give --spaces A,B"
+        )
     chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
     needed = ("spaces",) if chain else ("spaces", "via", "train")
     missing = [f"--{field}" for field in needed if field not in fields]
@@ -177,15 +181,16 @@ def connect_spaces(
 ) -> "Connected":
     """Train or solve the connection `name`, or the chain where there are more than two spaces.
 
-    Another connection of that name is refused, unless `replace` it is. `say` is told how well the
-    embeddings of each dataset tell its rows apart.
+    Another connection of that name is refused, unless `replace` it is. `say` is told of embeddings
+    that do not tell their rows apart.
     """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
 
     def opened(health: "Mapping[Key, Health]") -> None:
         for key, found in health.items():
-            say(f"{key}  {found}{found.warning}")
+            if found.problem:
+                say(f"{key}{found.warning}")
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
