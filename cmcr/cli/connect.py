@@ -86,7 +86,8 @@ def connect(
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
                 "methods": connected.methods,
-                "health": {str(key): vars(it) for key, it in connected.health.items()}})  # fmt: skip
+                "health": {str(key): vars(one) for key, one in connected.health.items()},
+        })  # fmt: skip
 
 
 def import_connection(

@@ -188,9 +188,9 @@ def connect_spaces(
     from cmcr.devices import find_device
 
     def opened(health: "Mapping[Key, Health]") -> None:
-        for key, found in health.items():
+        for found in health.values():
             if found.problem:
-                say(f"{key}{found.warning}")
+                say(f"warning: {found.problem}")
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
