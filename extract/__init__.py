@@ -17,12 +17,12 @@ from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media
 from cmcr.extract.preview import Preview, preview_extraction
 from cmcr.extract.regions.boxes import open_regions
+from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
-from cmcr.extract.sources.source import SUFFIXES, Source
+from cmcr.extract.sources.source import Source
 
 __all__ = [
     "PROMISES",
-    "SUFFIXES",
     "Encoder",
     "EncoderSpec",
     "Item",
@@ -34,6 +34,7 @@ __all__ = [
     "encoder_spec",
     "extract",
     "find_media",
+    "is_of",
     "load_encoder",
     "open_regions",
     "open_source",

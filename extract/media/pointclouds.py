@@ -15,6 +15,7 @@ import os
 import re
 import warnings
 import zipfile
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -25,6 +26,7 @@ SAMPLED = 16_384  # twice what ULIP thins out to
 LARGEST_ARRAY = 1 << 30  # bytes
 LARGEST_MESH = 1 << 28  # bytes; parsing the text formats takes some twenty times that
 _MESHES = (".ply", ".off", ".obj", ".stl", ".glb")
+_HEAD = 1024  # bytes of a text that tell whether it lists points
 _COLUMNS = range(3, 17)  # xyz, and normals, colours or classes
 
 
@@ -52,6 +54,28 @@ def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
     if not np.isfinite(xyz).all():
         raise SourceError("a coordinate is NaN or infinite")
     return xyz
+
+
+def begins_with_points(path: Path) -> bool:
+    """Whether the first lines of a text are points; whoever finds it unreadable may tell why."""
+    if path.exists() and not path.is_file():
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return True
+    lines = head.decode("utf-8-sig", "replace").replace(",", " ").splitlines()
+    whole = lines if len(head) < _HEAD else lines[:-1]
+    points = [line.partition("#")[0].split() for line in whole]
+    return any(points) and all(map(_is_point, filter(None, points)))
+
+
+def _is_point(numbers: list[str]) -> bool:
+    try:
+        return len([float(number) for number in numbers]) in _COLUMNS
+    except ValueError:
+        return False
 
 
 def z_to_y_up(points: np.ndarray) -> np.ndarray:
