@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cmcr.embeddings import Key, Modality, open_dataset
+from cmcr.embeddings import Key, Modality, open_dataset, verify_store
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract import Encoder, extract, open_source, preview_extraction
 from cmcr.extract.media.decode import decode
@@ -468,6 +468,13 @@ def test_a_long_tar_is_read_in_little_memory(tmp_path: Path) -> None:
     assert sum(1 for _ in source.items()) == source.total == 1_000
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
+
+
+def test_captions_of_one_id_are_sound(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "captions.csv").write_text("id,text\na,a dog\na,it barks\nb,rain\n")
+    rows, _ = extracted(tmp_path, encoder, "text", tmp_path / "captions.csv")
+    assert [row["id"] for row in rows] == ["a", "a", "b"]
+    assert [verdict.problem for verdict in verify_store(tmp_path / "store")] == [None]
 
 
 # What is told of a folder
