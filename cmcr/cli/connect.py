@@ -1,4 +1,4 @@
-"""`cmcr connect`."""
+"""`cmcr connect`, `import-connection` and `project`."""
 
 import os
 from pathlib import Path
@@ -162,6 +162,3 @@ def project(
         done.append(projected)
     if as_json:
         answer({"store": str(place), "datasets": [projected.as_dict() for projected in done]})
-
-
-# connect
