@@ -1,7 +1,10 @@
-"""Which device to compute on, and with how many threads.
+"""Where numbers are computed, and how they come there: devices, threads, arrays, products, memory.
 
 device = find_device("auto")
 with threads_for(batch**2 * dim): ...      # steps whose largest product has so many operations
+given = rows(array, dim, "clip")           # what a user gives as embeddings, or an error
+product(float32(given, device), other)     # in the precision that the device is quick in
+with freed_memory_kept(): ...              # steps that allocate the same again and again
 """
 
 import ctypes
@@ -9,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,22 +20,16 @@ from torch import Tensor
 
 from cmcr.errors import MismatchError, SourceError, UsageError
 
-if TYPE_CHECKING:
-    import torch
-
-
 # Threads wait for each other after every product. Where one of them has less to do than this many
 # multiply-adds (some 0.5 ms), that is all they do as soon as another process takes a core.
 WORTH_A_THREAD = 1 << 24
 
 
-def find_device(name: str) -> "torch.device":
+def find_device(name: str) -> torch.device:
     """The device called `name`; "auto" is a GPU, else the CPU.
 
     Raises UsageError for a device that torch does not know or this machine does not have.
     """
-    import torch
-
     if name == "auto":
         # torchrun says which GPU is whose.
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -64,7 +61,6 @@ def threads_for(operations: int) -> Iterator[int]:
     threads can change the last bits of a sum, so it follows from the work alone, not from what
     else the machine is doing.
     """
-    import torch
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     before = torch.get_num_threads()

@@ -7,8 +7,10 @@ A pickle is a program, and all it can do is name things and call them. Here a na
 what it is handed; any other name is `Refused` before it is touched.
 
 The opcodes are run by the unpickler that Python has in Python: C's reserves as much memory for its
-memo as a number in the file says. Two of them would pass by the names and are closed here: BUILD,
-which sets attributes of any object, and EXT, which names by number.
+memo as a number in the file says. Some of them would pass by the names and are closed here: BUILD
+sets attributes of any object, EXT names by number, and those that fill a container would call
+methods of whatever lies in its place. What is refused is told by its type and never printed: a
+value that holds one value twice, and so on forty times, is a short pickle and a text without end.
 """
 
 import math
@@ -16,7 +18,7 @@ import pickle
 import re
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from typing import IO, Any, ClassVar
@@ -24,7 +26,8 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-LARGEST_VIEW = 2**32  # elements that a view may have beyond those of its storage
+LARGEST_VIEW = 2**20  # elements of a view of fewer numbers, some of them more than once
+LARGEST_RANK = 64  # dimensions that NumPy's arrays have at the most
 
 
 class Refused(pickle.UnpicklingError):
@@ -56,7 +59,7 @@ class Stored:
 
 
 class InertUnpickler(pickle._Unpickler):
-    """Reads one pickle from `file`; `make` says what a tensor becomes, `storages` what was named.
+    """Reads one pickle from `file`; `storages` are those that were named in it.
 
     Raises Refused, or what a damaged pickle makes Python's unpickler stumble over.
     """
@@ -65,11 +68,8 @@ class InertUnpickler(pickle._Unpickler):
     stack: list[Any]
     read: Callable[[int], bytes]
 
-    def __init__(
-        self, file: IO[bytes] | mmap, make: Callable[[Stored], Any] = lambda stored: stored
-    ) -> None:
+    def __init__(self, file: IO[bytes] | mmap) -> None:
         super().__init__(file, encoding="utf-8")
-        self.make = make
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
@@ -83,7 +83,7 @@ class InertUnpickler(pickle._Unpickler):
         given: list[Any] = [*named] if isinstance(named, tuple) else []
         kind, dtype, key, _, numel, *view = given + [None] * 5
         if kind != "storage" or type(key) is not str or not _count(numel) or any(view):
-            raise Refused(f"it refers to something else than a storage: {str(named)[:80]}")
+            raise Refused(f"it refers to something else than a storage, by a {_type(named)}")
         if not isinstance(dtype, StorageType):
             raise Refused("it refers to a storage of no type")
         storage = Storage(key, dtype.dtype, numel)
@@ -91,10 +91,41 @@ class InertUnpickler(pickle._Unpickler):
             raise Refused(f"it gives storage {key} two sizes")
         return storage
 
-    def load_reduce(self) -> None:
-        arguments = self.stack.pop()
-        value = self.stack[-1](*arguments)
-        self.stack[-1] = self.make(value) if isinstance(value, Stored) else value
+    def load_append(self) -> None:
+        item = self.stack.pop()
+        self.last_of(list).append(item)
+
+    def load_appends(self) -> None:
+        items = self.pop_mark()
+        self.last_of(list).extend(items)
+
+    def load_additems(self) -> None:
+        items = _keys(self.pop_mark())
+        self.last_of(set).update(items)
+
+    def load_setitem(self) -> None:
+        value = self.stack.pop()
+        (key,) = _keys([self.stack.pop()])
+        self.last_of(dict, OrderedDict)[key] = value
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        pairs = zip(_keys(items[::2]), items[1::2], strict=True)
+        self.last_of(dict, OrderedDict).update(pairs)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(dict(zip(_keys(items[::2]), items[1::2], strict=True)))
+
+    def load_frozenset(self) -> None:
+        items = _keys(self.pop_mark())
+        self.stack.append(frozenset(items))
+
+    def last_of(self, *kinds: type) -> Any:
+        """The container on top, of just one of `kinds`."""
+        if type(self.stack[-1]) not in kinds:
+            raise Refused(f"it puts items into a {_type(self.stack[-1])}")
+        return self.stack[-1]
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -107,14 +138,38 @@ class InertUnpickler(pickle._Unpickler):
     def refuse_extension(self) -> None:
         raise Refused("it names something by a number of Python's extension registry")
 
-    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
     dispatch |= dict.fromkeys(pickle.EXT1 + pickle.EXT2 + pickle.EXT4, refuse_extension)
 
 
 def _count(number: Any) -> bool:
-    return type(number) is int and number >= 0
+    return type(number) is int and 0 <= number < 2**63
+
+
+def _counts(numbers: Any) -> bool:
+    return len(numbers) <= LARGEST_RANK and all(map(_count, numbers))
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
+
+
+def _keys(values: Sequence[Any]) -> Sequence[Any]:
+    """What is to be hashed. A tuple's hash asks for those of all its items, however often."""
+    for value in values:
+        if isinstance(value, tuple | frozenset) and any(
+            isinstance(item, tuple | frozenset) for item in value
+        ):
+            raise Refused(f"it holds a {_type(value)} of others as a key or an item of a set")
+    return values
 
 
 # Tensors
@@ -161,7 +216,7 @@ def _view(storage: Any, dtype: torch.dtype | None, offset: Any, size: Any, strid
         raise Refused("it holds a tensor without a storage")
     if not all(type(numbers) in (tuple, list, torch.Size) for numbers in (size, stride)):
         raise Refused("it holds a tensor without a shape")
-    if len(size) != len(stride) or not all(map(_count, (offset, *size, *stride))):
+    if len(size) != len(stride) or not (_count(offset) and _counts(size) and _counts(stride)):
         raise Refused("it holds a tensor whose shape is none")
     dtype = dtype or storage.dtype
     there = storage.nbytes // dtype.itemsize
@@ -179,7 +234,7 @@ def _parameter(data: Any, requires_grad: Any = None, hooks: Any = None, state: A
 
 
 def _size(numbers: Any = ()) -> torch.Size:
-    if not isinstance(numbers, tuple | list) or not all(map(_count, numbers)):
+    if not isinstance(numbers, tuple | list) or not _counts(numbers):
         raise Refused("it holds a shape that is none")
     return torch.Size(numbers)
 
@@ -197,8 +252,10 @@ _PLAIN = re.compile(r"([biufc])(\d{1,2})|[SU]\d{1,9}")  # no objects, no records
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype:
-    if type(code) is not str or not _PLAIN.fullmatch(code):
-        raise Refused(f"it holds NumPy values of type {str(code)[:40]!r}")
+    if type(code) is not str:
+        raise Refused(f"it holds NumPy values of a type that is a {_type(code)}")
+    if not _PLAIN.fullmatch(code):
+        raise Refused(f"it holds NumPy values of type {code[:40]!r}")
     return np.dtype(code, False, True)  # a copy
 
 
@@ -224,7 +281,7 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
 def _check_array(raw: Any, dtype: Any, shape: Any) -> None:
     if not isinstance(dtype, np.dtype) or type(raw) not in (bytes, bytearray):
         raise Refused("it holds a NumPy array of something else than numbers")
-    if type(shape) is not tuple or not all(map(_count, shape)):
+    if type(shape) is not tuple or not _counts(shape):
         raise Refused("it holds a NumPy array without a shape")
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise Refused("it holds a NumPy array whose shape is not that of its numbers")
@@ -246,13 +303,15 @@ def _no_bytes() -> bytes:
 def _ordered(pairs: Any = ()) -> OrderedDict:
     if not isinstance(pairs, tuple | list):
         raise Refused("it holds a dictionary that is none")
-    return OrderedDict(pairs)
+    if not all(type(pair) in (tuple, list) and len(pair) == 2 for pair in pairs):
+        raise Refused("it holds a dictionary of something else than pairs")
+    return OrderedDict(zip(_keys([key for key, _ in pairs]), (v for _, v in pairs), strict=True))
 
 
 def _set(items: Any = ()) -> set:
     if type(items) is not list:
         raise Refused("it holds a set that is none")
-    return set(items)
+    return set(_keys(items))
 
 
 def _set_state(built: Any, state: Any) -> None:
@@ -272,7 +331,7 @@ def _set_state(built: Any, state: Any) -> None:
         _check_array(raw, dtype, shape)
         built.__setstate__((1, shape, dtype, bool(by_columns), raw))
     elif type(built) is not OrderedDict:  # a state dict has attributes: versions of modules
-        raise Refused(f"it sets the state of {type(built).__name__}")
+        raise Refused(f"it sets the state of {_type(built)}")
 
 
 NAMES: Mapping[tuple[str, str], Any] = {

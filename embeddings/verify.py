@@ -76,7 +76,10 @@ def describe_store(store: Path) -> list[dict[str, Any]]:
 
 
 def verify_store(store: Path) -> Iterator[Verdict]:
-    """Re-hash and check every dataset: parts, norms, ids, failures, index. Stops at none."""
+    """Re-hash and check every dataset: parts, norms, failures, index. Stops at none.
+
+    Ids may occur more than once: several captions of one image share its id.
+    """
     check_store(store)
     for key in list_datasets(store):
         try:

@@ -20,12 +20,12 @@ from cmcr.extract.prepare.published import Published
 from cmcr.extract.prepare.sets.catalogue import published_sets
 from cmcr.extract.preview import Preview, preview_extraction
 from cmcr.extract.regions.boxes import open_regions
+from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
-from cmcr.extract.sources.source import SUFFIXES, Source
+from cmcr.extract.sources.source import Source
 
 __all__ = [
     "PROMISES",
-    "SUFFIXES",
     "Encoder",
     "EncoderSpec",
     "Item",
@@ -39,6 +39,7 @@ __all__ = [
     "encoder_spec",
     "extract",
     "find_media",
+    "is_of",
     "load_encoder",
     "open_regions",
     "open_source",

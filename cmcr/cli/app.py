@@ -11,6 +11,8 @@ of an error too. docs/cli.md lists the commands and the exit codes. What a comma
 when it runs, so `cmcr --help` is quick.
 """
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -27,6 +29,19 @@ from cmcr.cli.store import import_, info, report, upgrade, verify
 from cmcr.errors import CmcrError
 
 STOPPED = 130
+# What to do about a file or a folder that the system refuses.
+_CURES = {
+    errno.ENOSPC: "make room, then run the same command again: it goes on where it stopped",
+    errno.EDQUOT: "make room, then run the same command again: it goes on where it stopped",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOENT: "see that it is spelt right, and that the folder is there",
+    errno.EACCES: "make it accessible to you, or name another place",
+    errno.EPERM: "make it accessible to you, or name another place",
+    errno.ENOTDIR: "a file lies where a folder is needed: name another place",
+    errno.EEXIST: "a file lies where a folder is needed: name another place",
+    errno.EISDIR: "a folder lies where a file is needed: name another place",
+    errno.EMFILE: "allow more open files: ulimit -n 65536",
+}
 
 app = typer.Typer(
     name="cmcr",
@@ -76,7 +91,8 @@ for command in (report, project, info, verify, upgrade, encoders, doctor, pipeli
 def main() -> None:
     """Run the command line; a mistake that a user can mend ends without a traceback.
 
-    With `--json` an error is a document too: {"error": {"what", "where", "cure", "type"}}.
+    So does one of the system's about a file: a full disk, a folder that cannot be written to. With
+    `--json` an error is a document too: {"error": {"what", "where", "cure", "type"}}.
     """
     try:
         code = app(standalone_mode=False)
@@ -90,12 +106,27 @@ def main() -> None:
         _answer(error.format_message(), path, f"{path} --help", "UsageError")
         sys.exit(error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in errno.errorcode:
+            told = _told(error)
+            say(f"error: {told}")
+            _answer(told.what, told.where, told.cure, type(error).__name__)
+            sys.exit(told.exit_code)
         _answer(str(error), None, None, type(error).__name__)
         raise
     if code == STOPPED:
         say("stopped; the same command goes on where it stopped")
         _answer("stopped", None, "the same command goes on where it stopped", "KeyboardInterrupt")
     sys.exit(code)
+
+
+def _told(error: OSError) -> CmcrError:
+    """The system's words for `error`, and the file; Arrow has the file in its own words only."""
+    assert error.errno is not None
+    words = os.strerror(error.errno)
+    files = [os.fsdecode(file) for file in (error.filename, error.filename2) if file is not None]
+    if not files and error.strerror and error.strerror != words:
+        words = f"{words}: {error.strerror.partition('. Detail')[0]}"
+    return CmcrError(words, where=" → ".join(files) or None, cure=_CURES.get(error.errno))
 
 
 def _answer(what: str, where: str | None, cure: str | None, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""`cmcr connect`."""
+"""`cmcr connect`, `import-connection` and `project`."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options that several commands take."""
+"""Options that several commands take, and how commands answer: messages, JSON, tables."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`cmcr evaluate retrieval` and `cmcr evaluate gap`."""
+"""`cmcr evaluate` and its tasks, one function each."""
 
 from collections.abc import Callable
 from functools import partial

@@ -130,9 +130,6 @@ def extract(
         answer({"store": str(ground.store), "datasets": [summary.as_dict() for summary in done]})
 
 
-# extract
-
-
 def prepare(
     name: Annotated[str | None, typer.Argument(help="A published data set; see --list.")] = None,
     folders: Annotated[

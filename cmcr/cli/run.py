@@ -1,4 +1,4 @@
-"""`cmcr run`."""
+"""`cmcr run` and `cmcr init`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Commands on a store: `cmcr import`, `info`, `verify`."""
+"""Commands on a store: `cmcr import`, `info`, `verify`, `upgrade`, `report`."""
 
 import sys
 from collections.abc import Iterator

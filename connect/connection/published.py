@@ -25,7 +25,6 @@ from cmcr.connect.connection.projectors import make_head
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.embeddings import MODALITIES, Modality
 from cmcr.errors import SourceError, UsageError
-from cmcr.files import sha256_file
 from cmcr.weights import WeightsError, read_weights
 
 # The heads of space A and space B, and the model's name in a table of results.
@@ -56,6 +55,7 @@ _ENDS: dict[HeadKind, tuple[str, str]] = {  # the first matrix of a head, and th
     "leaf": ("mlp1.net1.0.weight", "mlp2.net2.0.weight"),
 }
 
+LARGEST = 1 << 30  # bytes
 CURE = "give clap_clip.pt or ulip_clip.pt of C-MCR, or ex_clap.pt or ex_ulip.pt of Ex-MCR"
 
 
@@ -74,9 +74,9 @@ def published_connection(
     SourceError for a file that is damaged, holds more than weights, or is of something else.
     """
     named = None if spaces is None else _two(spaces)
-    state = read_published(file)
-    kinds = layout(state, file)
-    first, second = in_order(named, kinds, file)
+    content = _content(file)
+    state, kinds = read_published(file, content)
+    first, second = in_order(named, kinds, file, git_id(content))
     turned = tuple(
         modality
         for modality in (MODALITIES if via else ("audio", "pointcloud"))
@@ -88,7 +88,7 @@ def published_connection(
             model=LAYOUTS[kinds],
             via=via,
             config=None,
-            imported={"file": file.name, "sha256": sha256_file(file)},
+            imported={"file": file.name, "sha256": hashlib.sha256(content).hexdigest()},
             spaces=(
                 SpaceRecord(name=first, dim=dims[0], bridge=via, head=kinds[0], turned=turned),
                 SpaceRecord(name=second, dim=dims[1], bridge=via, head=kinds[1]),
@@ -104,25 +104,37 @@ def published_connection(
         ) from None
 
 
-def read_published(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the names that a connection has for them.
-
-    Floats become float32. Raises UsageError where there is no such file, SourceError for one that
-    holds no weights.
-    """
-    if not file.is_file():
-        raise UsageError("there is no such file", where=file, cure=CURE)
+def _content(file: Path) -> bytes:
     try:
-        loaded = read_weights(file)
-    except (WeightsError, OSError) as error:
+        if (size := file.stat().st_size) > LARGEST:
+            raise SourceError(f"{size >> 20} MiB are no projectors", where=file, cure=CURE)
+        return file.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError("there is no such file", where=file, cure=CURE) from None
+    except OSError as error:
+        raise SourceError(str(error), where=file, cure=CURE) from error
+
+
+def read_published(
+    file: Path, content: bytes
+) -> tuple[dict[str, Tensor], tuple[HeadKind, HeadKind]]:
+    """The tensors of a checkpoint under the names that a connection has for them, and its layout.
+
+    `content` are the bytes of `file`. Floats become float32. Raises SourceError for what holds no
+    weights, or others than `LAYOUTS` has.
+    """
+    try:
+        loaded = read_weights(file, content)
+    except WeightsError as error:
         raise SourceError(str(error), where=file, cure=CURE) from error
     state = {_our_name(name): tensor for name, tensor in loaded.items()}
+    kinds = layout(state, file)
     for name, tensor in state.items():
         if tensor.is_floating_point():
             state[name] = tensor.float()
-            if not tensor.isfinite().all():
+            if not state[name].isfinite().all():
                 raise SourceError(f"{name} holds NaN or infinity", where=file, cure=CURE)
-    return state
+    return state, kinds
 
 
 def layout(state: dict[str, Tensor], file: Path) -> tuple[HeadKind, HeadKind]:
@@ -139,14 +151,15 @@ def layout(state: dict[str, Tensor], file: Path) -> tuple[HeadKind, HeadKind]:
 
 
 def in_order(
-    named: tuple[str, str] | None, kinds: tuple[HeadKind, HeadKind], file: Path
+    named: tuple[str, str] | None, kinds: tuple[HeadKind, HeadKind], file: Path, id: str
 ) -> tuple[str, str]:
     """Space A and space B of `file`, under the names in `named` if they may be right.
 
+    `id` is that of `git_id`.
     A name that begins with clip, clap or ulip says what it is a space of. Raises UsageError where
     that is not what the file, or its layout, has in its place, and where nothing tells the spaces.
     """
-    own = AUTHORS.get(git_id(file))
+    own = AUTHORS.get(id)
     orders = ORDERS[kinds] if own is None else (own,)
     right = " or ".join(f"--spaces {','.join(order)}" for order in orders)
     if named is None:
@@ -172,9 +185,8 @@ def _may_be(name: str, space: str) -> bool:
     return known in ([], [space])
 
 
-def git_id(file: Path) -> str:
+def git_id(content: bytes) -> str:
     """What `git hash-object` says of a file: the SHA-1 of its length and its bytes."""
-    content = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 

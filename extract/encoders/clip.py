@@ -16,7 +16,6 @@ scaled to 8 by `cmcr.extract.media.images`. `benchmarks/parity_clip.py` compares
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from cmcr.embeddings.schema import Modality
-from cmcr.errors import EncoderError, UsageError
+from cmcr.errors import EncoderError, UsageError, near
 from cmcr.extract.encoders.hub import explained, find_weights, weights_cached
 from cmcr.extract.encoders.models.clip_weights import fill, untrained
 from cmcr.extract.encoders.registry import EncoderSpec
@@ -68,22 +67,21 @@ def parse_variant(text: str, *, untagged: bool) -> Variant:
     model, _, tag = text.partition("/")
     models = open_clip.list_models()
     if model not in models:
-        near = get_close_matches(model, models, n=5) or ["none; see open_clip.list_pretrained()"]
         raise UsageError(
             f"open_clip has no model {model!r}",
             where=f"--encoder clip:{text}",
-            cure=f"write clip:MODEL/PRETRAINED; near it: {', '.join(near)}",
+            cure=f"write clip:MODEL/PRETRAINED; {near(model, models)}",
         )
     if not tag and untagged:
         return Variant(model, None)
     if not open_clip.is_pretrained_cfg(model, tag):
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        near = get_close_matches(tag, tags, n=5, cutoff=0.3) or tags
-        known = f"near it: {', '.join(f'clip:{model}/{near_tag}' for near_tag in near)}"
+        known = [f"clip:{model}/{tag}" for tag in open_clip.list_pretrained_tags_by_model(model)]
         raise UsageError(
             f"open_clip has no weights {tag!r} for {model}" if tag else f"{model} needs a tag",
             where=f"--encoder clip:{text}",
-            cure=known if near else f"give weights to --checkpoint and write clip:{model}",
+            cure=near(f"clip:{model}/{tag}", known)
+            if known
+            else f"give weights to --checkpoint and write clip:{model}",
         )
     return Variant(model, tag.lower().replace("-", "_"))  # as open_clip looks it up
 

@@ -12,11 +12,13 @@ No pickle is run (pickled.py), and no material or texture that a file names is l
 """
 
 import io
+import json
 import os
 import re
 import warnings
 import zipfile
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,6 +29,10 @@ SAMPLED = 16_384  # twice what ULIP thins out to
 LARGEST_ARRAY = 1 << 30  # bytes
 LARGEST_MESH = 1 << 28  # bytes; parsing the text formats takes some twenty times that
 _MESHES = (".ply", ".off", ".obj", ".stl", ".glb")
+_SPARSE = 16 << 20  # bytes of a .glb's arrays that may be zeros, as morph targets are
+_COMPONENTS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+_ITEMSIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}  # of glTF's component types
+_HEAD = 1024  # bytes of a text that tell whether it lists points
 _COLUMNS = range(3, 17)  # xyz, and normals, colours or classes
 
 
@@ -54,6 +60,28 @@ def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
     if not np.isfinite(xyz).all():
         raise SourceError("a coordinate is NaN or infinite")
     return xyz
+
+
+def begins_with_points(path: Path) -> bool:
+    """Whether the first lines of a text are points; whoever finds it unreadable may tell why."""
+    if path.exists() and not path.is_file():
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return True
+    lines = head.decode("utf-8-sig", "replace").replace(",", " ").splitlines()
+    whole = lines if len(head) < _HEAD else lines[:-1]
+    points = [line.partition("#")[0].split() for line in whole]
+    return any(points) and all(map(_is_point, filter(None, points)))
+
+
+def _is_point(numbers: list[str]) -> bool:
+    try:
+        return len([float(number) for number in numbers]) in _COLUMNS
+    except ValueError:
+        return False
 
 
 def z_to_y_up(points: np.ndarray) -> np.ndarray:
@@ -142,6 +170,8 @@ def _mesh(file: BinaryIO, suffix: str) -> np.ndarray:
         raise SourceError("the vertices have not three coordinates each")
     if not all(np.isfinite(block).all() for block in vertices):
         raise SourceError("a coordinate is NaN or infinite")
+    placed = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
+    _refuse_large(sum(_bytes(part) for part in placed), LARGEST_ARRAY)
     mesh = scene.to_mesh()
     if not len(mesh.faces):
         return np.concatenate([np.empty((0, 3)), *vertices])
@@ -149,6 +179,11 @@ def _mesh(file: BinaryIO, suffix: str) -> np.ndarray:
         raise SourceError("the mesh has no surface: all its faces are points or lines")
     sampled: np.ndarray = trimesh.sample.sample_surface(mesh, SAMPLED, seed=0)[0]  # (n, 3)
     return sampled
+
+
+def _bytes(part: Any) -> int:
+    faces = getattr(part, "faces", ())
+    return 24 * (len(part.vertices) + len(faces))  # three float64 or int64 each
 
 
 def _refuse_cut(content: bytes, suffix: str) -> None:
@@ -168,6 +203,7 @@ def _refuse_cut(content: bytes, suffix: str) -> None:
         promised = int.from_bytes(content[8:12], "little")
         if len(content) < promised:
             raise SourceError(f"cut short: {len(content)} of {promised} bytes are there")
+        _refuse_promises(content)
         return
     elif suffix == ".stl":
         if re.match(rb"\s*solid\b", content) and b"facet" in content[:1024]:
@@ -183,6 +219,44 @@ def _refuse_cut(content: bytes, suffix: str) -> None:
     lines = sum(1 for _ in re.finditer(rb"\S[^\r\n]*", body))
     if lines < promised:
         raise SourceError(f"cut short: {lines} of {promised} vertices and faces are there")
+
+
+def _refuse_promises(glb: bytes) -> None:
+    """Raise SourceError for a .glb whose arrays would be larger than its bytes can fill.
+
+    trimesh makes them as large as the JSON says: one without a bufferView is all zeros, one with a
+    byteStride may overlap itself, and views and meshes may be of the same bytes again and again.
+    """
+    try:
+        says = json.loads(glb[20 : 20 + int.from_bytes(glb[12:16], "little")])
+        views, accessors = says.get("bufferViews", []), says.get("accessors", [])
+        sizes = [
+            _whole(of["count"]) * _COMPONENTS[of["type"]] * _ITEMSIZES[of["componentType"]]
+            for of in accessors
+        ]
+        copied = sum(_whole(view["byteLength"]) for view in views) + sum(
+            size
+            for of, size in zip(accessors, sizes, strict=True)
+            if "bufferView" not in of or "byteStride" in views[of["bufferView"]]
+        )
+        drawn = sum(
+            sizes[of]
+            for mesh in says.get("meshes", [])
+            for part in mesh["primitives"]
+            for of in (*part["attributes"].values(), part.get("indices"))
+            if of is not None
+        )
+    except Exception as error:  # it may be any JSON, or none
+        raise SourceError(f"not a .glb file that can be read: {error}") from error
+    if copied > 2 * len(glb) + _SPARSE:
+        raise SourceError(f"its {len(glb)} bytes do not hold the {copied} that its arrays are of")
+    _refuse_large(drawn, LARGEST_ARRAY)
+
+
+def _whole(number: object) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError(f"a size is {str(number)[:20]!r}")
+    return number
 
 
 def _size(file: BinaryIO) -> int:

@@ -2,7 +2,7 @@
 
     open_regions(open_source("image", "photos/"), "boxes.jsonl", ...)
     open_regions(open_source("image", "photos/"), "grid", ...)
-    open_regions(open_source("image", "photos/"), "torchvision", ...)   # see proposals
+    open_regions(open_source("image", "photos/"), "torchvision", ...)   # detector.py
 
 A file (.jsonl, .csv, .tsv, .parquet) has a row for each box: `image`, the id of the picture in
 its source (in a folder: its path there), `x0`, `y0`, `x1`, `y1` in fractions of its width and

@@ -3,15 +3,18 @@
     file = propose(pictures, folder, *faster_rcnn(Path("fasterrcnn.pth"), "cuda"))
 
 The detector runs once, before the regions are embedded, and its boxes become a file of regions in
-the dataset's folder, named by what decides them; that is also how their number is known. The
-pictures are gone through in runs of `RUN`, so that a pass that is interrupted goes on where it
-stopped. Other processes wait until it is through.
+the dataset's folder, named by what decides them, the sizes and times of change of the pictures'
+files among it; that is also how their number is known. The pictures are gone through in runs of
+`RUN`, so that a pass that is interrupted goes on where it stopped. Other processes wait until it is
+through.
 """
 
+import hashlib
 import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ import torch
 from cmcr.embeddings.schema import identity
 from cmcr.errors import EncoderError
 from cmcr.extract.encoders.hub import explained, load_state_dict_file
-from cmcr.extract.items import Item
+from cmcr.extract.items import Item, Slice, local_path
 from cmcr.extract.media.crops import PLACES, Box
 from cmcr.extract.media.decode import decode
 from cmcr.extract.sources.source import Source
@@ -44,12 +47,26 @@ def propose(
     `decisive` is what decides the boxes, `load` loads the detector. A picture that cannot be
     read, or in which nothing is found, gets one box, the whole.
     """
-    name = identity({"pictures": identity(pictures.description), **decisive})[:16]
+    name = identity({"pictures": _digest(pictures), **decisive})[:16]
     boxes = folder / f"regions-{name}.jsonl"
     with locked(folder / ".locks" / boxes.name, wait=True):
         if not boxes.exists():
             _detect(pictures, load(), boxes)
     return boxes
+
+
+def _digest(pictures: Source) -> str:
+    """Changes with every picture: a source may know its files by their names and sizes alone."""
+    digest = hashlib.sha256(identity(pictures.description).encode())
+    if not pictures.sealed:
+        for item in pictures.items():
+            if isinstance(item.content, bytes):  # of a compressed tar
+                digest.update(hashlib.sha256(item.content).digest())
+                continue
+            with suppress(OSError, ValueError):
+                status = local_path(item.file if isinstance(item, Slice) else item.uri).stat()
+                digest.update(f"{item.id}\0{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _detect(pictures: Source, detector: Detector, boxes: Path) -> None:

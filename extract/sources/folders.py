@@ -14,6 +14,7 @@ from pathlib import Path
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.items import Item, file_uri
+from cmcr.extract.media.pointclouds import begins_with_points
 from cmcr.extract.sources.source import SUFFIXES, HashIds, Source, column, columns
 
 # File names of well-known flat collections, as (?P<column>...) groups.
@@ -25,7 +26,7 @@ FILE_NAMES = {
 
 
 def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
-    """The files below `where` whose suffix is of the modality, sorted, hidden ones left out.
+    """The files of the modality below `where` (`is_of`), sorted, hidden ones left out.
 
     What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
     item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
@@ -39,7 +40,7 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
     skipped: Counter[str] = Counter()
     other = ""
-    for path in _walk(where, SUFFIXES[modality], skipped):
+    for path in _walk(where, modality, skipped):
         relative = _readable(path.relative_to(where))
         digest.update(f"{relative}\0{_size(path)}\n".encode())
         ids.add(relative)
@@ -81,6 +82,14 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     )
 
 
+def is_of(modality: Modality, path: Path) -> bool:
+    """Whether a file is of the modality: by its suffix, and a .txt of points by its first lines."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES[modality]:
+        return False
+    return modality != "pointcloud" or suffix != ".txt" or begins_with_points(path)
+
+
 def told(skipped: Mapping[str, int]) -> str:
     """Files by suffix, most first: `3 .txt, 1 .docx`."""
     most = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
@@ -104,8 +113,8 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[Path]:
-    """The files of these suffixes; what is `skipped` is counted by suffix."""
+def _walk(where: Path, modality: Modality, skipped: Counter[str]) -> Iterator[Path]:
+    """The files of the modality; what is `skipped` is counted by suffix."""
     try:
         seen = {_identity(where)}
         for root, folders, files in os.walk(where, followlinks=True, onerror=_raise):
@@ -116,12 +125,12 @@ def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Itera
                     fresh.append(name)
             folders[:] = fresh
             for name in sorted(files):
-                suffix = os.path.splitext(name)[1].lower()
                 if name.startswith("."):
                     continue
-                if suffix in suffixes:
-                    yield Path(root, name)
+                if is_of(modality, path := Path(root, name)):
+                    yield path
                 else:
+                    suffix = path.suffix.lower()
                     skipped[_readable(Path(suffix)) if suffix else ""] += 1
     except OSError as error:
         raise SourceError(
@@ -153,7 +162,7 @@ def _readable(relative: Path) -> str:
 
 
 def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> Iterator[Item]:
-    for path in _walk(where, SUFFIXES[modality], Counter()):
+    for path in _walk(where, modality, Counter()):
         relative = _readable(path.relative_to(where))
         top, below, _ = relative.partition("/")
         named: dict[str, str] = {}

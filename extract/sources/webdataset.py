@@ -46,6 +46,11 @@ ENDINGS = (".tar", ".tar.gz", ".tgz")
 LARGEST_NOTE = 1 << 20  # bytes of a .json, .cls or .txt
 
 
+def _suffixes(modality: Modality) -> frozenset[str]:
+    """What a file of the modality ends in: a .txt is the caption of its key, no list of points."""
+    return SUFFIXES[modality] if modality == "text" else SUFFIXES[modality] - {".txt"}
+
+
 def is_tar(path: Path) -> bool:
     """Whether the file's name says that it is a tar."""
     return path.name.lower().endswith(ENDINGS)
@@ -85,7 +90,7 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
         raise SourceError(
             f"the tar holds no {modality} files",
             where=where,
-            cure=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
+            cure=f"files are read by their suffix: {' '.join(sorted(_suffixes(modality)))}",
         )
     return Source(
         modality,
@@ -181,7 +186,7 @@ def _sample(modality: Modality, shard: str, key: str, members: Iterable[Member])
                 notes |= _note(member)
             except (ValueError, RecursionError) as error:
                 trouble = f"{member.name} cannot be read: {error}"
-        elif f".{ending.lower()}" in SUFFIXES[modality]:
+        elif f".{ending.lower()}" in _suffixes(modality):
             uri = f"{shard}#{member.name}"
             if modality == "text":
                 items.append(_caption(stem, uri, member))

@@ -1,11 +1,16 @@
-"""The main job, done once for all tests of the commands, however many processes share them."""
+"""The main job, done once for all tests of the commands, and the command line within the process."""
 
 import json
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from shell import Demo, succeed
 
+from cmcr.cli.app import main
 from cmcr.files import locked, write_json
 
 
@@ -23,3 +28,21 @@ def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
             write_json(told, {"rows": json.loads(done.stdout)["results"], "seconds": seconds})
     content = json.loads(told.read_text(encoding="utf-8"))
     return Demo(folder / "store", content["rows"], content["seconds"])
+
+
+@pytest.fixture
+def cmcr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    """Run a command line with `--json` in an empty folder: its document, and what stderr said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str, code: int = 0) -> Any:
+        monkeypatch.setattr(sys, "argv", ["cmcr", *line.split(), "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == code, err
+        return json.loads(out), err
+
+    return run

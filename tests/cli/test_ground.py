@@ -1,7 +1,6 @@
 """Which recipe, store and connection a command works with, when they are named and when not."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,29 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmcr.cli.app import main
 from cmcr.embeddings import Dataset, Key, open_dataset
 
 Cmcr = Callable[..., Any]
 ROWS = 48
-
-
-@pytest.fixture
-def cmcr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Cmcr:
-    """Run a command line with `--json` in an empty folder: its document, and what stderr said."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line: str, code: int = 0) -> Any:
-        monkeypatch.setattr(sys, "argv", ["cmcr", *line.split(), "--json"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return json.loads(out), err
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Recipes: a bad one hinders no other, `cmcr init` writes one, and editors can check them."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmcr.cli.app import main
 from cmcr.cli.recipes.pipelines import load_pipelines
 from cmcr.cli.recipes.schema import schema
 
@@ -18,21 +16,9 @@ Cmcr = Callable[..., Any]
 
 
 @pytest.fixture
-def cmcr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Cmcr:
-    """Run a command line with `--json` in an empty folder: its document."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(line: str, code: int = 0) -> Any:
-        monkeypatch.setattr(sys, "argv", ["cmcr", *line.split(), "--json"])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert (ended.value.code or 0) == code, err
-        return json.loads(out)
-
-    return run
+def cmcr(cmcr: Cmcr) -> Cmcr:
+    """As elsewhere, but the document alone."""
+    return lambda line, code=0: cmcr(line, code)[0]
 
 
 def test_a_bad_recipe_hinders_no_other(cmcr: Cmcr, tmp_path: Path) -> None:

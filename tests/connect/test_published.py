@@ -242,9 +242,8 @@ def test_a_wrong_order_is_told(
     assert not (tmp_path / "c").exists()
 
 
-def test_the_id_of_a_file_is_gits(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"hello\n")
-    assert published.git_id(tmp_path / "file") == "ce013625030ba8dba906f756967f9e9ca394464a"
+def test_the_id_of_a_file_is_gits() -> None:
+    assert published.git_id(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
 
 
 def test_the_authors_files_name_their_spaces(
@@ -254,7 +253,7 @@ def test_the_authors_files_name_their_spaces(
     with pytest.raises(UsageError, match="none of the authors' four") as caught:
         import_connection(file, None, tmp_path / "c")
     assert "--spaces clap,clip or --spaces ulip,clip" in (caught.value.cure or "")
-    monkeypatch.setitem(published.AUTHORS, published.git_id(file), ("ulip", "clip"))
+    monkeypatch.setitem(published.AUTHORS, published.git_id(file.read_bytes()), ("ulip", "clip"))
     connection = import_connection(file, None, tmp_path / "c")
     assert [space.name for space in connection.record.spaces] == ["ulip", "clip"]
     with pytest.raises(UsageError, match="not space A") as caught:
@@ -292,6 +291,10 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved({"visual.conv1.weight": torch.ones(2)}),
         r"no published projectors: its 1 tensors begin with visual\.conv1\.weight",
     ),
+    "NaN in another": (
+        lambda: saved({"visual.conv1.weight": torch.full((2,), torch.nan)}),
+        "no published projectors",
+    ),
     "half of one": (
         lambda: saved(without(clap_clip(), "Head_B.net2.1.bias")),
         "no published projectors",
@@ -318,6 +321,13 @@ def test_another_file_is_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=message):
         import_connection(tmp_path / "file.pt", ("clap", "clip"), tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_an_encoder_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "large.pt").open("wb") as file:
+        file.truncate(2 << 30)
+    with pytest.raises(SourceError, match="2048 MiB are no projectors"):
+        import_connection(tmp_path / "large.pt", ("clap", "clip"), tmp_path / "c")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Media of every kind, whole and broken: what is handed on, and what is said of the rest."""
 
 import io
+import json
 import os
 import pickle
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -231,6 +233,84 @@ def test_what_has_no_faces_is_its_vertices() -> None:
     archive = io.BytesIO()
     np.savez(archive, points=np.hstack([corners, corners]))
     np.testing.assert_array_equal(of("pointcloud", archive.getvalue(), "x.npz"), corners)
+
+
+def glb(numbers: bytes = b"", **says: Any) -> bytes:
+    """A .glb file of this JSON and these bytes, which are its buffer."""
+    text = json.dumps({"asset": {"version": "2.0"}, **says}).encode()
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<L4s", len(text), b"JSON") + text
+    if numbers:
+        chunks += struct.pack("<L4s", len(numbers), b"BIN\0") + numbers
+    return struct.pack("<4sLL", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def points(count: float, **more: Any) -> dict[str, Any]:
+    return {"count": count, "type": "VEC3", "componentType": 5126, **more}
+
+
+CORNERS = np.eye(3, dtype="<f4").tobytes()
+WHOLE = {
+    "buffers": [{"byteLength": 36}],
+    "bufferViews": [{"buffer": 0, "byteLength": 36}],
+    "accessors": [points(3, bufferView=0)],
+    "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}],
+    "nodes": [{"mesh": 0}],
+    "scenes": [{"nodes": [0]}],
+    "scene": 0,
+}
+STRIDED = [{"buffer": 0, "byteLength": 1 << 22, "byteStride": 1}]
+PROMISING: dict[str, tuple[bytes, str]] = {
+    "of nothing": (glb(CORNERS, **WHOLE | {"accessors": [points(4 * 10**8)]}), "bytes do not hold"),
+    "of no number": (glb(CORNERS, **WHOLE | {"accessors": [points(1.5)]}), "a size is '1.5'"),
+    "over itself": (
+        glb(bytes(1 << 22), **WHOLE | {
+            "bufferViews": STRIDED, "accessors": [points((1 << 22) - 16, bufferView=0)],
+        }),
+        "bytes do not hold",
+    ),
+    "the same view": (
+        glb(bytes(1 << 16), **WHOLE | {
+            "bufferViews": [{"buffer": 0, "byteLength": 1 << 16}] * 1000,
+        }),
+        "bytes do not hold",
+    ),
+    "the same mesh": (
+        glb(bytes(12 << 16), **WHOLE | {
+            "bufferViews": [{"buffer": 0, "byteLength": 12 << 16}],
+            "accessors": [points(1 << 16, bufferView=0)],
+            "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}] * 2000,
+        }),
+        "too large",
+    ),
+    "the same place": (
+        glb(bytes(36 << 14), **WHOLE | {
+            "bufferViews": [{"buffer": 0, "byteLength": 36 << 14}],
+            "accessors": [points(3 << 14, bufferView=0)],
+            "nodes": [{"mesh": 0}] * 1000,
+            "scenes": [{"nodes": [*range(1000)]}],
+        }),
+        "too large",
+    ),
+    "no JSON": (glb()[:20] + b"x" + glb()[21:], "not a .glb file that can be read"),
+    "another JSON": (glb(accessors=5), "not a .glb file that can be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROMISING)
+def test_a_glb_does_not_ask_for_more_than_its_bytes(kind: str) -> None:
+    content, message = PROMISING[kind]
+    tracemalloc.start()
+    with pytest.raises(SourceError, match=message):
+        of("pointcloud", content, "x.glb")
+    assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    tracemalloc.stop()
+
+
+def test_a_small_glb_is_read() -> None:
+    assert of("pointcloud", glb(CORNERS, **WHOLE), "x.glb").shape == (16_384, 3)
+    sparse = [points(3, bufferView=0), points(1000, sparse={"count": 0})]
+    assert len(of("pointcloud", glb(CORNERS, **WHOLE | {"accessors": sparse}), "x.glb")) == 16_384
 
 
 def test_materials_and_textures_are_not_looked_for(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -325,6 +326,19 @@ def test_what_a_detector_finds_becomes_a_file(photos: Path, tmp_path: Path) -> N
     assert propose(pictures, tmp_path / "boxes", {"threshold": 1}, lambda: halves(seen)) == file
     assert seen == [0, 10, 20]
     assert propose(pictures, tmp_path / "boxes", {"threshold": 2}, lambda: halves(seen)) != file
+
+
+def test_a_picture_replaced_by_one_of_its_size_is_looked_at_again(
+    photos: Path, tmp_path: Path
+) -> None:
+    picture = photos / "cat/b.png"
+    seen: list[int] = []
+    for shade in (1, 2):
+        Image.fromarray(np.full((20, 40), shade, np.uint8)).save(picture, "BMP")  # uncompressed
+        os.utime(picture, ns=(0, shade))
+        pictures = open_source("image", str(photos))
+        propose(pictures, tmp_path / "boxes", {}, lambda: halves(seen))
+    assert seen == [0, 1, 20, 0, 2, 20]
 
 
 def test_what_a_detector_finds_lies_in_the_picture(photos: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from cmcr.embeddings import Key, Modality, open_dataset
+from cmcr.embeddings import Key, Modality, open_dataset, verify_store
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract import Encoder, extract, open_source, preview_extraction
 from cmcr.extract.media.decode import decode
@@ -470,6 +470,13 @@ def test_a_long_tar_is_read_in_little_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+def test_captions_of_one_id_are_sound(tmp_path: Path, encoder: Encoder) -> None:
+    (tmp_path / "captions.csv").write_text("id,text\na,a dog\na,it barks\nb,rain\n")
+    rows, _ = extracted(tmp_path, encoder, "text", tmp_path / "captions.csv")
+    assert [row["id"] for row in rows] == ["a", "a", "b"]
+    assert [verdict.problem for verdict in verify_store(tmp_path / "store")] == [None]
+
+
 # What is told of a folder
 
 
@@ -483,6 +490,30 @@ def test_files_passed_over_are_counted_by_suffix(tmp_path: Path, encoder: Encode
     assert summary.as_dict()["skipped"] == source.skipped
     with pytest.raises(SourceError, match=r"no image files, but 2 .txt, 1 without suffix"):
         open_source("image", str(tmp_path / "media"))
+
+
+def test_a_text_beside_clouds_is_no_cloud(tmp_path: Path, encoder: Encoder) -> None:
+    """Only a .txt that begins with points is one; the rest is passed over and counted."""
+    lines = "\ufeff# x y z\n\n0,0,0\n1,0,0\n0,1,0\n" + "0.5 0.5 0.25\n" * 500
+    texts = {"README.txt": b"Five clouds.\n1 2 3\n", "labels.txt": b"0\n1\n", "empty.txt": b""}
+    clouds = {"a.npy": array(np.eye(3)), "b.txt": lines.encode(), "c.TXT": b"1 2 3 4 5 6\n"}
+    write(tmp_path / "media", {**texts, **clouds})
+    os.mkfifo(tmp_path / "media/pipe.txt")
+    (tmp_path / "media/dangling.txt").symlink_to("nowhere")
+    source = open_source("pointcloud", str(tmp_path / "media"))
+    assert source.skipped == {".txt": 3}
+    rows, failures = extracted(tmp_path, encoder, "pointcloud", tmp_path / "media")
+    assert [row["id"] for row in rows] == sorted(clouds)
+    assert failures.keys() == {"pipe.txt", "dangling.txt"}
+
+
+def test_a_captions_text_in_a_tar_is_no_cloud(tmp_path: Path) -> None:
+    """Not even one that is made of numbers."""
+    members = {f"{n}.{kind}": content for n in range(3) for kind, content in
+               {"npy": array(np.eye(3)), "txt": b"1 2 3"}.items()}  # fmt: skip
+    path = str(tar(tmp_path / "clouds.tar", members))
+    assert [item.id for item in open_source("pointcloud", path).items()] == ["0", "1", "2"]
+    assert [item.content for item in open_source("text", path).items()] == ["1 2 3"] * 3
 
 
 def test_a_pattern_may_span_folders(tmp_path: Path) -> None:
@@ -536,8 +567,9 @@ def test_meshes_and_lists_of_points_are_read(tmp_path: Path, encoder: Encoder) -
         "cut.glb": (whole["glb"][:-30], "cut short"),
         "text.glb": (b"this is no mesh", "not a .glb"),
         "two.xyz": (b"1 2\n3 4\n", "three coordinates"),
-        "names.txt": (b"airplane\ncar\n", "not a list of points"),
-        "nothing.txt": (b"\n", "no points"),
+        "names.xyz": (b"airplane\ncar\n", "not a list of points"),
+        "later.txt": (b"0 0 0\n" * 999 + b"car\n", "not a list of points"),
+        "nothing.xyz": (b"\n", "no points"),
     }
     good = {
         "a.stl": whole["stl"],

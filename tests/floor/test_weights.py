@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import zipfile
+import zlib
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cmcr.weights import WeightsError, is_torchscript, read_saved, read_weights
+from cmcr.unpickling import InertUnpickler, Refused
+from cmcr.weights import WeightsError, is_torchscript, read_weights
 
 FORMATS = [(protocol, zipped) for protocol in (2, 3, 4, 5) for zipped in (True, False)]
 
@@ -34,9 +36,13 @@ def save(content: Any, path: Path, protocol: int = 2, zipped: bool = True) -> Pa
     return path
 
 
+def unpickled(content: bytes) -> Any:
+    return InertUnpickler(io.BytesIO(content)).load()
+
+
 def same(ours: Any, theirs: Any) -> bool:
     """Whether two values are of one kind and equal, tensors to the stride."""
-    if isinstance(theirs, Tensor):
+    if isinstance(theirs, Tensor):  # a parameter is read as a tensor
         form = (theirs.dtype, theirs.shape, theirs.stride())
         return (
             type(ours) is Tensor
@@ -114,19 +120,26 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_values_are_read(protocol: int) -> None:
+    content = {**values(), "args": ulip_file()["args"], "best": clap_file()["best"]}
+    assert same(unpickled(pickle.dumps(content, protocol)), content)
+
+
 @pytest.mark.parametrize(("protocol", "zipped"), FORMATS)
-@pytest.mark.parametrize("make", [clap_file, ulip_file, tensors, values])
-def test_what_was_saved_is_read(
+def test_tensors_are_read_as_they_were_saved(protocol: int, zipped: bool, tmp_path: Path) -> None:
+    content = tensors()
+    path = save(content, tmp_path / "saved.pt", protocol, zipped)
+    assert same(read_weights(path), content)
+    assert same(read_weights(Path("read.pt"), path.read_bytes()), content)
+
+
+@pytest.mark.parametrize(("protocol", "zipped"), FORMATS)
+@pytest.mark.parametrize("make", [clap_file, ulip_file])
+def test_weights_are_the_nested_state_dict(
     make: Callable[[], dict[str, Any]], protocol: int, zipped: bool, tmp_path: Path
 ) -> None:
     content = make()
-    path = save(content, tmp_path / "saved.pt", protocol, zipped)
-    assert same(read_saved(path), content)
-
-
-@pytest.mark.parametrize(("protocol", "zipped"), FORMATS)
-def test_weights_are_the_nested_state_dict(protocol: int, zipped: bool, tmp_path: Path) -> None:
-    content = ulip_file()
     state = read_weights(save(content, tmp_path / "saved.pt", protocol, zipped))
     assert list(state) == [name.removeprefix("module.") for name in content["state_dict"]]
     assert all(same(state[name[7:]], tensor) for name, tensor in content["state_dict"].items())
@@ -139,10 +152,10 @@ def test_tensors_of_one_storage_share_it(zipped: bool, tmp_path: Path) -> None:
     assert state["transposed"][0, 0] == 7
 
 
-def test_arrays_in_the_other_byte_order(tmp_path: Path) -> None:
+def test_arrays_in_the_other_byte_order() -> None:
     content = [np.arange(3, dtype=">f4"), np.array(["ab"], dtype=">U2"), np.array(5, ">i8")[()]]
     for protocol in (2, 5):
-        read = read_saved(save(content, tmp_path / "saved.pt", protocol))
+        read = unpickled(pickle.dumps(content, protocol))
         assert [value.tolist() for value in read] == [value.tolist() for value in content]
 
 
@@ -156,21 +169,29 @@ def test_a_file_from_a_machine_of_the_other_byte_order(tmp_path: Path) -> None:
                 width = len(member) // len([*content.values()][int(name[-1])])
                 member = np.frombuffer(member, f"V{width}").view(f"<u{width}").byteswap().tobytes()
             big.writestr(name, b"big" if name.endswith("byteorder") else member)
-    assert same(read_saved(tmp_path / "big.pt"), content)
+    assert same(read_weights(tmp_path / "big.pt"), content)
 
 
 def test_only_the_weights_are_read(tmp_path: Path) -> None:
-    path = save({"state_dict": {"a": torch.ones(3)}, "optimizer": torch.ones(5)}, tmp_path / "a.pt")
-    damaged = path.read_bytes().replace(torch.ones(5).numpy().tobytes(), b"\xff" * 20)
-    path.write_bytes(damaged)
-    assert torch.equal(read_weights(path)["a"], torch.ones(3))
-    with pytest.raises(WeightsError, match="CRC"):
-        read_saved(path)
+    """What is damaged is not noticed where it is none of the weights."""
+    for damaged in ("optimizer", "state_dict"):
+        saved = {"state_dict": {"a": torch.full((3,), 2.0)}, "optimizer": torch.ones(5)}
+        path = save(saved, tmp_path / "a.pt")
+        tensor = saved["optimizer"] if damaged == "optimizer" else saved["state_dict"]["a"]
+        there = tensor.numpy().tobytes()
+        path.write_bytes(path.read_bytes().replace(there, b"\xff" * len(there)))
+        if damaged == "optimizer":
+            assert torch.equal(read_weights(path)["a"], torch.full((3,), 2.0))
+        else:
+            with pytest.raises(WeightsError, match="CRC"):
+                read_weights(path)
 
 
 def test_safetensors_are_read_too(tmp_path: Path) -> None:
     save_file({"module.a": torch.arange(3.0)}, tmp_path / "a.safetensors")
-    assert torch.equal(read_weights(tmp_path / "a.safetensors")["a"], torch.arange(3.0))
+    path = tmp_path / "a.safetensors"
+    for content in (None, path.read_bytes()):
+        assert torch.equal(read_weights(path, content)["a"], torch.arange(3.0))
 
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
@@ -191,11 +212,7 @@ def any_tensor(draw: st.DrawFn) -> Tensor:
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    content=st.dictionaries(
-        NAMES,
-        st.recursive(any_tensor() | PLAIN, lambda inner: st.lists(inner, max_size=3), max_leaves=4),
-        max_size=5,
-    ),
+    content=st.dictionaries(NAMES, any_tensor() | PLAIN, max_size=5),
     form=st.sampled_from(FORMATS),
 )
 def test_any_state_dict_is_read_as_torch_reads_it(
@@ -203,10 +220,27 @@ def test_any_state_dict_is_read_as_torch_reads_it(
 ) -> None:
     path = save(content, tmp_path_factory.getbasetemp() / "any.pt", *form)
     theirs = torch.load(path, weights_only=False)
-    assert same(read_saved(path), theirs)
     tensors = {n.removeprefix("module."): t for n, t in theirs.items() if isinstance(t, Tensor)}
     if tensors and "state_dict" not in theirs:
         assert same(read_weights(path), tensors)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    content=st.recursive(
+        PLAIN,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(NAMES, inner, max_size=3)
+            | st.tuples(inner, inner)
+            | st.sets(st.tuples(NAMES, st.integers()), max_size=3)
+        ),
+        max_leaves=6,
+    ),
+    protocol=st.integers(2, 5),
+)
+def test_any_plain_value_is_read(content: Any, protocol: int) -> None:
+    assert same(unpickled(pickle.dumps(content, protocol)), content)
 
 
 # What is not read
@@ -310,6 +344,38 @@ def test_no_opcode_passes_by_the_names(kind: str, tmp_path: Path) -> None:
         read_weights(written(tmp_path / "hostile.pt", b"\x80\x05" + pickled))
 
 
+# A value that holds a value twice, forty times over: its text and its hash would take for ever.
+DEEP = b"\x8c\x01a" + b"2\x86" * 60  # DUP, TUPLE2
+FILLED: dict[str, tuple[bytes, str]] = {
+    "append": (b"ctorch\nSize\nK\x01a.", "items into a function"),
+    "appends": (b"cnumpy\ndtype\n(K\x01e.", "items into a function"),
+    "a tensor": (b"ctorch\nSize\n)R(K\x01e.", "items into a Size"),
+    "a dictionary": (b"}(K\x01e.", "items into a dict"),
+    "additems": (b"ctorch\nfloat32\n(K\x01\x90.", "items into a dtype"),
+    "setitem": (b"]K\x00K\x01s.", "items into a list"),
+    "setitems": (b"cargparse\nNamespace\n)\x81(\x8c\x01aK\x01u.", "items into a Namespace"),
+    "deep: a name": (DEEP + b"Q.", "something else than a storage, by a tuple"),
+    "deep: a type": (b"cnumpy\ndtype\n" + DEEP + b"\x85R.", "type that is a tuple"),
+    "deep: a key": (b"}" + DEEP + b"K\x01s.", "tuple of others as a key"),
+    "deep: keys": (b"}(" + DEEP + b"K\x01u.", "tuple of others as a key"),
+    "deep: DICT": (b"(" + DEEP + b"K\x01d.", "tuple of others as a key"),
+    "deep: a set": (b"\x8f(" + DEEP + b"\x90.", "tuple of others"),
+    "deep: frozenset": (b"(" + DEEP + b"\x91.", "tuple of others"),
+    "deep: old set": (b"cbuiltins\nset\n](" + DEEP + b"e\x85R.", "tuple of others"),
+    "deep: ordered": (
+        b"ccollections\nOrderedDict\n](" + DEEP + b"K\x01\x86e\x85R.",
+        "tuple of others",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILLED)
+def test_containers_alone_are_filled_and_nothing_deep_is_looked_through(kind: str) -> None:
+    content, message = FILLED[kind]
+    with pytest.raises(Refused, match=message):
+        unpickled(b"\x80\x05" + content)
+
+
 # Tensors and arrays that are not what they say
 
 
@@ -347,11 +413,14 @@ VIEWS: dict[str, tuple[Any, str]] = {
     "half a shape": (view(0, (2,), ()), "shape is none"),
     "no shape": (view(0, 2, 1), "without a shape"),
     "repeated for ever": (view(0, (2**40,), (0,)), "leaves its storage"),
+    "repeated too often": (view(0, (2**20 + 1,), (0,)), "leaves its storage"),
+    "of too many dimensions": (view(0, (1,) * 65, (1,) * 65), "shape is none"),
+    "of a number too large": (view(0, (2**63,), (0,)), "shape is none"),
     "larger than its member": (view(0, (8,), (1,), numel=8), "has 16 bytes where 32 are named"),
     "smaller than its member": (view(0, (2,), (1,), numel=2), "damaged: data/0 is not as large"),
     "larger than the file": (
         view(0, (2**40,), (1,), numel=2**40),
-        "has 16 bytes where 4398046511104 are named",
+        "its tensors are of 4398046511104 bytes, the file of",
     ),
     "of two sizes": ([view(0, (4,), (1,)), view(0, (8,), (1,), numel=8)], "two sizes"),
     "of no size": (view(0, (1,), (1,), numel="4"), "something else than a storage"),
@@ -375,9 +444,9 @@ VIEWS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_tensor_is_no_larger_than_its_numbers(kind: str, tmp_path: Path) -> None:
     value, message = VIEWS[kind]
-    path = written(tmp_path / "hostile.pt", pickled(value), **{"0": bytes(16)})
+    path = written(tmp_path / "hostile.pt", pickled({"a": value}), **{"0": bytes(16)})
     with pytest.raises(WeightsError, match=message):
-        read_saved(path)
+        read_weights(path)
 
 
 def array(state: Any) -> Call:
@@ -395,22 +464,21 @@ def array(state: Any) -> Call:
         {"a": 1},
     ],
 )
-def test_an_array_is_no_larger_than_its_numbers(state: Any, tmp_path: Path) -> None:
-    path = written(tmp_path / "hostile.pt", pickled(array(state)))
-    with pytest.raises(WeightsError, match=r"NumPy array|state of ndarray"):
-        read_saved(path)
+def test_an_array_is_no_larger_than_its_numbers(state: Any) -> None:
+    with pytest.raises(Refused, match=r"NumPy array|state of ndarray"):
+        unpickled(pickled(array(state)))
 
 
-def test_a_dtype_keeps_its_flags(tmp_path: Path) -> None:
+def test_a_dtype_keeps_its_flags() -> None:
     """NumPy takes the flag for objects from the file, and reads numbers as addresses then."""
     state = (3, "<", None, None, None, -1, -1, 63)
-    path = written(tmp_path / "flags.pt", pickled(Call(np.dtype, "f8", False, True, state=state)))
-    assert read_saved(path).flags == np.dtype("f8").flags == 0
+    read = unpickled(pickled(Call(np.dtype, "f8", False, True, state=state)))
+    assert read.flags == np.dtype("f8").flags == 0
 
 
 def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     """A small archive could ask for much memory with them."""
-    content = [view(0, (1000,), (1,), numel=1000, key=key) for key in ("0", "1")]
+    content = {key: view(0, (1000,), (1,), numel=1000, key=key) for key in ("0", "1")}
     path = written(tmp_path / "bomb.pt", pickled(content), **{"0": bytes(4000), "1": bytes(4000)})
     with zipfile.ZipFile(path) as archive:
         first, second = (archive.getinfo(f"archive/data/{key}").header_offset for key in "01")
@@ -419,7 +487,40 @@ def test_members_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
     assert struct.unpack("<I", packed[entry : entry + 4]) == (second,)
     path.write_bytes(packed[:entry] + struct.pack("<I", first) + packed[entry + 4 :])
     with pytest.raises(WeightsError, match="damaged"):
-        read_saved(path)
+        read_weights(path)
+
+
+def test_members_within_each_other_are_refused(tmp_path: Path) -> None:
+    """The bytes of a member can be another member, header and all: each is whole by itself."""
+    entries: list[tuple[bytes, bytes, int]] = []  # name, header, bytes from its start to the end
+    content: dict[str, Any] = {}
+    inner = bytes(1000)
+    for key in map(str, range(20)):
+        storage = Named("storage", torch.ByteStorage, key, "cpu", len(inner))
+        content[key] = Call(torch._utils._rebuild_tensor_v2, storage, 0, (1,), (1,), False, {})
+        inner = member(f"archive/data/{key}", inner, entries)
+    packed = member("archive/data.pkl", pickled(content), entries)
+    packed = inner + packed
+    starts = [len(inner) - size for _, _, size in entries[:-1]] + [len(inner)]
+    listed = b"".join(
+        b"PK\1\2\x14\0" + header + struct.pack("<3HLL", 0, 0, 0, 0, start) + name
+        for (name, header, _), start in zip(entries, starts, strict=True)
+    )
+    count = len(entries)
+    ending = struct.pack("<4H2LH", 0, 0, count, count, len(listed), len(packed), 0)
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(b"".join([packed, listed, b"PK\5\6", ending]))
+    with pytest.raises(WeightsError, match=r"its tensors are of \d+ bytes, the file of"):
+        read_weights(path)
+
+
+def member(name: str, content: bytes, entries: list[tuple[bytes, bytes, int]]) -> bytes:
+    """A member of a zip archive, stored as it is."""
+    size, check = len(content), zlib.crc32(content)
+    header = struct.pack("<5H3L2H", 20, 0, 0, 0, 33, check, size, size, len(name), 0)
+    whole = b"PK\3\4" + header + name.encode() + content
+    entries.append((name.encode(), header, len(whole)))
+    return whole
 
 
 def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
@@ -427,7 +528,7 @@ def test_a_packed_archive_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", pickled([0] * 10**6))
     with pytest.raises(WeightsError, match=r"damaged: data\.pkl"):
-        read_saved(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -13,16 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cmcr.embeddings.schema import MODALITIES, Key, Modality
 from cmcr.errors import UsageError, near
-
-if TYPE_CHECKING:
-    from cmcr.embeddings import Key
-
 
 FILE = "pipelines.yaml"
 Section = TypeVar("Section", bound=BaseModel)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cmcr.cli.recipes.pipelines import SourceSection, checked, space_of
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
-from cmcr.extract import SUFFIXES, encoder_spec, open_source
+from cmcr.extract import encoder_spec, is_of, open_source
 
 USUAL: Mapping[Modality, str] = {"image": "clip", "audio": "clap", "pointcloud": "ulip"}
 _LOOKED_AT = 10_000  # files of a folder, and items of a source
@@ -46,13 +46,13 @@ def find_sources(folder: Path) -> list[SourceSection]:
 
 
 def _most(folder: Path) -> Modality | None:
-    """The modality that most files below `folder` have by their suffix."""
-    below = (name for _, _, names in os.walk(folder) for name in names)
+    """The modality that most files below `folder` are of."""
+    below = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
     counts = Counter(
         modality
-        for name in islice(below, _LOOKED_AT)
+        for path in islice(below, _LOOKED_AT)
         for modality in USUAL
-        if Path(name).suffix.lower() in SUFFIXES[modality]
+        if is_of(modality, path)
     )
     return counts.most_common(1)[0][0] if counts else None
 
