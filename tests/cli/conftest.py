@@ -1,4 +1,4 @@
-"""The main job, done once for all tests of the commands, and the command line within the process."""
+"""The main job, done once for all tests of the commands; the command line within the process."""
 
 import json
 import sys
