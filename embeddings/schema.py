@@ -225,7 +225,7 @@ FAILURES = "failures.parquet"
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
     try:
-        return _read(Manifest, folder / MANIFEST)
+        return read_description(Manifest, folder / MANIFEST)
     except FileNotFoundError:
         raise StoreError(
             "the dataset is unfinished: it has no manifest",
@@ -234,8 +234,11 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _read(kind: type[Described], path: Path) -> Described:
-    """A description in a file, its version before its fields: a newer one may have others."""
+def read_description(kind: type[Described], path: Path) -> Described:
+    """A description in a file, its version before its fields: a newer one may have others.
+
+    Raises StoreError for a file that holds none, VersionError for one of another version.
+    """
     content = path.read_bytes()
     try:
         fields = json.loads(content)

@@ -131,7 +131,7 @@ def _check_index(dataset: Dataset) -> None:
         raise StoreError("the index is not the one that was built", where=path, cure=_REBUILD)
 
 
-_REFRESH = "delete manifest.json beside it and run the extract command again"
+_REFRESH = "delete it and run the extract command again: the parts say what failed"
 _REBUILD = "delete index.json and index.faiss and run the extract command again"
 
 SAMPLE = 1_024  # rows, evenly spaced over the dataset

@@ -13,7 +13,7 @@ from typing import Any
 from cmcr.devices import cores
 from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
 from cmcr.embeddings.inventory import read_inputs
-from cmcr.embeddings.parts import failures_so_far, part_name
+from cmcr.embeddings.parts import failures_so_far, part_contents, part_name
 from cmcr.embeddings.schema import Precision
 from cmcr.embeddings.verify import measure
 from cmcr.embeddings.writer import (
@@ -25,6 +25,7 @@ from cmcr.embeddings.writer import (
     is_complete,
     put_in_place,
     recover,
+    reopen,
 )
 from cmcr.errors import UsageError
 from cmcr.extract.encoders.registry import Encoder
@@ -93,7 +94,7 @@ def extract(
     with locked(folder.with_name(f".{folder.name}.lock"), wait=True, shared=not update):
         recover(store, key)
         known = _find_known(store, description, source, update)
-        place = store if known is None else begin_update(store, description, source)
+        place = store if known is None else begin_update(store, description, source, max_failures)
         parts = -(-source.total // part_rows)
         job = Job(
             folder=begin(place, description),
@@ -119,9 +120,9 @@ def extract(
             summary.fail(failures_so_far(job.folder))
             if index is not None and not index_is_current(data, index):
                 build_index(data, index)
-            if known is not None:
-                put_in_place(store, key)
-    refuse_too_many(summary, max_failures, folder)
+        refuse_too_many(summary, max_failures, job.folder)
+        if known is not None and summary.finished:
+            put_in_place(store, key)
     return summary
 
 
@@ -184,11 +185,20 @@ def _find_known(
         raise changes.error(description.key, folder)
     if not changes:
         remember(folder, there, changes)
-    return read_known(folder, there) if update and (changes or changes.failed) else None
+    if update and (changes or changes.failed):
+        return read_known(folder, there, description)
+    if update:
+        discard_fresh(store, description.key)  # of an update that is no longer wanted
+    return None
 
 
-def begin_update(store: Path, description: Description, source: Source) -> Path:
-    """The store in which the new dataset is made; what is there already is of this very source."""
+def begin_update(
+    store: Path, description: Description, source: Source, max_failures: float
+) -> Path:
+    """The store in which the new dataset is made; what is there already is of this very source.
+
+    Where more of that failed than `max_failures`, what failed is tried again.
+    """
     place = begin_fresh(store, description.key)
     folder = description.key.folder(place)
     there = begun(folder)
@@ -197,7 +207,20 @@ def begin_update(store: Path, description: Description, source: Source) -> Path:
     ):
         discard_fresh(store, description.key)
         begin_fresh(store, description.key)
+    elif there is not None:
+        _drop_failures(folder, max_failures)
     return place
+
+
+def _drop_failures(folder: Path, max_failures: float) -> None:
+    """Take away the parts in which inputs failed, where more did than `max_failures` allows."""
+    parts = {path: part_contents(path) for path in sorted(folder.glob("part-*.parquet"))}
+    failures = sum(len(failed) for _, failed in parts.values())
+    if failures > max_failures * (failures + sum(rows for rows, _ in parts.values())):
+        reopen(folder)
+        for path, (_, failed) in parts.items():
+            if failed:
+                path.unlink()
 
 
 def _refuse_moved(job: Job) -> None:

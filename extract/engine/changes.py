@@ -98,7 +98,7 @@ def find_changes(folder: Path, there: Description, wanted: Description, source: 
         return changes
     parts = len(there.parts) if isinstance(there, Manifest) else -(-source.total // there.part_rows)
     known = _on_record(folder, parts, there.part_rows, changes)
-    _compare(known, source.items(), changes)
+    _compare(known, source.items(), changes, "regions" not in fields)
     return changes
 
 
@@ -122,8 +122,10 @@ def _on_record(
         yield from inputs
 
 
-def _compare(known: Iterator[Input | None], items: Iterator[Item], changes: Changes) -> None:
-    doubtful = _doubtful(known, items, changes)
+def _compare(
+    known: Iterator[Input | None], items: Iterator[Item], changes: Changes, same_regions: bool
+) -> None:
+    doubtful = _doubtful(known, items, changes, same_regions)
     for (number, before, item), sha256 in in_threads(lambda pair: digest(pair[2]), doubtful):
         if sha256 != before.sha256:
             changes.changed.add(item.id)
@@ -132,7 +134,7 @@ def _compare(known: Iterator[Input | None], items: Iterator[Item], changes: Chan
 
 
 def _doubtful(
-    known: Iterator[Input | None], items: Iterator[Item], changes: Changes
+    known: Iterator[Input | None], items: Iterator[Item], changes: Changes, same_regions: bool
 ) -> Iterator[tuple[int, Input, Item]]:
     """The items, by number and with what they were, that only a hash can tell about."""
     for number, (before, item) in enumerate(itertools.zip_longest(known, items)):
@@ -144,14 +146,14 @@ def _doubtful(
                 changes.new.add(item.id)
         elif before.id != item.id:
             rest = [before, *filter(None, known)]
-            yield from _by_id(rest, itertools.chain([item], items), changes)
+            yield from _by_id(rest, itertools.chain([item], items), changes, same_regions)
             return
-        elif not is_as_recorded(item, before):
+        elif not is_as_recorded(item, before, same_regions):
             yield number, before, item
 
 
 def _by_id(
-    known: list[Input], items: Iterator[Item], changes: Changes
+    known: list[Input], items: Iterator[Item], changes: Changes, same_regions: bool
 ) -> Iterator[tuple[int, Input, Item]]:
     changes.described = True
     left: dict[str, deque[Input]] = defaultdict(deque)
@@ -163,7 +165,7 @@ def _by_id(
                 changes.new.add(item.id)
             continue
         before = left[item.id].popleft()
-        if before.uri != item.uri or not is_as_recorded(item, before):
+        if before.uri != item.uri or not is_as_recorded(item, before, same_regions):
             yield number, before, item
     for before in itertools.chain.from_iterable(left.values()):
         changes.gone.add(before.id)

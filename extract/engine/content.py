@@ -84,8 +84,14 @@ def digest(item: Item) -> str | None:
         return None
 
 
-def is_as_recorded(item: Item, known: Input) -> bool:
-    """Whether size and time of change say that the item is unchanged."""
+def is_as_recorded(item: Item, known: Input, same_regions: bool) -> bool:
+    """Whether size and time of change say that the item is unchanged.
+
+    A picture's say nothing of a box in it, unless the regions are `same_regions` as before: then
+    an id stands for one box.
+    """
+    if isinstance(item, Crop) and not same_regions:
+        return False
     now = stamp(item)
     return now.mtime_ns is not None and (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
 
@@ -105,7 +111,7 @@ def _stamp_picture(picture: Picture) -> Content:
     return stamp(picture.item)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=_WINDOW)  # crops of so many pictures may be hashed at once
 def _digest_picture(picture: Picture) -> str | None:
     return digest(picture.item)
 

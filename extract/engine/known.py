@@ -40,12 +40,13 @@ class Known:
     boxes: Sequence[Sequence[Mapping[str, Any]]]  # the regions of each part's rows
     rows: Mapping[str, tuple[int, int]]
     inputs: Mapping[tuple[str, str], Input]
+    same_regions: bool
 
     def take(self, item: Item) -> Taken | None:
         """The row that was made from the item's content, which is read where time does not tell."""
         before = self.inputs.get((item.id, item.uri))
         content = stamp(item)
-        if before is not None and before.sha256 and is_as_recorded(item, before):
+        if before is not None and before.sha256 and is_as_recorded(item, before, self.same_regions):
             content = replace(content, sha256=before.sha256)
         else:
             content = replace(content, sha256=digest(item))
@@ -62,8 +63,11 @@ class Known:
         return item if self.modality == "text" else replace(item, content=None)
 
 
-def read_known(folder: Path, there: Description) -> Known:
-    """What the finished parts in `folder` hold. Texts are known without an inventory, too."""
+def read_known(folder: Path, there: Description, wanted: Description) -> Known:
+    """What the finished parts in `folder` hold of the source that `wanted` describes.
+
+    Texts are known without an inventory, too.
+    """
     blocks: list[np.ndarray] = []
     boxes: list[list[dict[str, Any]]] = []
     rows: dict[str, tuple[int, int]] = {}
@@ -71,9 +75,10 @@ def read_known(folder: Path, there: Description) -> Known:
     lines = {part.name: part for part in there.parts} if isinstance(there, Manifest) else {}
     numbers = sorted(int(path.stem[5:]) for path in folder.glob("part-*.parquet"))
     columns = PLACES if set(PLACES) <= set(there.columns) else ()
+    sizes = {name: part.bytes for name, part in lines.items()} or None
     for number, recorded in enumerate(read_inputs(folder, numbers[-1] + 1 if numbers else 0)):
         path = folder / part_name(number)
-        if not finished_part(folder, number):
+        if not finished_part(folder, number, sizes):
             continue
         table = pq.read_table(path, columns=["uri", "text", *columns], partitioning=None)
         made = _embedded(recorded, table.select(["uri", "text"]).to_pylist())
@@ -85,7 +90,8 @@ def read_known(folder: Path, there: Description) -> Known:
         inputs |= {(known.id, known.uri): known for known in recorded or [] if not known.failed}
         blocks.append(part_view(folder, lines.get(path.name) or describe_part(path, there), there))
         boxes.append(table.select(columns).to_pylist() if columns else [])
-    return Known(there.modality, blocks, boxes, rows, inputs)
+    same_regions = there.source.get("regions") == wanted.source.get("regions")
+    return Known(there.modality, blocks, boxes, rows, inputs, same_regions)
 
 
 def _embedded(

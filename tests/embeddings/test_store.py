@@ -25,7 +25,7 @@ from cmcr.embeddings import (
 )
 from cmcr.embeddings.parts import write_part
 from cmcr.embeddings.schema import all_finite
-from cmcr.embeddings.writer import begin, claim, finish
+from cmcr.embeddings.writer import begin, claim, finish, is_complete
 from cmcr.errors import CmcrError, EncoderError, MismatchError, SourceError, StoreError, UsageError
 
 KEY = Key("clip", "image", "photos")
@@ -223,6 +223,41 @@ def test_a_foreign_part_and_a_damaged_manifest_are_refused(tmp_path: Path) -> No
     truncate(theirs.folder / "manifest.json")
     with pytest.raises(StoreError, match="manifest cannot be read"):
         open_dataset(tmp_path / "b", KEY)
+
+
+def test_a_dataset_without_its_manifest_still_says_what_it_is_made_from(tmp_path: Path) -> None:
+    dataset = write(tmp_path, unit(12))
+    truncate(dataset.folder / "part-00001.parquet")
+    assert not is_complete(dataset.folder)
+    assert not (dataset.folder / "manifest.json").exists()
+    with pytest.raises(MismatchError, match=r"source\.sha256"):
+        begin(tmp_path, describe(source={"kind": "test", "sha256": "other"}))
+    again = write_missing(tmp_path, unit(12))
+    assert again.fingerprint == dataset.fingerprint
+
+
+def write_missing(store: Path, rows: np.ndarray) -> Dataset:
+    folder = begin(store, describe())
+    with claim(folder, 1) as mine:
+        assert mine
+        ids = [f"photo-{row}" for row in range(5, 10)]
+        columns = {"id": ids, "label": [["cat", "pet"]] * 5, "camera": ["x100"] * 5}
+        failures = [{"id": "bad-1", "uri": "u", "error": "OSError", "message": "cut"}]
+        write_part(folder, describe(), 1, columns, rows[5:10], failures)
+    assert finish(folder, describe(), 3) is not None
+    return open_dataset(store, KEY)
+
+
+def test_a_damaged_list_of_failures_is_written_again_as_verify_says(tmp_path: Path) -> None:
+    dataset = write(tmp_path, unit(12))
+    truncate(dataset.folder / "failures.parquet")
+    (verdict,) = verify_store(tmp_path)
+    assert verdict.problem is not None
+    assert "delete it and run" in str(verdict.problem)
+    Path(str(verdict.problem.where)).unlink()
+    assert not is_complete(dataset.folder)
+    assert finish(dataset.folder, describe(), 3) is not None
+    assert [verdict.problem for verdict in verify_store(tmp_path)] == [None]
 
 
 @pytest.mark.parametrize(

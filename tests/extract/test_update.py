@@ -271,6 +271,83 @@ def test_regions_are_known_by_their_picture_and_box(
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+def write_boxes(file: Path, boxes: dict[str, tuple[float, ...]]) -> None:
+    rows = [
+        {"image": name, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))}
+        for name, box in boxes.items()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_region_whose_box_changed_is_embedded_anew(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    photos, boxes = tmp_path / "photos", tmp_path / "boxes.jsonl"
+    photos.mkdir()
+    for shade, name in enumerate("abc"):
+        Image.fromarray(
+            np.random.default_rng(shade).integers(0, 255, (30, 40), dtype=np.uint8)
+        ).save(photos / f"{name}.png")
+
+    def rerun(store: str, **options: Any) -> Summary:
+        source = open_source("image", str(photos))
+        source = open_regions(source, str(boxes), Path("unused"), "cpu")
+        return extract(tmp_path / store, encoder, source, "t", workers=0, **options)
+
+    write_boxes(boxes, {"a.png": (0, 0, 0.5, 0.5), "b.png": (0, 0, 1, 1), "c.png": (0, 0, 1, 0.5)})
+    rerun("store")
+    decoded.clear()
+    write_boxes(boxes, {"a.png": (0.5, 0.5, 1, 1), "b.png": (0, 0, 1, 1), "c.png": (0, 0, 1, 0.5)})
+    with pytest.raises(MismatchError, match=r"1 changed \(first: a.png#0\)"):
+        rerun("store")
+    summary = rerun("store", update=True)
+    assert (summary.made, summary.taken, len(decoded)) == (1, 2, 1)
+    rerun("fresh")
+    folders = [Key("bytes", "image", "t").folder(tmp_path / store) for store in ("store", "fresh")]
+    for name in ("part-00000.parquet", "manifest.json", "inputs.parquet"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+# Failing
+
+
+def test_an_update_in_which_too_much_fails_leaves_the_dataset(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    store, media, rows = tmp_path / "store", tmp_path / "media", tmp_path / "rows.csv"
+    for number in range(12):
+        write_tone(media / f"{number}.wav", number)
+    rows.write_text("path\n" + "".join(f"media/{number}.wav\n" for number in range(12)))
+    run(store, encoder, rows, max_failures=0.01, part_rows=8192)
+    before = files(store)
+    away = media.rename(tmp_path / "unmounted")
+    for _ in range(2):
+        with pytest.raises(SourceError, match="12 of 12 inputs") as caught:
+            run(store, encoder, rows, max_failures=0.01, part_rows=8192, update=True)
+        assert Path(str(caught.value.where)).exists()
+        assert files(store) == before
+    away.rename(media)
+    assert run(store, encoder, rows, update=True, part_rows=8192).failures == 0
+    assert open_dataset(store, KEY).rows == 12
+    assert leftovers(store) == []
+
+
+def test_what_failed_in_an_update_that_was_refused_is_tried_again(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    change(media)
+    whole = encoder.encode
+    encoder.encode = lambda modality, batch: whole(modality, batch) * float("nan")  # type: ignore
+    with pytest.raises(SourceError, match="2 of 4"):
+        run(store, encoder, media, update=True, max_failures=0.1)
+    encoder.encode = whole  # type: ignore[method-assign]
+    run(store, encoder, media, update=True, max_failures=0.1)
+    assert files(store) == fresh(tmp_path, encoder, media)
+    assert leftovers(store) == []
+
+
 # Killed
 
 
@@ -288,6 +365,33 @@ STEPS = [
     "cmcr.embeddings.writer._exchange",
     "cmcr.embeddings.writer.discard_fresh",
 ]
+
+
+def test_an_update_killed_while_it_takes_away_the_old_one_leaves_nothing_of_that(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    change(media)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.gather_inputs", _kill)
+        with pytest.raises(KilledError):
+            run(store, encoder, media, update=True)
+    write_tone(media / "dog" / "5.wav", 60)  # what was made so far is of another source
+    expected = fresh(tmp_path, encoder, media)
+
+    def kill(folder: Path) -> None:
+        (folder / "part-00000.parquet").unlink(missing_ok=True)
+        (folder / ".description.json").unlink(missing_ok=True)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.shutil.rmtree", kill)
+        with pytest.raises(KilledError):
+            run(store, encoder, media, update=True)
+    run(store, encoder, media, update=True)
+    assert files(store) == expected
+    assert leftovers(store) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
