@@ -25,7 +25,7 @@ from cmcr.embeddings.schema import (
     Key,
     Manifest,
     canonical_json,
-    read_description,
+    parse_description,
     read_manifest,
 )
 from cmcr.errors import MismatchError, StoreError
@@ -55,7 +55,7 @@ def begun(folder: Path) -> Description | None:
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
     if (folder / _BEGUN).exists():
-        return read_description(Description, folder / _BEGUN)
+        return parse_description(Description, (folder / _BEGUN).read_bytes(), folder / _BEGUN)
     return None
 
 

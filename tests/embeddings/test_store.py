@@ -1,8 +1,11 @@
 """The store: layout, zero-copy reading, refusal of what is damaged or does not belong, import."""
 
 import json
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +27,16 @@ from cmcr.embeddings import (
     verify_store,
 )
 from cmcr.embeddings.parts import write_part
+from cmcr.embeddings.reader import check_part
 from cmcr.embeddings.schema import all_finite
-from cmcr.embeddings.writer import begin, claim, finish, is_complete
+from cmcr.embeddings.writer import (
+    begin,
+    begin_fresh,
+    claim,
+    finish,
+    is_complete,
+    put_in_place,
+)
 from cmcr.errors import CmcrError, EncoderError, MismatchError, SourceError, StoreError, UsageError
 
 KEY = Key("clip", "image", "photos")
@@ -325,6 +336,60 @@ def test_a_store_without_the_dataset_says_what_there_is(tmp_path: Path) -> None:
 def test_keys_are_checked(space: str, modality: str) -> None:
     with pytest.raises(UsageError):
         Key(space, modality, "photos")  # type: ignore[arg-type]
+
+
+# Read while it changes
+
+
+def replace_dataset(store: Path, rows: np.ndarray) -> None:
+    """As an update does: another dataset is made aside and takes this one's name."""
+    fresh = begin_fresh(store, KEY)
+    write(fresh, rows, describe(source={"kind": "test", "sha256": "ef"}))
+    put_in_place(store, KEY)
+
+
+def test_a_reader_never_sees_two_datasets_mixed(tmp_path: Path) -> None:
+    write(tmp_path, unit(12))
+    dataset = open_dataset(tmp_path, KEY)
+    blocks = dataset.parts()
+    next(blocks)
+    replace_dataset(tmp_path, unit(12, seed=1))
+    for read in (lambda: next(blocks), dataset.embeddings, dataset.ids):
+        with pytest.raises(StoreError, match="changed while it was read"):
+            read()
+    replace_dataset(tmp_path, unit(3))
+    with pytest.raises(StoreError, match="changed while it was read"):
+        dataset.ids()
+
+
+def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, unit(12))
+    later = iter([unit(12, seed=1)])
+
+    def check(*given: Any) -> None:
+        if (rows := next(later, None)) is not None:
+            replace_dataset(tmp_path, rows)
+        check_part(*given)
+
+    monkeypatch.setattr("cmcr.embeddings.reader.check_part", check)
+    dataset = open_dataset(tmp_path, KEY)
+    assert dataset.manifest.source["sha256"] == "ef"
+    np.testing.assert_array_equal(dataset.embeddings(), unit(12, seed=1).astype(np.float16))
+
+
+def test_as_many_parts_as_there_are_need_few_open_files(tmp_path: Path) -> None:
+    write(tmp_path, unit(200))  # forty parts
+    dataset = open_dataset(tmp_path, KEY)
+    opened = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, limits[1]))
+    try:
+        assert dataset.embeddings().shape == (200, 8)
+        build_index(dataset, "IVF1,Flat")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # cmcr import
