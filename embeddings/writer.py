@@ -29,7 +29,7 @@ from cmcr.embeddings.schema import (
     read_manifest,
 )
 from cmcr.errors import MismatchError, StoreError
-from cmcr.files import locked, write_text
+from cmcr.files import locked, replacing, sha256_file, write_text
 
 _BEGUN = ".description.json"
 
@@ -190,7 +190,10 @@ def begin_fresh(store: Path, key: Key) -> Path:
     folder = key.folder(fresh_store(store))
     if not (folder / _FRESH).exists():
         discard_fresh(store, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    while True:  # another process may take away parents that are empty between two steps of this
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            break
     (folder / _FRESH).touch()
     return fresh_store(store)
 
@@ -211,9 +214,7 @@ def put_in_place(store: Path, key: Key) -> None:
     folder, fresh = key.folder(store), key.folder(fresh_store(store))
     for unfinished in fresh.glob(".*.parquet.*"):  # of a process that was killed
         unfinished.unlink()
-    for boxes in folder.glob("regions-*.jsonl"):  # a detector's, which are made but once
-        if not (fresh / boxes.name).exists():
-            os.link(boxes, fresh / boxes.name)
+    _carry_regions(folder, fresh)
     try:
         _exchange(folder, fresh)
     except OSError:  # not Linux, or a file system that cannot: the window is one rename long
@@ -222,6 +223,18 @@ def put_in_place(store: Path, key: Key) -> None:
         shutil.rmtree(_aside(fresh))
     (folder / _FRESH).unlink(missing_ok=True)
     discard_fresh(store, key)
+
+
+def _carry_regions(folder: Path, fresh: Path) -> None:
+    """Give the new dataset the detector's boxes that it was made from; they are made but once."""
+    used = read_manifest(fresh).source.get("regions", {}).get("sha256")
+    for boxes in folder.glob("regions-*.jsonl"):
+        if used == sha256_file(boxes) and not (fresh / boxes.name).exists():
+            try:
+                os.link(boxes, fresh / boxes.name)
+            except OSError:  # a file system without hard links
+                with replacing(fresh / boxes.name) as unfinished:
+                    shutil.copyfile(boxes, unfinished)
 
 
 def recover(store: Path, key: Key) -> None:

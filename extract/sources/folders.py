@@ -16,6 +16,8 @@ from cmcr.errors import SourceError, UsageError
 from cmcr.extract.items import Item, file_uri
 from cmcr.extract.sources.source import SUFFIXES, HashIds, Source, column, columns
 
+_HEAD = 1 << 16  # bytes, in which a list of points has its first
+
 # File names of well-known flat collections, as (?P<column>...) groups.
 FILE_NAMES = {
     "Free Spoken Digit Dataset": re.compile(
@@ -30,18 +32,22 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
     item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
     reached twice is read once. A pattern with a slash is looked for in the path below `where`,
-    any other in the file's name. The description knows the files by their names and sizes.
+    any other in the file's name. The description knows the files by their names and sizes. A .txt
+    is a point cloud where its first line is of numbers, else passed over.
     Raises SourceError when there is no such file, or a folder below cannot be listed, UsageError
     for a pattern that matches none.
     """
-    digest, ids = hashlib.sha256(str(pattern).encode()), HashIds()
+    digest, former = (hashlib.sha256(str(pattern).encode()) for _ in range(2))
+    ids = HashIds()
     layout = _compile(pattern) if pattern else None
     total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
     skipped: Counter[str] = Counter()
     other = ""
-    for path in _walk(where, SUFFIXES[modality], skipped):
+    for path in _walk(modality, where, skipped):
         relative = _readable(path.relative_to(where))
-        digest.update(f"{relative}\0{_size(path)}\n".encode())
+        size, time = _size_and_time(path)
+        digest.update(f"{relative}\0{size}\n".encode())
+        former.update(f"{relative}\0{size}{time}\n".encode())
         ids.add(relative)
         total += 1
         for name, file_name in FILE_NAMES.items():
@@ -78,6 +84,7 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
         ids=ids.hex,
         skipped=dict(sorted(skipped.items())),
         pattern=told_pattern,
+        former=former.hexdigest(),
     )
 
 
@@ -98,8 +105,29 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise UsageError(f"the pattern is not a regular expression: {error}") from error
 
 
-def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Iterator[Path]:
-    """The files of these suffixes; what is `skipped` is counted by suffix."""
+def _may_be_read(modality: Modality, path: Path) -> bool:
+    """False for a .txt among point clouds that is no list of points, but a note or a caption.
+
+    One that is empty or cannot be read is taken for points: it fails when it is embedded.
+    """
+    if modality != "pointcloud" or path.suffix.lower() != ".txt" or not os.path.isfile(path):
+        return True
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_HEAD).decode("utf-8-sig", "replace").splitlines()
+    except OSError:
+        return True
+    first = next((line for line in lines if line.strip() and not line.startswith("#")), "")
+    try:
+        numbers = [float(word) for word in first.replace(",", " ").split()]
+    except ValueError:
+        return False
+    return not lines or len(numbers) >= 3
+
+
+def _walk(modality: Modality, where: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """The files of the modality; what is `skipped` is counted by suffix."""
+    suffixes = SUFFIXES[modality]
     try:
         seen = {_identity(where)}
         for root, folders, files in os.walk(where, followlinks=True, onerror=_raise):
@@ -113,7 +141,7 @@ def _walk(where: Path, suffixes: frozenset[str], skipped: Counter[str]) -> Itera
                 suffix = os.path.splitext(name)[1].lower()
                 if name.startswith("."):
                     continue
-                if suffix in suffixes:
+                if suffix in suffixes and _may_be_read(modality, Path(root, name)):
                     yield Path(root, name)
                 else:
                     skipped[_readable(Path(suffix)) if suffix else ""] += 1
@@ -134,11 +162,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _size(path: Path) -> str:
+def _size_and_time(path: Path) -> tuple[str, str]:
     try:
-        return str(path.stat().st_size)
+        status = path.stat()
     except OSError as error:
-        return type(error).__name__
+        return type(error).__name__, ""
+    return str(status.st_size), f"\0{status.st_mtime_ns}"
 
 
 def _readable(relative: Path) -> str:
@@ -147,7 +176,7 @@ def _readable(relative: Path) -> str:
 
 
 def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> Iterator[Item]:
-    for path in _walk(where, SUFFIXES[modality], Counter()):
+    for path in _walk(modality, where, Counter()):
         relative = _readable(path.relative_to(where))
         top, below, _ = relative.partition("/")
         named: dict[str, str] = {}

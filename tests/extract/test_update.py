@@ -2,19 +2,23 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
 
 from cmcr.embeddings import Key, Modality, open_dataset, writer
+from cmcr.embeddings.inventory import Input, Inputs, Record
 from cmcr.errors import MismatchError, SourceError, UsageError
 from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
 
@@ -148,8 +152,10 @@ def test_an_update_tries_again_what_failed(
     assert run(tmp_path / "store", encoder, media).failures == 10
     second = run(tmp_path / "store", encoder, media, update=True)
     assert (second.rows, second.failures, second.taken) == (9, 1, 0)
+    written = KEY.folder(tmp_path / "store").stat().st_ino
     third = run(tmp_path / "store", encoder, media, update=True)
-    assert (third.made, third.taken, third.failures) == (0, 9, 1)
+    assert (third.made, third.taken, third.failures) == (0, 0, 1)
+    assert KEY.folder(tmp_path / "store").stat().st_ino == written  # what still fails is no reason
     assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
 
 
@@ -158,6 +164,12 @@ def test_moved_and_renamed_files_are_known_by_their_content(
 ) -> None:
     run(tmp_path / "store", encoder, media)
     media = media.rename(tmp_path / "elsewhere")
+    decoded.clear()
+    assert run(tmp_path / "store", encoder, media).made == 0
+    summary = run(tmp_path / "store", encoder, media, update=True)
+    assert (summary.made, summary.taken) == (0, 9)
+    uris = open_dataset(tmp_path / "store", KEY).table(["uri"])["uri"].to_pylist()
+    assert all(Path(uri).is_file() for uri in uris)
     (media / "dog" / "1.wav").rename(media / "rain" / "one.wav")
     shutil.copy(media / "dog" / "3.wav", media / "dog" / "copy.wav")
     decoded.clear()
@@ -346,6 +358,117 @@ def test_what_failed_in_an_update_that_was_refused_is_tried_again(
     run(store, encoder, media, update=True, max_failures=0.1)
     assert files(store) == fresh(tmp_path, encoder, media)
     assert leftovers(store) == []
+
+
+def test_another_folder_of_that_name_is_told_from_one_that_changed(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    write_tone(tmp_path / "other" / "media" / "a.wav", 3)
+    run(tmp_path / "store", encoder, media)
+    with pytest.raises(MismatchError) as caught:
+        run(tmp_path / "store", encoder, tmp_path / "other" / "media")
+    assert f"made from {media}, this is {tmp_path / 'other' / 'media'}" in caught.value.what
+    assert str(caught.value.cure).startswith("give another source another --dataset")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_dataset_that_was_made_when_times_counted_is_up_to_date(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any], kind: str
+) -> None:
+    where = media
+    if kind == "tar":
+        where = tmp_path / "x.tar"
+        subprocess.run(["tar", "--sort=name", "-cf", where, "-C", media, "."], check=True)
+    now = open_source("audio", str(where))
+    before = replace(now, description={**now.description, "sha256": now.former})
+    options = {"workers": 0, "part_rows": 4, "max_failures": 1.0}
+    extract(tmp_path / "store", encoder, before, "t", **options)
+    (KEY.folder(tmp_path / "store") / "inputs.parquet").unlink()
+    manifest = (KEY.folder(tmp_path / "store") / "manifest.json").read_bytes()
+    decoded.clear()
+    for update in (False, True):
+        assert extract(tmp_path / "store", encoder, now, "t", update=update, **options).made == 0
+    assert decoded == []
+    assert (KEY.folder(tmp_path / "store") / "manifest.json").read_bytes() == manifest
+    if kind == "folder":
+        os.utime(media / "dog" / "1.wav", (1, 1))
+        with pytest.raises(MismatchError, match="not on record"):
+            run(tmp_path / "store", encoder, media)
+
+
+# Of any size
+
+
+def counted(patched: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of a function, from now on."""
+    calls: list[tuple[Any, ...]] = []
+    whole = _named(name)
+
+    def call(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        return whole(*given, **options)
+
+    patched.setattr(name, call)
+    return calls
+
+
+def test_what_is_up_to_date_is_found_so_without_reading_parts_or_making_rows(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media, part_rows=1)
+    hashed = counted(monkeypatch, "cmcr.embeddings.reader.sha256_file")
+    inputs = counted(monkeypatch, "cmcr.embeddings.inventory.Input")
+    manifests = counted(monkeypatch, "cmcr.embeddings.writer.read_manifest")
+    listed = counted(monkeypatch, "cmcr.extract.embed.failures_so_far")
+    opened = counted(monkeypatch, "pyarrow.parquet.ParquetFile")
+    summary = run(store, encoder, media, part_rows=1)
+    assert (summary.made, summary.failures) == (0, 1)
+    assert (hashed, listed, inputs) == ([], [], [])
+    assert len(opened) == 1
+    assert len(manifests) < 5  # of ten parts
+
+
+def test_a_file_in_front_of_all_others_makes_rows_of_what_is_new_alone(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "store", encoder, media, part_rows=1)
+    write_tone(media / "a-first" / "new.wav", 52)
+    opened = counted(monkeypatch, "pyarrow.parquet.ParquetFile")
+    with pytest.raises(MismatchError, match=r"1 new .*, 0 changed, 0 gone"):
+        run(tmp_path / "store", encoder, media, part_rows=1)
+    assert len(opened) == 1
+
+
+def test_repeated_ids_are_compared_in_their_order() -> None:
+    record = Record()
+    for ids in (["a", "b"], ["a", "c", "a"]):
+        inputs = [Input(id, f"{id}{at}", at, None, None) for at, id in enumerate(ids)]
+        record.add(Inputs(pa.Table.from_pylist([asdict(known) for known in inputs])))
+    assert [record.find(id) for id in "abcd"] == [[0, 2, 4], [1], [3], []]
+    assert [record[number].uri for number in range(len(record))] == ["a0", "b1", "a0", "c1", "a2"]
+
+
+def test_an_update_of_many_parts_opens_few_files_at_a_time(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,text\n" + "".join(f"{number},text {number}\n" for number in range(60)))
+
+    def rerun(**options: Any) -> Summary:
+        source = open_source("text", str(rows))
+        return extract(
+            tmp_path / "store", encoder, source, "t", workers=0, part_rows=1, index=None, **options
+        )
+
+    rerun()
+    rows.write_text(rows.read_text().replace("\n0,text 0\n", "\n"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        assert rerun(update=True).taken == 59
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # Killed

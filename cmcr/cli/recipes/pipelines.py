@@ -265,7 +265,8 @@ def _source(
         raise UsageError(
             f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
         )
-    stem = Path(where.rpartition(":")[2]).resolve().stem
+    place = Path(where.rpartition(":")[2]).expanduser().resolve()
+    stem = place.name if place.is_dir() else place.stem
     section = {
         "modality": modality,
         "where": where,
