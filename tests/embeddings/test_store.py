@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,21 @@ def test_a_reader_never_sees_two_datasets_mixed(tmp_path: Path) -> None:
     replace_dataset(tmp_path, unit(3))
     with pytest.raises(StoreError, match="changed while it was read"):
         dataset.ids()
+
+
+def test_two_updates_share_the_folders_above_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, twice = os.mkdir, iter([True, True])
+
+    def racing(path: Any, *mode: Any) -> None:
+        if Path(path).name == "dataset=photos" and next(twice, False):
+            shutil.rmtree(tmp_path / ".update", ignore_errors=True)  # as where another one ends
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", racing)
+    place = begin_fresh(tmp_path, KEY)
+    assert (KEY.folder(place) / ".fresh").exists()
 
 
 def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_anew(

@@ -1,11 +1,13 @@
 """Sources that change: told without a flag, followed with --update, whatever is killed."""
 
+import fcntl
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from cmcr.embeddings import Key, Modality, open_dataset, writer
 from cmcr.embeddings.inventory import Input, Inputs, Record
 from cmcr.errors import MismatchError, SourceError, UsageError
 from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
+from cmcr.files import locked, sha256_file
 
 KEY = Key("bytes", "audio", "t")
 
@@ -634,6 +637,75 @@ def test_where_folders_cannot_be_exchanged_they_are_renamed(
     run(store, encoder, media, update=True)
     assert files(store) == new
     assert leftovers(store) == []
+
+
+def test_shards_that_start_after_a_crash_put_right_one_after_the_other(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run(tmp_path / "store", encoder, media)
+    folder = KEY.folder(tmp_path / "store")
+    recovered = counted(monkeypatch, "cmcr.extract.embed.recover")
+    with locked(folder.with_name(f".{folder.name}.lock"), shared=True):  # another shard's
+        assert run(tmp_path / "store", encoder, media).made == 0
+    assert recovered == []
+    assert run(tmp_path / "store", encoder, media).made == 0
+    assert len(recovered) == 1
+    assert caplog.messages == []
+
+
+def test_what_is_waited_for_is_told(
+    tmp_path: Path, encoder: Encoder, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    folder = KEY.folder(tmp_path / "store")
+    other = folder.with_name(f".{folder.name}.lock").open("a")
+    fcntl.flock(other, fcntl.LOCK_SH)
+    threading.Timer(0.3, other.close).start()
+    assert run(tmp_path / "store", encoder, media, update=True).made == 0
+    assert caplog.messages == [f"{KEY}: waiting for another process that extracts or updates it"]
+
+
+def test_an_update_that_was_killed_after_its_last_part_is_told_as_one(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    change(media)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.extract.embed.put_in_place", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media, update=True)
+    assert "updated" in str(run(tmp_path / "store", encoder, media, update=True)).splitlines()[0]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_detectors_boxes_go_with_the_dataset_that_is_made_from_them(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    photos.mkdir()
+    key = Key("bytes", "image", "t")
+    folder = key.folder(store)
+
+    def detect(*_: Any) -> tuple[dict[str, Any], Any]:
+        return {"detector": "none"}, lambda: lambda pixels: [[0, 0, 20, 20]]
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    def rerun(**options: Any) -> None:
+        source = open_regions(open_source("image", str(photos)), "torchvision", folder, "cpu")
+        extract(store, encoder, source, "t", workers=0, **options)
+
+    monkeypatch.setattr("cmcr.extract.regions.boxes.faster_rcnn", detect)
+    if not links:
+        monkeypatch.setattr("cmcr.embeddings.writer.os.link", refuse)
+    for number in range(3):
+        Image.new("L", (40, 30), 50 * number).save(photos / f"{number}.png")
+        rerun(update=number > 0)
+    (boxes,) = folder.glob("regions-*.jsonl")
+    used = open_dataset(store, key).manifest.source["regions"]["sha256"]
+    assert sha256_file(boxes) == used
 
 
 # Unfinished
