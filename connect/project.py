@@ -7,7 +7,8 @@
     clap/text:captions   ─▶  clip-clap/text:clap-captions
     clap/audio:esc10     ─▶  clip-clap/audio:esc10
 
-Part k of a dataset becomes part k of its projection, with all columns. The space counts as one,
+Part k of a dataset becomes part k of its projection, with all columns. Where a dataset changed,
+its projection is made anew and takes the place of the one before when it is finished. The space counts as one,
 whichever encoder a dataset of it goes back to: what makes it is the connection.
 """
 
@@ -34,8 +35,19 @@ from cmcr.embeddings import (
 )
 from cmcr.embeddings.parts import part_metadata, write_part
 from cmcr.embeddings.schema import MANIFEST, read_manifest
-from cmcr.embeddings.writer import begin, claim, finish, is_complete
+from cmcr.embeddings.writer import (
+    begin,
+    begin_fresh,
+    begun,
+    claim,
+    discard_fresh,
+    finish,
+    is_complete,
+    put_in_place,
+    recover,
+)
 from cmcr.errors import MismatchError, UsageError
+from cmcr.files import locked
 from cmcr.progress import progress
 
 
@@ -159,6 +171,42 @@ def _refuse_another_space(
 
 
 def _write(store: Path, connection: JointSpace, source: Dataset, description: Description) -> bool:
+    """Make the projection, or make it anew where its source changed; False where it was there."""
+    key = description.key
+    folder = key.folder(store)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(lock) as free:
+        if free:
+            recover(store, key)
+    if not _is_of_before(folder, description):
+        return _write_missing(store, connection, source, description)
+    with locked(lock, wait=True):
+        if not _is_of_before(folder, description):  # another process did it
+            return _write_missing(store, connection, source, description)
+        place = begin_fresh(store, key)
+        there = begun(key.folder(place))
+        if there is not None and there.identity != description.identity:
+            discard_fresh(store, key)
+            begin_fresh(store, key)
+        _write_missing(place, connection, source, description)
+        put_in_place(store, key)
+    return True
+
+
+def _is_of_before(folder: Path, description: Description) -> bool:
+    """Whether the projection in `folder` is by the same connection of an earlier state of it."""
+    there = begun(folder)
+    return (
+        there is not None
+        and there.identity != description.identity
+        and identity(there.encoder) == identity(description.encoder)
+        and there.source.get("dataset") == description.source["dataset"]
+    )
+
+
+def _write_missing(
+    store: Path, connection: JointSpace, source: Dataset, description: Description
+) -> bool:
     """Write the parts that are not there yet, then the manifest; False where none was missing."""
     folder = begin(store, description)
     if is_complete(folder):

@@ -128,8 +128,8 @@ def open_index(dataset: Dataset) -> Any:
 def _sample(dataset: Dataset) -> np.ndarray:
     """Rows spread evenly over the dataset for an index to train on, (≤ 262144, D) float32."""
     step = max(1, dataset.rows // _TRAINING_ROWS)
-    picked = [block[::step] for block in dataset.parts()]
-    return np.concatenate(picked, dtype=np.float32)
+    picked = [block[::step].astype(np.float32) for block in dataset.parts()]  # copies: files close
+    return np.concatenate(picked)
 
 
 _FLAT_BYTES_PER_SECOND = 8e9

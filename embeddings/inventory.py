@@ -9,10 +9,12 @@ the rows of part k are its inputs that did not fail. Datasets made before there 
 and imported ones, have none.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,6 +47,58 @@ class Input:
     failed: bool = False
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of one part, held in columns: an `Input` is made of the one that is asked for."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, row: int) -> Input:
+        return Input(*(self.table[name][row].as_py() for name in _SCHEMA.names))
+
+    def column(self, name: str) -> list[Any]:
+        """One field of all of them."""
+        values: list[Any] = self.table[name].to_pylist()
+        return values
+
+
+class Record:
+    """The inputs of several parts, numbered through and found by their ids."""
+
+    def __init__(self) -> None:
+        self._parts: list[Inputs] = []
+        self._starts: list[int] = []
+        self._numbers: dict[str, int | list[int]] = {}  # a list only where an id is repeated
+        self._rows = 0
+
+    def add(self, inputs: Inputs) -> None:
+        """Take in those of one more part."""
+        for number, id in enumerate(inputs.column("id"), self._rows):
+            before = self._numbers.setdefault(id, number)
+            if isinstance(before, list):
+                before.append(number)
+            elif before != number:
+                self._numbers[id] = [before, number]
+        self._parts.append(inputs)
+        self._starts.append(self._rows)
+        self._rows += len(inputs)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, number: int) -> Input:
+        part = bisect_right(self._starts, number) - 1
+        return self._parts[part][number - self._starts[part]]
+
+    def find(self, id: str) -> list[int]:
+        """The numbers of the inputs of this id, in order."""
+        found = self._numbers.get(id, [])
+        return [found] if isinstance(found, int) else found
+
+
 def _beside(folder: Path, index: int) -> Path:
     return folder / f".inputs-{index:05d}.parquet"
 
@@ -58,12 +112,7 @@ def write_inputs(folder: Path, index: int, inputs: Sequence[Input]) -> None:
 
 def gather_inputs(folder: Path, parts: int) -> bool:
     """Write `inputs.parquet` from what lies beside the parts; False where some part has nothing."""
-    tables = [_read_part(folder, index) for index in range(parts)]
-    known = [table for table in tables if table is not None]
-    if len(known) < parts:
-        return False
-    _write(folder, known)
-    return True
+    return _write(folder, _read_parts(folder, parts))
 
 
 def drop_sidecars(folder: Path) -> None:
@@ -72,42 +121,79 @@ def drop_sidecars(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_inputs(folder: Path, parts: int) -> Iterator[list[Input] | None]:
+def read_inputs(folder: Path, parts: int) -> Iterator[Inputs | None]:
     """The inputs of each part in turn, in the source's order; None where they are not known."""
-    for index in range(parts):
-        table = _read_part(folder, index)
-        yield None if table is None else [Input(**row) for row in table.to_pylist()]
+    for table in _read_parts(folder, parts):
+        yield None if table is None else Inputs(table)
+
+
+def read_ids(folder: Path, parts: int) -> Iterator[list[str] | None]:
+    """The ids alone of the inputs of each part in turn; None where they are not known."""
+    for table in _read_parts(folder, parts, ["id"]):
+        yield None if table is None else table["id"].to_pylist()
 
 
 def refresh_inputs(folder: Path, parts: int, times: Mapping[int, int | None]) -> None:
     """Write down the times of change of inputs whose content is the same, by their number."""
-    tables: list[pa.Table] = []
-    for index in range(parts):
-        table = _read_part(folder, index)
-        if table is None:
-            return
-        first = sum(len(before) for before in tables)
-        known = table["mtime_ns"].to_pylist()
-        fresh = [times.get(first + row, time) for row, time in enumerate(known)]
-        place = table.schema.get_field_index("mtime_ns")
-        tables.append(table.set_column(place, _SCHEMA.field(place), pa.array(fresh, pa.int64())))
-    _write(folder, tables)
+    _write(folder, _refreshed(_read_parts(folder, parts), times))
 
 
-def _read_part(folder: Path, index: int) -> pa.Table | None:
-    with suppress(OSError, pa.ArrowException):  # gathered, or cut short
-        return pq.read_table(_beside(folder, index), schema=_SCHEMA, partitioning=None)
-    try:
-        with pq.ParquetFile(folder / INPUTS) as file:
-            return file.read_row_group(index) if index < file.num_row_groups else None
-    except (OSError, pa.ArrowException):
+def _refreshed(
+    tables: Iterator[pa.Table | None], times: Mapping[int, int | None]
+) -> Iterator[pa.Table | None]:
+    first = 0
+    place = _SCHEMA.get_field_index("mtime_ns")
+    for table in tables:
+        if table is not None:
+            known = table["mtime_ns"].to_pylist()
+            fresh = [times.get(number, time) for number, time in enumerate(known, first)]
+            first += len(known)
+            fields = _SCHEMA.field(place), pa.array(fresh, pa.int64())
+            table = table.set_column(place, *fields)
+        yield table
+
+
+def _read_parts(
+    folder: Path, parts: int, columns: Sequence[str] | None = None
+) -> Iterator[pa.Table | None]:
+    """What lies beside each part, else its row group of `inputs.parquet`, which is opened once."""
+    with ExitStack() as opened:
+        gathered: pq.ParquetFile | None = None
+        for index in range(parts):
+            table = _read_beside(folder, index, columns)
+            if table is None and gathered is None:
+                with suppress(OSError, pa.ArrowException):
+                    gathered = opened.enter_context(pq.ParquetFile(folder / INPUTS))
+            if table is None and gathered is not None and index < gathered.num_row_groups:
+                with suppress(OSError, pa.ArrowException):
+                    table = gathered.read_row_group(index, columns)
+            yield table
+
+
+def _read_beside(folder: Path, index: int, columns: Sequence[str] | None) -> pa.Table | None:
+    path = _beside(folder, index)
+    if not path.exists():  # gathered
         return None
+    with suppress(OSError, pa.ArrowException):  # cut short
+        return pq.read_table(path, columns=columns, schema=_SCHEMA, partitioning=None)
+    return None
 
 
-def _write(folder: Path, tables: Sequence[pa.Table]) -> None:
-    with (
-        replacing(folder / INPUTS) as unfinished,
-        pq.ParquetWriter(unfinished, _SCHEMA, compression="zstd") as writer,
-    ):
-        for table in tables:
-            writer.write_table(table, row_group_size=max(len(table), 1))
+class _UnknownError(Exception):
+    """The inputs of a part are not known."""
+
+
+def _write(folder: Path, tables: Iterator[pa.Table | None]) -> bool:
+    """Write `inputs.parquet`, a row group each; False, and nothing, where one is not known."""
+    try:
+        with (
+            replacing(folder / INPUTS) as unfinished,
+            pq.ParquetWriter(unfinished, _SCHEMA, compression="zstd") as writer,
+        ):
+            for table in tables:
+                if table is None:
+                    raise _UnknownError
+                writer.write_table(table, row_group_size=max(len(table), 1))
+    except _UnknownError:
+        return False
+    return True

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings.schema import (
     FAILURE_SCHEMA,
+    FAILURES,
     METADATA_KEY,
     REMAKE,
     Description,
@@ -30,6 +31,7 @@ from cmcr.errors import StoreError
 from cmcr.files import replacing, sha256_file
 
 Failure = dict[str, Any]
+RELIST = "delete it and run the command that made the dataset again: the parts say what failed"
 _ONE_PAGE = 2**31 - 1
 
 
@@ -161,3 +163,13 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     table = pa.Table.from_pylist(list(failures), schema=FAILURE_SCHEMA)
     with replacing(path) as unfinished:
         pq.write_table(table, unfinished)
+
+
+def read_failures(folder: Path) -> list[Failure]:
+    """What `failures.parquet` lists. Raises StoreError where it cannot be read."""
+    path = folder / FAILURES
+    try:
+        failures: list[Failure] = pq.read_table(path, partitioning=None).to_pylist()
+    except (OSError, pa.ArrowException):
+        raise StoreError("the list of failures cannot be read", where=path, cure=RELIST) from None
+    return failures

@@ -8,6 +8,7 @@ for block in dataset.batches(65536):  # (≤ 65536, D), for datasets larger than
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings.parts import part_metadata, part_view
 from cmcr.embeddings.schema import (
-    MANIFEST,
     MODALITIES,
     REMAKE,
     Key,
@@ -25,19 +25,26 @@ from cmcr.embeddings.schema import (
     Part,
     all_finite,
     identity,
-    read_manifest,
+    read_manifest_bytes,
 )
 from cmcr.errors import StoreError, UsageError, near
 from cmcr.files import sha256_file
 
+Stamp = tuple[int, int, int, int]  # of a part: device, inode, size, time of change
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A finished dataset of the store. `open_dataset` makes one."""
+    """A finished dataset of the store. `open_dataset` makes one.
+
+    Its parts are those that lay there when it was opened, each known by its stamp: reading raises
+    StoreError where something else took their place meanwhile.
+    """
 
     folder: Path
     manifest: Manifest
     fingerprint: str
+    stamps: tuple[Stamp, ...]
 
     def __repr__(self) -> str:
         made_by = self.manifest.encoder.get("encoder")
@@ -65,13 +72,21 @@ class Dataset:
 
     def parts(self) -> Iterator[np.ndarray]:
         """The embeddings part by part, (rows of the part, D), memory-mapped."""
-        for part in self.manifest.parts:
-            yield part_view(self.folder, part, self.manifest)
+        for part, stamp in zip(self.manifest.parts, self.stamps, strict=True):
+            with self._unchanged(part, stamp):
+                block = part_view(self.folder, part, self.manifest)
+            yield block
 
     def embeddings(self) -> np.ndarray:
         """All embeddings, (rows, D) in the stored precision; no copy when there is one part."""
-        blocks = list(self.parts())
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        if len(self.manifest.parts) == 1:
+            return next(self.parts())
+        whole = np.empty((self.rows, self.dim), self.manifest.precision)
+        start = 0
+        for block in self.parts():  # one file open at a time
+            whole[start : start + len(block)] = block
+            start += len(block)
+        return whole
 
     def batches(self, rows: int = 65536) -> Iterator[np.ndarray]:
         """The embeddings in order, at most `rows` at a time, nothing copied."""
@@ -81,13 +96,31 @@ class Dataset:
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Columns other than the embedding, one row an embedding, in the same order."""
+        tables = []
+        for part, stamp in zip(self.manifest.parts, self.stamps, strict=True):
+            with self._unchanged(part, stamp):
+                path = self.folder / part.name
+                tables.append(pq.read_table(path, columns=list(columns), partitioning=None))
+        return pa.concat_tables(tables)
+
+    @contextmanager
+    def _unchanged(self, part: Part, stamp: Stamp) -> Iterator[None]:
+        """Read a part in this block. Raises StoreError where it is not the one that was opened."""
+        path = self.folder / part.name
+        trouble: Exception | None = None
         try:
-            return pa.concat_tables(
-                pq.read_table(self.folder / part.name, columns=list(columns), partitioning=None)
-                for part in self.manifest.parts
-            )
-        except pa.ArrowInvalid as error:
-            raise StoreError(str(error), where=self.folder, cure=REMAKE) from error
+            yield
+        except (OSError, ValueError, pa.ArrowException) as error:
+            trouble = error
+        # Looked at afterwards: a part that is there now was the one that was read.
+        if _stamp(path) != stamp:
+            raise StoreError(
+                "the dataset changed while it was read",
+                where=path,
+                cure="run the command again: an update put another in its place",
+            ) from trouble
+        if trouble is not None:
+            raise StoreError(str(trouble), where=path, cure=REMAKE) from trouble
 
     def ids(self) -> list[str]:
         """The id of every row."""
@@ -95,8 +128,8 @@ class Dataset:
         return ids
 
 
-def open_dataset(store: Path, key: Key) -> Dataset:
-    """Open a finished dataset and check every part of it.
+def open_dataset(store: Path, key: Key, *, check: bool = True) -> Dataset:
+    """Open a finished dataset and `check` every part of it: its hash, its making, every value.
 
     Raises UsageError when the store has no such dataset, StoreError for an unfinished one, a
     missing or altered part, NaN, or a part of another encoder, VersionError for one that
@@ -106,17 +139,32 @@ def open_dataset(store: Path, key: Key) -> Dataset:
     if not folder.is_dir():
         cure = near(str(key), map(str, list_datasets(store)))
         raise UsageError(f"the store has no dataset {key}", where=store, cure=cure)
-    manifest = read_manifest(folder)
-    if manifest.key != key:
-        raise StoreError(
-            f"the manifest is of {manifest.key}, the folder of {key}",
-            where=folder,
-            cure="move the folder back to where it was made",
-        )
-    for part in manifest.parts:
-        check_part(folder, part, manifest)
-    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-    return Dataset(folder, manifest, digest)
+    while True:
+        manifest, content = read_manifest_bytes(folder)
+        if manifest.key != key:
+            raise StoreError(
+                f"the manifest is of {manifest.key}, the folder of {key}",
+                where=folder,
+                cure="move the folder back to where it was made",
+            )
+        stamps = tuple(_stamp(folder / part.name) for part in manifest.parts)
+        try:
+            for part in manifest.parts if check else ():
+                check_part(folder, part, manifest)
+        except StoreError:
+            if read_manifest_bytes(folder)[1] == content:
+                raise
+        else:
+            if tuple(_stamp(folder / part.name) for part in manifest.parts) == stamps:
+                return Dataset(folder, manifest, hashlib.sha256(content).hexdigest(), stamps)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0, 0)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def check_part(folder: Path, part: Part, manifest: Manifest) -> None:

@@ -224,8 +224,15 @@ FAILURES = "failures.parquet"
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of the dataset in `folder`. Raises StoreError when there is none to read."""
+    return read_manifest_bytes(folder)[0]
+
+
+def read_manifest_bytes(folder: Path) -> tuple[Manifest, bytes]:
+    """The manifest, and the bytes that it is read from. Raises as `read_manifest` does."""
+    path = folder / MANIFEST
     try:
-        return _read(Manifest, folder / MANIFEST)
+        content = path.read_bytes()
+        return parse_description(Manifest, content, path), content
     except FileNotFoundError:
         raise StoreError(
             "the dataset is unfinished: it has no manifest",
@@ -234,9 +241,11 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def _read(kind: type[Described], path: Path) -> Described:
-    """A description in a file, its version before its fields: a newer one may have others."""
-    content = path.read_bytes()
+def parse_description(kind: type[Described], content: bytes, path: Path) -> Described:
+    """A description in a file, its version before its fields: a newer one may have others.
+
+    Raises StoreError for a file that holds none, VersionError for one of another version.
+    """
     try:
         fields = json.loads(content)
         version = fields.get("schema_version") if isinstance(fields, dict) else None

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from cmcr.embeddings.index import ABOUT, INDEX, about_index
+from cmcr.embeddings.parts import RELIST, read_failures
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import FAILURES, Key, read_manifest
 from cmcr.errors import CmcrError, StoreError, UsageError
@@ -102,15 +101,12 @@ def _check_rows(dataset: Dataset) -> None:
 
 def _check_failures(dataset: Dataset) -> None:
     path = dataset.folder / FAILURES
-    try:
-        recorded = pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException):
-        raise StoreError("the list of failures cannot be read", where=path, cure=_REFRESH) from None
+    recorded = len(read_failures(dataset.folder))
     if recorded != dataset.manifest.failures:
         raise StoreError(
             f"{recorded} failures are listed, the manifest counts {dataset.manifest.failures}",
             where=path,
-            cure=_REFRESH,
+            cure=RELIST,
         )
 
 
@@ -127,7 +123,6 @@ def _check_index(dataset: Dataset) -> None:
         raise StoreError("the index is not the one that was built", where=path, cure=_REBUILD)
 
 
-_REFRESH = "delete manifest.json beside it and run the extract command again"
 _REBUILD = "delete index.json and index.faiss and run the extract command again"
 
 SAMPLE = 1_024  # rows, evenly spaced over the dataset

@@ -10,7 +10,7 @@ A dataset is unfinished until its manifest is there, and the manifest is written
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from cmcr.embeddings.schema import (
     Description,
     Key,
     Manifest,
-    _read,
     canonical_json,
+    parse_description,
     read_manifest,
 )
 from cmcr.errors import MismatchError, StoreError
-from cmcr.files import locked, write_text
+from cmcr.files import locked, replacing, sha256_file, write_text
 
 _BEGUN = ".description.json"
 
@@ -55,7 +55,7 @@ def begun(folder: Path) -> Description | None:
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
     if (folder / _BEGUN).exists():
-        return _read(Description, folder / _BEGUN)
+        return parse_description(Description, (folder / _BEGUN).read_bytes(), folder / _BEGUN)
     return None
 
 
@@ -90,34 +90,51 @@ def claim(folder: Path, index: int, *, wait: bool = False) -> Iterator[bool]:
         yield free and not finished_part(folder, index)
 
 
-def finished_part(folder: Path, index: int) -> bool:
-    """Whether part `index` is there and whole; one that is cut short is taken away."""
+def finished_part(folder: Path, index: int, sizes: Mapping[str, int] | None = None) -> bool:
+    """Whether part `index` is there and whole; one that is cut short is taken away.
+
+    `sizes` are its manifest's, where it has one and that was read already (`part_sizes`).
+    """
     path = folder / part_name(index)
     if not path.exists():
         return False
-    whole = part_metadata(path) is not None and _as_in_manifest(folder, path)
+    sizes = part_sizes(folder) if sizes is None else sizes
+    whole = part_metadata(path) is not None
+    if sizes is not None:
+        whole = whole and sizes.get(path.name) == path.stat().st_size
     if not whole:
-        (folder / MANIFEST).unlink(missing_ok=True)
+        reopen(folder)
         path.unlink(missing_ok=True)
     return whole
 
 
-def _as_in_manifest(folder: Path, path: Path) -> bool:
+def reopen(folder: Path) -> None:
+    """Make a finished dataset an unfinished one, which still says what it is made from."""
+    if (folder / MANIFEST).exists():
+        there = read_manifest(folder).model_dump(include=set(Description.model_fields))
+        write_text(folder / _BEGUN, Description.model_validate(there).model_dump_json())
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def part_sizes(folder: Path) -> dict[str, int] | None:
+    """Bytes of each part by its name, as the manifest has them; None where there is none."""
     if not (folder / MANIFEST).exists():
-        return True
-    sizes = {part.name: part.bytes for part in read_manifest(folder).parts}
-    return sizes.get(path.name) == path.stat().st_size
+        return None
+    return {part.name: part.bytes for part in read_manifest(folder).parts}
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the dataset has its manifest and every part in it its size.
+    """Whether the dataset has its manifest, every part in it its size, and its list of failures.
 
-    Looks at all parts: `finished_part` takes away each that is cut short.
+    Where it has not, it is made an unfinished one, and what is cut short is taken away.
     """
-    if not (folder / MANIFEST).exists():
+    sizes = part_sizes(folder)
+    if sizes is None:
         return False
-    parts = range(len(read_manifest(folder).parts))
-    whole = [finished_part(folder, index) for index in parts]
+    whole = [finished_part(folder, index, sizes) for index in range(len(sizes))]
+    if not (folder / FAILURES).exists():
+        reopen(folder)
+        return False
     return all(whole)
 
 
@@ -173,7 +190,10 @@ def begin_fresh(store: Path, key: Key) -> Path:
     folder = key.folder(fresh_store(store))
     if not (folder / _FRESH).exists():
         discard_fresh(store, key)
-    folder.mkdir(parents=True, exist_ok=True)
+    while True:  # another process may take away parents that are empty between two steps of this
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            break
     (folder / _FRESH).touch()
     return fresh_store(store)
 
@@ -181,6 +201,7 @@ def begin_fresh(store: Path, key: Key) -> Path:
 def discard_fresh(store: Path, key: Key) -> None:
     """Take away what lies in the other store under this name, and that store where it is empty."""
     folder = key.folder(fresh_store(store))
+    (folder / _FRESH).unlink(missing_ok=True)  # first: without it, what is left goes next time
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
     with suppress(OSError):  # there are others
@@ -193,9 +214,7 @@ def put_in_place(store: Path, key: Key) -> None:
     folder, fresh = key.folder(store), key.folder(fresh_store(store))
     for unfinished in fresh.glob(".*.parquet.*"):  # of a process that was killed
         unfinished.unlink()
-    for boxes in folder.glob("regions-*.jsonl"):  # a detector's, which are made but once
-        if not (fresh / boxes.name).exists():
-            os.link(boxes, fresh / boxes.name)
+    _carry_regions(folder, fresh)
     try:
         _exchange(folder, fresh)
     except OSError:  # not Linux, or a file system that cannot: the window is one rename long
@@ -204,6 +223,18 @@ def put_in_place(store: Path, key: Key) -> None:
         shutil.rmtree(_aside(fresh))
     (folder / _FRESH).unlink(missing_ok=True)
     discard_fresh(store, key)
+
+
+def _carry_regions(folder: Path, fresh: Path) -> None:
+    """Give the new dataset the detector's boxes that it was made from; they are made but once."""
+    used = read_manifest(fresh).source.get("regions", {}).get("sha256")
+    for boxes in folder.glob("regions-*.jsonl"):
+        if used == sha256_file(boxes) and not (fresh / boxes.name).exists():
+            try:
+                os.link(boxes, fresh / boxes.name)
+            except OSError:  # a file system without hard links
+                with replacing(fresh / boxes.name) as unfinished:
+                    shutil.copyfile(boxes, unfinished)
 
 
 def recover(store: Path, key: Key) -> None:

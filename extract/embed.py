@@ -6,15 +6,32 @@ What is there already is gone on with, found up to date, refused, or, as an upda
 beside the old dataset, out of whose rows those are taken over whose content is known.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from cmcr.devices import cores
-from cmcr.embeddings import Description, build_index, index_is_current, open_dataset
+from cmcr.embeddings import (
+    Description,
+    Key,
+    Manifest,
+    build_index,
+    index_is_current,
+    open_dataset,
+)
 from cmcr.embeddings.index import check_factory
-from cmcr.embeddings.inventory import read_inputs
-from cmcr.embeddings.parts import failures_so_far, part_name
+from cmcr.embeddings.inventory import read_ids
+from cmcr.embeddings.parts import (
+    Failure,
+    failures_so_far,
+    part_contents,
+    part_name,
+    read_failures,
+)
 from cmcr.embeddings.schema import Precision
 from cmcr.embeddings.verify import measure
 from cmcr.embeddings.writer import (
@@ -26,16 +43,20 @@ from cmcr.embeddings.writer import (
     is_complete,
     put_in_place,
     recover,
+    reopen,
 )
 from cmcr.errors import UsageError
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.engine.changes import Changes, find_changes, remember
-from cmcr.extract.engine.encode import BATCH_SIZES, Amp, find_autocast
+from cmcr.extract.engine.encode import BATCH_SIZES, Amp, Autocast, encode_batches, find_autocast
 from cmcr.extract.engine.known import Known, read_known
 from cmcr.extract.engine.local import Job, make_parts, moved, refuse_too_many
 from cmcr.extract.engine.summary import Summary
+from cmcr.extract.engine.workers import Batch, load
 from cmcr.extract.sources.source import HashIds, Source
 from cmcr.files import locked
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 8_192
 MAX_FAILURES = 0.01
@@ -75,28 +96,24 @@ def extract(
     built with different settings or of another state of the source, SourceError when more than
     `max_failures` (a share of the inputs) could not be embedded; what is finished is kept.
     """
-    if source.modality not in encoder.modalities:
-        raise UsageError(
-            f"the encoder {encoder.name} takes no {source.modality}",
-            cure=f"it takes {', '.join(sorted(encoder.modalities))}",
-        )
     if not 0 <= shard_index < num_shards:
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
     if update and num_shards > 1:
         raise UsageError("one process updates a dataset", cure="--update without --num-shards")
     if index is not None:
         check_factory(encoder.dim, index)
-    if ready := getattr(encoder, "ready", None):
-        ready(source.modality)
-    autocast = find_autocast(amp, encoder.device)
-    made_with = {"autocast": autocast, "licence": licence}
-    description = describe(encoder, source, dataset, space, precision, part_rows, made_with)
+    description, autocast = describe(
+        encoder, source, dataset, space, precision, part_rows, amp, licence
+    )
     key = description.key
     folder = key.folder(store)
-    with locked(folder.with_name(f".{folder.name}.lock"), wait=True, shared=not update):
-        recover(store, key)
-        known = _find_known(store, description, source, update)
-        place = store if known is None else begin_update(store, description, source)
+    processes = cores() if workers is None else workers
+    retry = partial(_any_succeeds, encoder, source, autocast, processes)
+    with _held(store, key, alone=update):
+        description, known = _find_known(store, description, source, update, retry)
+        if known is None and update:
+            discard_fresh(store, key)  # of an update that is no longer wanted
+        place = store if known is None else begin_update(store, description, source, max_failures)
         parts = -(-source.total // part_rows)
         job = Job(
             folder=begin(place, description),
@@ -106,25 +123,27 @@ def extract(
             parts=parts,
             mine=range(shard_index, parts, num_shards),
             batch_size=batch_size or BATCH_SIZES[source.modality],
-            workers=cores() if workers is None else workers,
+            workers=processes,
             autocast=autocast,
             known=known,
         )
         summary = Summary(key, folder, skipped=source.skipped, pattern=source.pattern)
+        summary.updated = known is not None
         if not is_complete(job.folder):
             make_parts(job, summary, max_failures)
             _refuse_moved(job)
             summary.finished = finish(job.folder, description, parts) is not None
         if summary.finished:
-            data = open_dataset(place, key)
+            # `finish` hashed all parts, now or before; `cmcr verify` does it again.
+            data = open_dataset(place, key, check=False)
             summary.rows, summary.failures, summary.health = data.rows, 0, measure(data)
             summary.kinds.clear()
-            summary.fail(failures_so_far(job.folder))
+            summary.fail(read_failures(job.folder))
             if index is not None and not index_is_current(data, index):
                 build_index(data, index)
-            if known is not None:
-                put_in_place(store, key)
-    refuse_too_many(summary, max_failures, folder)
+        refuse_too_many(summary, max_failures, job.folder)
+        if known is not None and summary.finished:
+            put_in_place(store, key)
     return summary
 
 
@@ -135,10 +154,24 @@ def describe(
     space: str | None,
     precision: Precision,
     part_rows: int,
-    made_with: Mapping[str, Any],
-) -> Description:
-    """What the dataset is to be; `made_with` is written down with the encoder."""
-    return Description(
+    amp: Amp,
+    licence: str | None,
+) -> tuple[Description, Autocast | None]:
+    """What the dataset is to be, and how the encoder is to compute; both are written down.
+
+    Raises UsageError for a modality that the encoder does not take, EncoderError when it lacks
+    what it needs for it.
+    """
+    if source.modality not in encoder.modalities:
+        raise UsageError(
+            f"the encoder {encoder.name} takes no {source.modality}",
+            cure=f"it takes {', '.join(sorted(encoder.modalities))}",
+        )
+    if ready := getattr(encoder, "ready", None):
+        ready(source.modality)
+    autocast = find_autocast(amp, encoder.device)
+    made_with = {"autocast": autocast, "licence": licence}
+    description = Description(
         space=space or encoder.name,
         modality=source.modality,
         dataset=dataset,
@@ -150,6 +183,7 @@ def describe(
         encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
         source=dict(source.description),
     )
+    return description, autocast
 
 
 def compare(
@@ -171,36 +205,107 @@ def compare(
     return there, find_changes(folder, there, description, source)
 
 
-def _find_known(
-    store: Path, description: Description, source: Source, update: bool
-) -> Known | None:
-    """The rows that an update takes over; None where the dataset is of this source, or not there.
+@contextmanager
+def _held(store: Path, key: Key, *, alone: bool) -> Iterator[None]:
+    """The dataset, for this process `alone` or with others; waits for those that have it."""
+    folder = key.folder(store)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(lock) as free:
+        if free:  # else another process is at it, and has put right what there was
+            recover(store, key)
+    for wait in (False, True):
+        with locked(lock, wait=wait, shared=not alone) as free:
+            if free:
+                yield
+                return
+        log.warning("%s: waiting for another process that extracts or updates it", key)
 
+
+def _find_known(
+    store: Path,
+    description: Description,
+    source: Source,
+    update: bool,
+    retry: Callable[[Sequence[Failure]], bool],
+) -> tuple[Description, Known | None]:
+    """The rows that an update takes over; None where there is nothing to update.
+
+    With it the description by which the dataset goes on: one that was made when times of change
+    counted keeps its own. What failed counts where `retry` says that some of it would not now.
     Raises MismatchError as `compare` does, and without `update` also where the source changed.
     """
     found = compare(store, description, source)
     if found is None:
-        return None
+        return description, None
     there, changes = found
     folder = description.key.folder(store)
     if changes and not update:
         raise changes.error(description.key, folder)
     if not changes:
         remember(folder, there, changes)
-    return read_known(folder, there) if update and (changes or changes.failed) else None
+    if update and (
+        changes
+        or (changes.moved and changes.recorded)
+        or (changes.failed and retry(_failures(folder, there)))
+    ):
+        return description, read_known(folder, there, description)
+    if source.former is not None and there.source.get("sha256") == source.former:
+        before = {**description.source, "sha256": source.former}
+        description = description.model_copy(update={"source": before})
+    return description, None
 
 
-def begin_update(store: Path, description: Description, source: Source) -> Path:
-    """The store in which the new dataset is made; what is there already is of this very source."""
+def _failures(folder: Path, there: Description) -> Sequence[Failure]:
+    return read_failures(folder) if isinstance(there, Manifest) else failures_so_far(folder)
+
+
+def _any_succeeds(
+    encoder: Encoder,
+    source: Source,
+    autocast: Autocast | None,
+    workers: int,
+    failures: Sequence[Failure],
+) -> bool:
+    """Whether an input that failed can be embedded now; they are tried until one can."""
+    failed = {(failure["id"], failure["uri"]) for failure in failures}
+    items = (item for item in source.items() if (item.id, item.uri) in failed)
+    batches = (Batch(0, [item], [0], last=True) for item in items)
+    loaded = load(batches, encoder, source.modality, min(workers, len(failed)))
+    encoded = encode_batches(encoder, source.modality, loaded, autocast)
+    return any(np.isfinite(vectors).all(axis=1).any() for _, vectors in encoded)
+
+
+def begin_update(
+    store: Path, description: Description, source: Source, max_failures: float
+) -> Path:
+    """The store in which the new dataset is made; what is there already is of this very source.
+
+    Where more of that failed than `max_failures`, what failed is tried again.
+    """
     place = begin_fresh(store, description.key)
     folder = description.key.folder(place)
     there = begun(folder)
     if there is not None and (
-        there.identity != description.identity or find_changes(folder, there, description, source)
+        there.identity != description.identity
+        or (changes := find_changes(folder, there, description, source))
+        or changes.moved
     ):
         discard_fresh(store, description.key)
         begin_fresh(store, description.key)
+    elif there is not None:
+        _drop_failures(folder, max_failures)
     return place
+
+
+def _drop_failures(folder: Path, max_failures: float) -> None:
+    """Take away the parts in which inputs failed, where more did than `max_failures` allows."""
+    parts = {path: part_contents(path) for path in sorted(folder.glob("part-*.parquet"))}
+    failures = sum(len(failed) for _, failed in parts.values())
+    if failures > max_failures * (failures + sum(rows for rows, _ in parts.values())):
+        reopen(folder)
+        for path, (_, failed) in parts.items():
+            if failed:
+                path.unlink()
 
 
 def _refuse_moved(job: Job) -> None:
@@ -210,10 +315,9 @@ def _refuse_moved(job: Job) -> None:
     ):
         return
     ids = HashIds()
-    for inputs in read_inputs(job.folder, job.parts):
-        if inputs is None:
+    for part in read_ids(job.folder, job.parts):
+        if part is None:
             return
-        for known in inputs:
-            ids.add(known.id)
+        ids.add_all(part)
     if ids.hex != job.source.ids:
         raise moved(job)

@@ -19,10 +19,9 @@ import torch
 
 from cmcr.devices import cores
 from cmcr.embeddings.schema import Precision
-from cmcr.errors import UsageError
 from cmcr.extract.embed import PART_ROWS, compare, describe
 from cmcr.extract.encoders.registry import Encoder
-from cmcr.extract.engine.encode import Amp, Autocast, encode_batches, find_autocast
+from cmcr.extract.engine.encode import Amp, Autocast, encode_batches
 from cmcr.extract.engine.summary import Kinds
 from cmcr.extract.engine.workers import Batch, Decoding, Loaded
 from cmcr.extract.items import Item
@@ -98,13 +97,9 @@ def preview_extraction(
     Raises what it would raise for a modality that the encoder does not take, weights that are not
     there, and rows of another encoder.
     """
-    if source.modality not in encoder.modalities:
-        raise UsageError(f"the encoder {encoder.name} takes no {source.modality}")
-    if ready := getattr(encoder, "ready", None):
-        ready(source.modality)
-    autocast = find_autocast(amp, encoder.device)
-    made_with = {"autocast": autocast, "licence": licence}
-    description = describe(encoder, source, dataset, space, precision, part_rows, made_with)
+    description, autocast = describe(
+        encoder, source, dataset, space, precision, part_rows, amp, licence
+    )
     processes = cores() if workers is None else workers
     decoding, encoding, measured, kinds = _measure(encoder, source, autocast)
     width = encoder.dim * (np.dtype(precision).itemsize + (4 if index == "Flat" else 0))

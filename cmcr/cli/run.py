@@ -12,6 +12,12 @@ def run(
     pipeline: Annotated[str | None, typer.Argument(help="A recipe.")] = None,
     store: Store = None,
     device: Device = "auto",
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update", help="Follow sources that changed, as `cmcr extract --update` does."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Extract, connect and evaluate a whole recipe, skipping what is up to date.
@@ -33,7 +39,7 @@ def run(
     ground = Ground(pipeline or pipelines.default, recipe, place)
     say(ground.line("run", *(section.name for section in recipe.connect)))
     for section in recipe.extract:
-        for summary in extract_datasets(section, place, device):
+        for summary in extract_datasets(section, place, device, update=update):
             say(f"extract   {summary}")
     for connection in recipe.connect:
         connected = connect_spaces(

@@ -1,19 +1,19 @@
 """What changed in a source since a dataset was made from it.
 
-    changes = find_changes(folder, source, part_rows)
+    changes = find_changes(folder, there, wanted, source)
     if changes: raise changes.error(key, folder)
 
 Items are compared in the source's order, and by id from the first place on where that differs.
 """
 
 import itertools
-from collections import defaultdict, deque
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cmcr.embeddings import Description, Key, Manifest
-from cmcr.embeddings.inventory import Input, read_inputs, refresh_inputs
+from cmcr.embeddings.inventory import Input, Inputs, Record, read_inputs, refresh_inputs
 from cmcr.embeddings.parts import part_name
 from cmcr.embeddings.schema import INCIDENTAL
 from cmcr.errors import MismatchError
@@ -29,10 +29,10 @@ class Tally:
     count: int = 0
     first: str = ""
 
-    def add(self, id: str) -> None:
-        """Count one."""
+    def add(self, id: str, count: int = 1) -> None:
+        """Count one, or as many of which this is the first."""
         self.first = self.first or id
-        self.count += 1
+        self.count += count
 
     def told(self, what: str) -> str:
         """Such as `3 new (first: a.wav)`."""
@@ -48,6 +48,7 @@ class Changes:
     recorded: bool = True  # the content that the rows were made from
     finished: bool = True
     failed: int = 0
+    moved: tuple[str, str] | None = None  # where the source lay, and where it lies now
     new: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
     gone: Tally = field(default_factory=Tally)
@@ -69,6 +70,14 @@ class Changes:
         """The refusal to mix."""
         since = "" if self.finished else " before the dataset was finished"
         rest = "takes over the rest" if self.recorded else "makes the dataset anew"
+        if self.moved:
+            return MismatchError(
+                f"{key} was made from {self.moved[0]}, this is {self.moved[1]}: {self}",
+                where=folder,
+                cure="give another source another --dataset (or --store); where it is the same one "
+                f"that moved, `cmcr extract` with --update embeds what is new or changed and "
+                f"{rest}, and what is gone is dropped",
+            )
         return MismatchError(
             f"the source of {key} changed{since}: {self}",
             where=folder,
@@ -83,22 +92,27 @@ def find_changes(folder: Path, there: Description, wanted: Description, source: 
     Only what size and time do not vouch for is read; `remember` then spares the next comparison
     that.
     """
+    former = there.source.get("sha256") == source.former and source.former is not None
     fields = [
         name
         for name in sorted({*there.source, *wanted.source} - INCIDENTAL)
-        if there.source.get(name) != wanted.source.get(name)
+        if there.source.get(name) != wanted.source.get(name) and not (former and name == "sha256")
     ]
     described = bool(fields) or there.columns != wanted.columns
     others = tuple(f"source.{name}" for name in fields if name != "sha256")
     finished = isinstance(there, Manifest)
-    changes = Changes(described, others, finished=finished)
+    places = str(there.source.get("where")), str(wanted.source.get("where"))
+    moved = places if places[0] != places[1] else None
+    changes = Changes(described, others, finished=finished, moved=moved)
     if isinstance(there, Manifest):
         changes.failed = there.failures
     if source.sealed and not described and finished:
         return changes
     parts = len(there.parts) if isinstance(there, Manifest) else -(-source.total // there.part_rows)
-    known = _on_record(folder, parts, there.part_rows, changes)
-    _compare(known, source.items(), changes)
+    known = _on_record(folder, parts, changes)
+    same_regions = "regions" not in fields
+    doubtful = _doubtful(known, there.part_rows, source.items(), changes, same_regions)
+    _compare(doubtful, changes)
     return changes
 
 
@@ -108,22 +122,19 @@ def remember(folder: Path, there: Description, changes: Changes) -> None:
         refresh_inputs(folder, len(there.parts), changes.touched)
 
 
-def _on_record(
-    folder: Path, parts: int, part_rows: int, changes: Changes
-) -> Iterator[Input | None]:
-    """What each item was; None for one that is not embedded yet, or not on record."""
+def _on_record(folder: Path, parts: int, changes: Changes) -> Iterator[Inputs | None]:
+    """What the items of each part were; None where they are not embedded yet, or not on record."""
     for part, inputs in enumerate(read_inputs(folder, parts)):
         if inputs is None or not (changes.finished or (folder / part_name(part)).exists()):
             changes.recorded = changes.recorded and not changes.finished
-            yield from itertools.repeat(None, part_rows)
+            yield None
             continue
         if not changes.finished:
-            changes.failed += sum(known.failed for known in inputs)
-        yield from inputs
+            changes.failed += sum(inputs.column("failed"))
+        yield inputs
 
 
-def _compare(known: Iterator[Input | None], items: Iterator[Item], changes: Changes) -> None:
-    doubtful = _doubtful(known, items, changes)
+def _compare(doubtful: Iterator[tuple[int, Input, Item]], changes: Changes) -> None:
     for (number, before, item), sha256 in in_threads(lambda pair: digest(pair[2]), doubtful):
         if sha256 != before.sha256:
             changes.changed.add(item.id)
@@ -132,38 +143,61 @@ def _compare(known: Iterator[Input | None], items: Iterator[Item], changes: Chan
 
 
 def _doubtful(
-    known: Iterator[Input | None], items: Iterator[Item], changes: Changes
+    known: Iterator[Inputs | None],
+    part_rows: int,
+    items: Iterator[Item],
+    changes: Changes,
+    same_regions: bool,
 ) -> Iterator[tuple[int, Input, Item]]:
     """The items, by number and with what they were, that only a hash can tell about."""
-    for number, (before, item) in enumerate(itertools.zip_longest(known, items)):
-        if item is None:
-            if before is not None:
-                changes.gone.add(before.id)
-        elif before is None:
-            if changes.finished and changes.recorded:
-                changes.new.add(item.id)
-        elif before.id != item.id:
-            rest = [before, *filter(None, known)]
-            yield from _by_id(rest, itertools.chain([item], items), changes)
-            return
-        elif not is_as_recorded(item, before):
-            yield number, before, item
+    numbers = itertools.count()
+    for inputs in known:
+        if inputs is None:
+            for _ in zip(itertools.islice(items, part_rows), numbers, strict=False):
+                pass
+            continue
+        columns = (inputs.column(name) for name in ("id", "size", "mtime_ns"))
+        for row, (id, size, mtime_ns) in enumerate(zip(*columns, strict=True)):
+            item = next(items, None)
+            if item is None:
+                changes.gone.add(id, len(inputs) - row)
+                changes.gone.count += sum(len(rest) for rest in known if rest is not None)
+                return
+            if id != item.id:
+                rest = itertools.chain([Inputs(inputs.table.slice(row))], known)
+                yield from _by_id(rest, itertools.chain([item], items), changes, same_regions)
+                return
+            number = next(numbers)
+            if not is_as_recorded(item, size, mtime_ns, same_regions):
+                yield number, inputs[row], item
+    for item in items:
+        if changes.finished and changes.recorded:
+            changes.new.add(item.id)
 
 
 def _by_id(
-    known: list[Input], items: Iterator[Item], changes: Changes
+    known: Iterator[Inputs | None], items: Iterator[Item], changes: Changes, same_regions: bool
 ) -> Iterator[tuple[int, Input, Item]]:
     changes.described = True
-    left: dict[str, deque[Input]] = defaultdict(deque)
-    for before in known:
-        left[before.id].append(before)
+    left = Record()
+    for inputs in known:
+        if inputs is not None:
+            left.add(inputs)
+    found = bytearray(len(left))
+    repeated: Counter[str] = Counter()
     for number, item in enumerate(items):
-        if not left[item.id]:
+        numbers = left.find(item.id)
+        at = repeated[item.id] if len(numbers) > 1 else sum(found[number] for number in numbers)
+        if at == len(numbers):
             if changes.finished:
                 changes.new.add(item.id)
             continue
-        before = left[item.id].popleft()
-        if before.uri != item.uri or not is_as_recorded(item, before):
+        if len(numbers) > 1:
+            repeated[item.id] += 1
+        found[numbers[at]] = True
+        before = left[numbers[at]]
+        same = before.uri == item.uri
+        if not (same and is_as_recorded(item, before.size, before.mtime_ns, same_regions)):
             yield number, before, item
-    for before in itertools.chain.from_iterable(left.values()):
-        changes.gone.add(before.id)
+    if gone := found.count(0):
+        changes.gone.add(left[found.index(0)].id, gone)

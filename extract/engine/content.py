@@ -74,7 +74,7 @@ def digest(item: Item) -> str | None:
         picture = _digest_picture(item.picture)
         return picture and hashlib.sha256(f"{picture} {item.box!r}".encode()).hexdigest()
     if item.content is not None:
-        return hashlib.sha256(_bytes(item.content)).hexdigest()
+        return digest_text(item.content)
     try:
         if isinstance(item, Slice):
             return _digest_range(local_path(item.file), item.offset, item.size)
@@ -84,10 +84,16 @@ def digest(item: Item) -> str | None:
         return None
 
 
-def is_as_recorded(item: Item, known: Input) -> bool:
-    """Whether size and time of change say that the item is unchanged."""
+def is_as_recorded(item: Item, size: int | None, mtime_ns: int | None, same_regions: bool) -> bool:
+    """Whether the size and the time of change on record say that the item is unchanged.
+
+    A picture's say nothing of a box in it, unless the regions are `same_regions` as before: then
+    an id stands for one box.
+    """
+    if isinstance(item, Crop) and not same_regions:
+        return False
     now = stamp(item)
-    return now.mtime_ns is not None and (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
+    return now.mtime_ns is not None and (now.size, now.mtime_ns) == (size, mtime_ns)
 
 
 def in_threads(
@@ -105,13 +111,18 @@ def _stamp_picture(picture: Picture) -> Content:
     return stamp(picture.item)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=_WINDOW)  # crops of so many pictures may be hashed at once
 def _digest_picture(picture: Picture) -> str | None:
     return digest(picture.item)
 
 
 def _bytes(content: str | bytes) -> bytes:
     return content.encode() if isinstance(content, str) else content
+
+
+def digest_text(text: str | bytes) -> str:
+    """The sha256 of a text, or of bytes in memory."""
+    return hashlib.sha256(_bytes(text)).hexdigest()
 
 
 def _digest_range(path: Path, offset: int, size: int | None) -> str:

@@ -62,7 +62,8 @@ class Summary:
     """What one extraction did.
 
     Rows and failures in the dataset; rows made now, rows taken over from before an update, and
-    texts among those made that were too long for the encoder; how well the embeddings of a finished
+    texts among those made that were too long for the encoder; whether an earlier dataset made way
+    for it; how well the embeddings of a finished
     dataset tell its rows apart; seconds spent in each stage.
     """
 
@@ -74,6 +75,7 @@ class Summary:
     taken: int = 0
     truncated: int = 0
     finished: bool = True
+    updated: bool = False
     health: Health | None = None
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     kinds: Kinds = field(default_factory=Kinds)
@@ -133,7 +135,7 @@ class Summary:
         if not self.made:
             if not self.finished:
                 return f"{text}  waiting for other shards"
-            return f"{text}  updated" if self.taken else f"{text}  up to date"
+            return f"{text}  updated" if self.updated else f"{text}  up to date"
         total = sum(self.seconds.values())
         shares = "  ".join(f"{name} {part / total:.0%}" for name, part in self.seconds.items())
         return f"{text}  {self.made / total:,.0f}/s  {shares}  (bottleneck: {self.bottleneck})"

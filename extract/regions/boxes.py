@@ -93,6 +93,7 @@ def regions(
         sealed=pictures.sealed,
         skipped=pictures.skipped,
         pattern=pictures.pattern,
+        former=pictures.former,
     )
 
 

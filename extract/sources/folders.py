@@ -31,18 +31,22 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
     item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
     reached twice is read once. A pattern with a slash is looked for in the path below `where`,
-    any other in the file's name. The description knows the files by their names and sizes.
+    any other in the file's name. The description knows the files by their names and sizes. A .txt
+    is a point cloud where its first line is of numbers, else passed over.
     Raises SourceError when there is no such file, or a folder below cannot be listed, UsageError
     for a pattern that matches none.
     """
-    digest, ids = hashlib.sha256(str(pattern).encode()), HashIds()
+    digest, former = (hashlib.sha256(str(pattern).encode()) for _ in range(2))
+    ids = HashIds()
     layout = _compile(pattern) if pattern else None
     total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
     skipped: Counter[str] = Counter()
     other = ""
     for path in _walk(where, modality, skipped):
         relative = _readable(path.relative_to(where))
-        digest.update(f"{relative}\0{_size(path)}\n".encode())
+        size, time = _size_and_time(path)
+        digest.update(f"{relative}\0{size}\n".encode())
+        former.update(f"{relative}\0{size}{time}\n".encode())
         ids.add(relative)
         total += 1
         for name, file_name in FILE_NAMES.items():
@@ -79,6 +83,7 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
         ids=ids.hex,
         skipped=dict(sorted(skipped.items())),
         pattern=told_pattern,
+        former=former.hexdigest(),
     )
 
 
@@ -149,11 +154,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _size(path: Path) -> str:
+def _size_and_time(path: Path) -> tuple[str, str]:
     try:
-        return str(path.stat().st_size)
+        status = path.stat()
     except OSError as error:
-        return type(error).__name__
+        return type(error).__name__, ""
+    return str(status.st_size), f"\0{status.st_mtime_ns}"
 
 
 def _readable(relative: Path) -> str:

@@ -6,7 +6,7 @@ them, and nulls. Nothing that a source can say may stop the writing of a part.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,8 @@ class Source:
     `columns` are the names in every item's `extra`: text, or numbers where they are in `numbers`.
     `sealed` says that the description changes with every byte of the content; `ids` is the digest
     of all ids (`HashIds`), where one was made. `skipped` counts by suffix the files that were
-    passed over, and `pattern` says how many names a pattern matched.
+    passed over, and `pattern` says how many names a pattern matched. `former` is the digest that
+    describes the same source in a dataset that was made when times of change counted.
     """
 
     modality: Modality
@@ -53,6 +54,7 @@ class Source:
     ids: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     pattern: str | None = None
+    former: str | None = None
 
 
 class HashIds:
@@ -64,6 +66,11 @@ class HashIds:
     def add(self, id: str) -> None:
         """Take in one more."""
         self._hash.update(f"{id}\0".encode())
+
+    def add_all(self, ids: Sequence[str]) -> None:
+        """Take in several more."""
+        if ids:
+            self._hash.update("\0".join([*ids, ""]).encode())
 
     @property
     def hex(self) -> str:

@@ -5,11 +5,11 @@
     dog/0001.flac  dog/0001.json  dog/0001.txt        key dog/0001: up to the first dot of the name
 
 The item's id is the key. `.json` gives id, label, group, text or caption, and columns; `.cls` the
-label; `.txt` the text. Every file of the modality is an item: where the name goes on after the
-key (0001.left.jpg), so does the id (0001.left). Other files, links and hidden ones are passed
-over. A tar is read from front to back, one sample at a time; of a plain one the media are not
-even read here but by the worker that decodes them. A compressed one (.tar.gz) is unpacked again
-for each pass.
+label; `.txt` the text, never a point cloud. Every file of the modality is an item: where the name
+goes on after the key (0001.left.jpg), so does the id (0001.left). Other files, links and hidden
+ones are passed over. A tar is read from front to back, one sample at a time; of a plain one the
+media are not even read here but by the worker that decodes them. A compressed one (.tar.gz) is
+unpacked again for each pass.
 """
 
 import hashlib
@@ -43,6 +43,7 @@ from cmcr.extract.sources.source import (
 )
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
+CAPTIONS = frozenset([".txt"])
 LARGEST_NOTE = 1 << 20  # bytes of a .json, .cls or .txt
 
 
@@ -66,15 +67,19 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
     Raises SourceError for a tar that is damaged or cut short, naming what would make it usable,
     for one whose files are not sorted by key, and where there is nothing of the modality.
     """
-    digest = hashlib.sha256()
+    digest, former = hashlib.sha256(), hashlib.sha256()
     names: dict[str, None] = {}
     total = 0
     ids = HashIds()
     for shard in shards:
         digest.update(f"{file_uri(shard.name)}\n".encode())
+        status = shard.stat()
+        state = f"{status.st_size}\0{status.st_mtime_ns}"
+        former.update(f"{file_uri(shard.name)}\0{state}\n".encode())
         kinds: set[frozenset[bool]] = set()
         for sample in _samples(modality, shard):
             digest.update(repr((sample.members, sample.notes)).encode())
+            former.update(repr(sample.members).encode())
             for item in sample.items:
                 ids.add(item.id)
             names.update(dict.fromkeys(sample.notes))
@@ -100,6 +105,7 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
         total=total,
         columns=columns(names),
         ids=ids.hex,
+        former=former.hexdigest(),
     )
 
 
@@ -205,6 +211,10 @@ def _sample(modality: Modality, shard: str, key: str, members: Iterable[Member])
     if trouble is not None:
         items = [Refused(item.id, item.uri, why=trouble) for item in items]
     return Sample([_with_notes(item, notes) for item in items], notes, listed, end)
+
+
+def _suffixes(modality: Modality) -> frozenset[str]:
+    return SUFFIXES[modality] - (frozenset() if modality == "text" else CAPTIONS)
 
 
 def _with_notes(item: Item, notes: dict[str, Any]) -> Item:

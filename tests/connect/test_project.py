@@ -4,6 +4,7 @@ pytest tests/connect/test_project.py
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,25 @@ def test_what_is_there_is_left_alone(store: Path, connection: Connection) -> Non
     assert [projected.fresh for projected in first] == [True] * 4
     assert [projected.fresh for projected in again] == [False] * 4
     assert str(again[0]).startswith("up to date: hear/audio:sounds as joint/audio:sounds, 10 rows")
+
+
+def test_a_dataset_that_changed_is_projected_anew(
+    store: Path, connection: Connection, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sounds = Key("hear", "audio", "sounds")
+    project(store, connection, datasets=[sounds])
+    shutil.rmtree(sounds.folder(store))
+    rows = np.random.default_rng(7).standard_normal((6, 6))
+    make_dataset("hear/audio:sounds", rows)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.connect.project.put_in_place", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            project(store, connection, datasets=[sounds])
+    assert open_dataset(store, Key("joint", "audio", "sounds")).rows == ROWS
+    dataset = project(store, connection, datasets=[sounds])["hear/audio:sounds"]
+    expected = connection.project("hear", open_dataset(store, sounds).embeddings())
+    assert_allclose(dataset.embeddings(), expected, atol=1e-3)
+    assert not (store / ".update").exists()
 
 
 def test_killed_at_any_part_and_run_again_gives_the_same_bytes(

@@ -1,8 +1,12 @@
 """The store: layout, zero-copy reading, refusal of what is damaged or does not belong, import."""
 
 import json
+import os
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +28,16 @@ from cmcr.embeddings import (
     verify_store,
 )
 from cmcr.embeddings.parts import write_part
+from cmcr.embeddings.reader import check_part
 from cmcr.embeddings.schema import all_finite
-from cmcr.embeddings.writer import begin, claim, finish
+from cmcr.embeddings.writer import (
+    begin,
+    begin_fresh,
+    claim,
+    finish,
+    is_complete,
+    put_in_place,
+)
 from cmcr.errors import CmcrError, EncoderError, MismatchError, SourceError, StoreError, UsageError
 
 KEY = Key("clip", "image", "photos")
@@ -225,6 +237,41 @@ def test_a_foreign_part_and_a_damaged_manifest_are_refused(tmp_path: Path) -> No
         open_dataset(tmp_path / "b", KEY)
 
 
+def test_a_dataset_without_its_manifest_still_says_what_it_is_made_from(tmp_path: Path) -> None:
+    dataset = write(tmp_path, unit(12))
+    truncate(dataset.folder / "part-00001.parquet")
+    assert not is_complete(dataset.folder)
+    assert not (dataset.folder / "manifest.json").exists()
+    with pytest.raises(MismatchError, match=r"source\.sha256"):
+        begin(tmp_path, describe(source={"kind": "test", "sha256": "other"}))
+    again = write_missing(tmp_path, unit(12))
+    assert again.fingerprint == dataset.fingerprint
+
+
+def write_missing(store: Path, rows: np.ndarray) -> Dataset:
+    folder = begin(store, describe())
+    with claim(folder, 1) as mine:
+        assert mine
+        ids = [f"photo-{row}" for row in range(5, 10)]
+        columns = {"id": ids, "label": [["cat", "pet"]] * 5, "camera": ["x100"] * 5}
+        failures = [{"id": "bad-1", "uri": "u", "error": "OSError", "message": "cut"}]
+        write_part(folder, describe(), 1, columns, rows[5:10], failures)
+    assert finish(folder, describe(), 3) is not None
+    return open_dataset(store, KEY)
+
+
+def test_a_damaged_list_of_failures_is_written_again_as_verify_says(tmp_path: Path) -> None:
+    dataset = write(tmp_path, unit(12))
+    truncate(dataset.folder / "failures.parquet")
+    (verdict,) = verify_store(tmp_path)
+    assert verdict.problem is not None
+    assert "delete it and run" in str(verdict.problem)
+    Path(str(verdict.problem.where)).unlink()
+    assert not is_complete(dataset.folder)
+    assert finish(dataset.folder, describe(), 3) is not None
+    assert [verdict.problem for verdict in verify_store(tmp_path)] == [None]
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -290,6 +337,75 @@ def test_a_store_without_the_dataset_says_what_there_is(tmp_path: Path) -> None:
 def test_keys_are_checked(space: str, modality: str) -> None:
     with pytest.raises(UsageError):
         Key(space, modality, "photos")  # type: ignore[arg-type]
+
+
+# Read while it changes
+
+
+def replace_dataset(store: Path, rows: np.ndarray) -> None:
+    """As an update does: another dataset is made aside and takes this one's name."""
+    fresh = begin_fresh(store, KEY)
+    write(fresh, rows, describe(source={"kind": "test", "sha256": "ef"}))
+    put_in_place(store, KEY)
+
+
+def test_a_reader_never_sees_two_datasets_mixed(tmp_path: Path) -> None:
+    write(tmp_path, unit(12))
+    dataset = open_dataset(tmp_path, KEY)
+    blocks = dataset.parts()
+    next(blocks)
+    replace_dataset(tmp_path, unit(12, seed=1))
+    for read in (lambda: next(blocks), dataset.embeddings, dataset.ids):
+        with pytest.raises(StoreError, match="changed while it was read"):
+            read()
+    replace_dataset(tmp_path, unit(3))
+    with pytest.raises(StoreError, match="changed while it was read"):
+        dataset.ids()
+
+
+def test_two_updates_share_the_folders_above_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir, twice = os.mkdir, iter([True, True])
+
+    def racing(path: Any, *mode: Any) -> None:
+        if Path(path).name == "dataset=photos" and next(twice, False):
+            shutil.rmtree(tmp_path / ".update", ignore_errors=True)  # as where another one ends
+        mkdir(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", racing)
+    place = begin_fresh(tmp_path, KEY)
+    assert (KEY.folder(place) / ".fresh").exists()
+
+
+def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, unit(12))
+    later = iter([unit(12, seed=1)])
+
+    def check(*given: Any) -> None:
+        if (rows := next(later, None)) is not None:
+            replace_dataset(tmp_path, rows)
+        check_part(*given)
+
+    monkeypatch.setattr("cmcr.embeddings.reader.check_part", check)
+    dataset = open_dataset(tmp_path, KEY)
+    assert dataset.manifest.source["sha256"] == "ef"
+    np.testing.assert_array_equal(dataset.embeddings(), unit(12, seed=1).astype(np.float16))
+
+
+def test_as_many_parts_as_there_are_need_few_open_files(tmp_path: Path) -> None:
+    write(tmp_path, unit(200))  # forty parts
+    dataset = open_dataset(tmp_path, KEY)
+    opened = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 20, limits[1]))
+    try:
+        assert dataset.embeddings().shape == (200, 8)
+        build_index(dataset, "IVF1,Flat")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # cmcr import

@@ -223,6 +223,25 @@ def test_a_folder_that_cannot_be_listed_is_named(
     assert str(caught.value.where).endswith("shut")
 
 
+def test_a_text_beside_point_clouds_is_none(tmp_path: Path, encoder: Encoder) -> None:
+    points = np.random.default_rng(0).normal(size=(20, 3))
+    text = "".join(" ".join(map(str, point)) + "\n" for point in points).encode()
+    files = {f"{number}.npy": array(points) for number in range(3)}
+    folder = write(
+        tmp_path / "media",
+        files | {"a.txt": b"# x y z\n" + text, "README.txt": b"Three clouds.\n", "empty.txt": b""},
+    )
+    source = open_source("pointcloud", str(folder))
+    assert [item.id for item in source.items()] == ["0.npy", "1.npy", "2.npy", "a.txt", "empty.txt"]
+    assert (source.total, dict(source.skipped)) == (5, {".txt": 1})
+    captions = {f"{number}.txt": b"a chair" for number in range(3)}
+    packed = write(tmp_path / "packed", files | captions)
+    subprocess.run(["tar", "--sort=name", "-cf", "x.tar", "-C", packed, "."], check=True,
+                   cwd=tmp_path)  # fmt: skip
+    rows, failures = extracted(tmp_path, encoder, "pointcloud", tmp_path / "x.tar")
+    assert ([row["id"] for row in rows], failures) == (["0", "1", "2"], {})
+
+
 # Manifests
 
 

@@ -1,22 +1,29 @@
 """Sources that change: told without a flag, followed with --update, whatever is killed."""
 
+import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
 
 from cmcr.embeddings import Key, Modality, open_dataset, writer
+from cmcr.embeddings.inventory import Input, Inputs, Record
 from cmcr.errors import MismatchError, SourceError, UsageError
 from cmcr.extract import Encoder, Summary, extract, open_regions, open_source
+from cmcr.files import locked, sha256_file
 
 KEY = Key("bytes", "audio", "t")
 
@@ -148,8 +155,10 @@ def test_an_update_tries_again_what_failed(
     assert run(tmp_path / "store", encoder, media).failures == 10
     second = run(tmp_path / "store", encoder, media, update=True)
     assert (second.rows, second.failures, second.taken) == (9, 1, 0)
+    written = KEY.folder(tmp_path / "store").stat().st_ino
     third = run(tmp_path / "store", encoder, media, update=True)
-    assert (third.made, third.taken, third.failures) == (0, 9, 1)
+    assert (third.made, third.taken, third.failures) == (0, 0, 1)
+    assert KEY.folder(tmp_path / "store").stat().st_ino == written  # what still fails is no reason
     assert files(tmp_path / "store") == fresh(tmp_path, encoder, media)
 
 
@@ -158,6 +167,12 @@ def test_moved_and_renamed_files_are_known_by_their_content(
 ) -> None:
     run(tmp_path / "store", encoder, media)
     media = media.rename(tmp_path / "elsewhere")
+    decoded.clear()
+    assert run(tmp_path / "store", encoder, media).made == 0
+    summary = run(tmp_path / "store", encoder, media, update=True)
+    assert (summary.made, summary.taken) == (0, 9)
+    uris = open_dataset(tmp_path / "store", KEY).table(["uri"])["uri"].to_pylist()
+    assert all(Path(uri).is_file() for uri in uris)
     (media / "dog" / "1.wav").rename(media / "rain" / "one.wav")
     shutil.copy(media / "dog" / "3.wav", media / "dog" / "copy.wav")
     decoded.clear()
@@ -271,6 +286,194 @@ def test_regions_are_known_by_their_picture_and_box(
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+def write_boxes(file: Path, boxes: dict[str, tuple[float, ...]]) -> None:
+    rows = [
+        {"image": name, **dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))}
+        for name, box in boxes.items()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_region_whose_box_changed_is_embedded_anew(
+    tmp_path: Path, encoder: Encoder, decoded: list[Any]
+) -> None:
+    photos, boxes = tmp_path / "photos", tmp_path / "boxes.jsonl"
+    photos.mkdir()
+    for shade, name in enumerate("abc"):
+        Image.fromarray(
+            np.random.default_rng(shade).integers(0, 255, (30, 40), dtype=np.uint8)
+        ).save(photos / f"{name}.png")
+
+    def rerun(store: str, **options: Any) -> Summary:
+        source = open_source("image", str(photos))
+        source = open_regions(source, str(boxes), Path("unused"), "cpu")
+        return extract(tmp_path / store, encoder, source, "t", workers=0, **options)
+
+    write_boxes(boxes, {"a.png": (0, 0, 0.5, 0.5), "b.png": (0, 0, 1, 1), "c.png": (0, 0, 1, 0.5)})
+    rerun("store")
+    decoded.clear()
+    write_boxes(boxes, {"a.png": (0.5, 0.5, 1, 1), "b.png": (0, 0, 1, 1), "c.png": (0, 0, 1, 0.5)})
+    with pytest.raises(MismatchError, match=r"1 changed \(first: a.png#0\)"):
+        rerun("store")
+    summary = rerun("store", update=True)
+    assert (summary.made, summary.taken, len(decoded)) == (1, 2, 1)
+    rerun("fresh")
+    folders = [Key("bytes", "image", "t").folder(tmp_path / store) for store in ("store", "fresh")]
+    for name in ("part-00000.parquet", "manifest.json", "inputs.parquet"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+# Failing
+
+
+def test_an_update_in_which_too_much_fails_leaves_the_dataset(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    store, media, rows = tmp_path / "store", tmp_path / "media", tmp_path / "rows.csv"
+    for number in range(12):
+        write_tone(media / f"{number}.wav", number)
+    rows.write_text("path\n" + "".join(f"media/{number}.wav\n" for number in range(12)))
+    run(store, encoder, rows, max_failures=0.01, part_rows=8192)
+    before = files(store)
+    away = media.rename(tmp_path / "unmounted")
+    for _ in range(2):
+        with pytest.raises(SourceError, match="12 of 12 inputs") as caught:
+            run(store, encoder, rows, max_failures=0.01, part_rows=8192, update=True)
+        assert Path(str(caught.value.where)).exists()
+        assert files(store) == before
+    away.rename(media)
+    assert run(store, encoder, rows, update=True, part_rows=8192).failures == 0
+    assert open_dataset(store, KEY).rows == 12
+    assert leftovers(store) == []
+
+
+def test_what_failed_in_an_update_that_was_refused_is_tried_again(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    change(media)
+    whole = encoder.encode
+    encoder.encode = lambda modality, batch: whole(modality, batch) * float("nan")  # type: ignore
+    with pytest.raises(SourceError, match="2 of 4"):
+        run(store, encoder, media, update=True, max_failures=0.1)
+    encoder.encode = whole  # type: ignore[method-assign]
+    run(store, encoder, media, update=True, max_failures=0.1)
+    assert files(store) == fresh(tmp_path, encoder, media)
+    assert leftovers(store) == []
+
+
+def test_another_folder_of_that_name_is_told_from_one_that_changed(
+    tmp_path: Path, encoder: Encoder, media: Path
+) -> None:
+    write_tone(tmp_path / "other" / "media" / "a.wav", 3)
+    run(tmp_path / "store", encoder, media)
+    with pytest.raises(MismatchError) as caught:
+        run(tmp_path / "store", encoder, tmp_path / "other" / "media")
+    assert f"made from {media}, this is {tmp_path / 'other' / 'media'}" in caught.value.what
+    assert str(caught.value.cure).startswith("give another source another --dataset")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_dataset_that_was_made_when_times_counted_is_up_to_date(
+    tmp_path: Path, encoder: Encoder, media: Path, decoded: list[Any], kind: str
+) -> None:
+    where = media
+    if kind == "tar":
+        where = tmp_path / "x.tar"
+        subprocess.run(["tar", "--sort=name", "-cf", where, "-C", media, "."], check=True)
+    now = open_source("audio", str(where))
+    before = replace(now, description={**now.description, "sha256": now.former})
+    options = {"workers": 0, "part_rows": 4, "max_failures": 1.0}
+    extract(tmp_path / "store", encoder, before, "t", **options)
+    (KEY.folder(tmp_path / "store") / "inputs.parquet").unlink()
+    manifest = (KEY.folder(tmp_path / "store") / "manifest.json").read_bytes()
+    decoded.clear()
+    for update in (False, True):
+        assert extract(tmp_path / "store", encoder, now, "t", update=update, **options).made == 0
+    assert decoded == []
+    assert (KEY.folder(tmp_path / "store") / "manifest.json").read_bytes() == manifest
+    if kind == "folder":
+        os.utime(media / "dog" / "1.wav", (1, 1))
+        with pytest.raises(MismatchError, match="not on record"):
+            run(tmp_path / "store", encoder, media)
+
+
+# Of any size
+
+
+def counted(patched: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of each call of a function, from now on."""
+    calls: list[tuple[Any, ...]] = []
+    whole = _named(name)
+
+    def call(*given: Any, **options: Any) -> Any:
+        calls.append(given)
+        return whole(*given, **options)
+
+    patched.setattr(name, call)
+    return calls
+
+
+def test_what_is_up_to_date_is_found_so_without_reading_parts_or_making_rows(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media, part_rows=1)
+    hashed = counted(monkeypatch, "cmcr.embeddings.reader.sha256_file")
+    inputs = counted(monkeypatch, "cmcr.embeddings.inventory.Input")
+    manifests = counted(monkeypatch, "cmcr.embeddings.writer.read_manifest")
+    listed = counted(monkeypatch, "cmcr.extract.embed.failures_so_far")
+    opened = counted(monkeypatch, "pyarrow.parquet.ParquetFile")
+    summary = run(store, encoder, media, part_rows=1)
+    assert (summary.made, summary.failures) == (0, 1)
+    assert (hashed, listed, inputs) == ([], [], [])
+    assert len(opened) == 1
+    assert len(manifests) < 5  # of ten parts
+
+
+def test_a_file_in_front_of_all_others_makes_rows_of_what_is_new_alone(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "store", encoder, media, part_rows=1)
+    write_tone(media / "a-first" / "new.wav", 52)
+    opened = counted(monkeypatch, "pyarrow.parquet.ParquetFile")
+    with pytest.raises(MismatchError, match=r"1 new .*, 0 changed, 0 gone"):
+        run(tmp_path / "store", encoder, media, part_rows=1)
+    assert len(opened) == 1
+
+
+def test_repeated_ids_are_compared_in_their_order() -> None:
+    record = Record()
+    for ids in (["a", "b"], ["a", "c", "a"]):
+        inputs = [Input(id, f"{id}{at}", at, None, None) for at, id in enumerate(ids)]
+        record.add(Inputs(pa.Table.from_pylist([asdict(known) for known in inputs])))
+    assert [record.find(id) for id in "abcd"] == [[0, 2, 4], [1], [3], []]
+    assert [record[number].uri for number in range(len(record))] == ["a0", "b1", "a0", "c1", "a2"]
+
+
+def test_an_update_of_many_parts_opens_few_files_at_a_time(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,text\n" + "".join(f"{number},text {number}\n" for number in range(60)))
+
+    def rerun(**options: Any) -> Summary:
+        source = open_source("text", str(rows))
+        return extract(
+            tmp_path / "store", encoder, source, "t", workers=0, part_rows=1, index=None, **options
+        )
+
+    rerun()
+    rows.write_text(rows.read_text().replace("\n0,text 0\n", "\n"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, limits[1]))
+    try:
+        assert rerun(update=True).taken == 59
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 # Killed
 
 
@@ -288,6 +491,33 @@ STEPS = [
     "cmcr.embeddings.writer._exchange",
     "cmcr.embeddings.writer.discard_fresh",
 ]
+
+
+def test_an_update_killed_while_it_takes_away_the_old_one_leaves_nothing_of_that(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    run(store, encoder, media)
+    change(media)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.gather_inputs", _kill)
+        with pytest.raises(KilledError):
+            run(store, encoder, media, update=True)
+    write_tone(media / "dog" / "5.wav", 60)  # what was made so far is of another source
+    expected = fresh(tmp_path, encoder, media)
+
+    def kill(folder: Path) -> None:
+        (folder / "part-00000.parquet").unlink(missing_ok=True)
+        (folder / ".description.json").unlink(missing_ok=True)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.embeddings.writer.shutil.rmtree", kill)
+        with pytest.raises(KilledError):
+            run(store, encoder, media, update=True)
+    run(store, encoder, media, update=True)
+    assert files(store) == expected
+    assert leftovers(store) == []
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -407,6 +637,75 @@ def test_where_folders_cannot_be_exchanged_they_are_renamed(
     run(store, encoder, media, update=True)
     assert files(store) == new
     assert leftovers(store) == []
+
+
+def test_shards_that_start_after_a_crash_put_right_one_after_the_other(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run(tmp_path / "store", encoder, media)
+    folder = KEY.folder(tmp_path / "store")
+    recovered = counted(monkeypatch, "cmcr.extract.embed.recover")
+    with locked(folder.with_name(f".{folder.name}.lock"), shared=True):  # another shard's
+        assert run(tmp_path / "store", encoder, media).made == 0
+    assert recovered == []
+    assert run(tmp_path / "store", encoder, media).made == 0
+    assert len(recovered) == 1
+    assert caplog.messages == []
+
+
+def test_what_is_waited_for_is_told(
+    tmp_path: Path, encoder: Encoder, media: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    folder = KEY.folder(tmp_path / "store")
+    other = folder.with_name(f".{folder.name}.lock").open("a")
+    fcntl.flock(other, fcntl.LOCK_SH)
+    threading.Timer(0.3, other.close).start()
+    assert run(tmp_path / "store", encoder, media, update=True).made == 0
+    assert caplog.messages == [f"{KEY}: waiting for another process that extracts or updates it"]
+
+
+def test_an_update_that_was_killed_after_its_last_part_is_told_as_one(
+    tmp_path: Path, encoder: Encoder, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "store", encoder, media)
+    change(media)
+    with monkeypatch.context() as patched:
+        patched.setattr("cmcr.extract.embed.put_in_place", _kill)
+        with pytest.raises(KilledError):
+            run(tmp_path / "store", encoder, media, update=True)
+    assert "updated" in str(run(tmp_path / "store", encoder, media, update=True)).splitlines()[0]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_detectors_boxes_go_with_the_dataset_that_is_made_from_them(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    photos.mkdir()
+    key = Key("bytes", "image", "t")
+    folder = key.folder(store)
+
+    def detect(*_: Any) -> tuple[dict[str, Any], Any]:
+        return {"detector": "none"}, lambda: lambda pixels: [[0, 0, 20, 20]]
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no links here")
+
+    def rerun(**options: Any) -> None:
+        source = open_regions(open_source("image", str(photos)), "torchvision", folder, "cpu")
+        extract(store, encoder, source, "t", workers=0, **options)
+
+    monkeypatch.setattr("cmcr.extract.regions.boxes.faster_rcnn", detect)
+    if not links:
+        monkeypatch.setattr("cmcr.embeddings.writer.os.link", refuse)
+    for number in range(3):
+        Image.new("L", (40, 30), 50 * number).save(photos / f"{number}.png")
+        rerun(update=number > 0)
+    (boxes,) = folder.glob("regions-*.jsonl")
+    used = open_dataset(store, key).manifest.source["regions"]["sha256"]
+    assert sha256_file(boxes) == used
 
 
 # Unfinished

@@ -273,7 +273,8 @@ def _source(
         )
     if modality not in MODALITIES:
         raise UsageError(f"there is no modality {modality!r}", cure=near(modality, MODALITIES))
-    stem = Path(where.rpartition(":")[2]).resolve().stem
+    place = Path(where.rpartition(":")[2]).expanduser().resolve()
+    stem = place.name if place.is_dir() else place.stem
     section = {
         "modality": modality,
         "where": where,
