@@ -105,12 +105,12 @@ def published_connection(
 
 
 def _content(file: Path) -> bytes:
+    if not file.is_file():
+        raise UsageError("there is no such file", where=file, cure=CURE)
     try:
         if (size := file.stat().st_size) > LARGEST:
             raise SourceError(f"{size >> 20} MiB are no projectors", where=file, cure=CURE)
         return file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError("there is no such file", where=file, cure=CURE) from None
     except OSError as error:
         raise SourceError(str(error), where=file, cure=CURE) from error
 
