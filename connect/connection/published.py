@@ -153,9 +153,9 @@ def in_order(
 ) -> tuple[str, str]:
     """Space A and space B of `file`, under the names in `named` if they may be right.
 
-    `id` is that of `git_id`.
-    A name that begins with clip, clap or ulip says what it is a space of. Raises UsageError where
-    that is not what the file, or its layout, has in its place, and where nothing tells the spaces.
+    `id` is what `git_id` says. A name that begins with clip, clap or ulip says what it is a space
+    of. Raises UsageError where that is not what the file, or its layout, has in its place, and
+    where nothing tells the spaces.
     """
     own = AUTHORS.get(id)
     orders = ORDERS[kinds] if own is None else (own,)
