@@ -67,6 +67,7 @@ class InertUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: IO[bytes] | mmap) -> None:
         super().__init__(file, encoding="utf-8")

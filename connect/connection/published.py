@@ -105,12 +105,12 @@ def published_connection(
 
 
 def _content(file: Path) -> bytes:
+    if not file.is_file():
+        raise UsageError("there is no such file", where=file, cure=CURE)
     try:
         if (size := file.stat().st_size) > LARGEST:
             raise SourceError(f"{size >> 20} MiB are no projectors", where=file, cure=CURE)
         return file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError("there is no such file", where=file, cure=CURE) from None
     except OSError as error:
         raise SourceError(str(error), where=file, cure=CURE) from error
 
@@ -155,9 +155,9 @@ def in_order(
 ) -> tuple[str, str]:
     """Space A and space B of `file`, under the names in `named` if they may be right.
 
-    `id` is that of `git_id`.
-    A name that begins with clip, clap or ulip says what it is a space of. Raises UsageError where
-    that is not what the file, or its layout, has in its place, and where nothing tells the spaces.
+    `id` is what `git_id` says. A name that begins with clip, clap or ulip says what it is a space
+    of. Raises UsageError where that is not what the file, or its layout, has in its place, and
+    where nothing tells the spaces.
     """
     own = AUTHORS.get(id)
     orders = ORDERS[kinds] if own is None else (own,)

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import re
+import stat
 import warnings
 import zipfile
 from pathlib import Path
@@ -64,9 +65,9 @@ def read_points(file: BinaryIO, suffix: str) -> np.ndarray:
 
 def begins_with_points(path: Path) -> bool:
     """Whether the first lines of a text are points; whoever finds it unreadable may tell why."""
-    if path.exists() and not path.is_file():
-        return True
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return True
         with path.open("rb") as file:
             head = file.read(_HEAD)
     except OSError:

@@ -5,6 +5,7 @@ pytest tests/connect/test_published.py
 
 import io
 import json
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -331,7 +332,8 @@ def test_an_encoder_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pt", tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")  # who opens it waits for ever
+    for path in (tmp_path / "none.pt", tmp_path / "pipe.pt", tmp_path):
         with pytest.raises(UsageError, match="no such file"):
             import_connection(path, ("clap", "clip"), tmp_path / "c")
 

@@ -311,7 +311,7 @@ def test_absent_weights_are_named_with_their_place_and_the_flag(cache: Path) -> 
 
 
 def test_unknown_variants_name_what_is_near(cache: Path) -> None:
-    assert "ViT-B-32" in complaint(UsageError, "ViT-B32/openai", None)
+    assert "did you mean ViT-B-32" in complaint(UsageError, "ViT-B32/openai", None)
     assert "clip:ViT-L-14/laion2b_s32b_b82k" in complaint(UsageError, "ViT-L-14/laion2b", None)
     assert "clip:ViT-L-14/openai" in complaint(UsageError, "ViT-L-14", None)
     assert f"clip:{SMALL}" in complaint(UsageError, SMALL, None)
