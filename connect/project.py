@@ -8,8 +8,8 @@
     clap/audio:esc10     ─▶  clip-clap/audio:esc10
 
 Part k of a dataset becomes part k of its projection, with all columns. Where a dataset changed,
-its projection is made anew and takes the place of the one before when it is finished. The space counts as one,
-whichever encoder a dataset of it goes back to: what makes it is the connection.
+its projection is made anew and takes the place of the one before when it is finished. The space
+counts as one, whichever encoder a dataset of it goes back to: what makes it is the connection.
 """
 
 from collections import Counter
