@@ -12,6 +12,7 @@ from cmcr.embeddings.index import ABOUT, INDEX, about_index
 from cmcr.embeddings.parts import RELIST, read_failures
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import FAILURES, Key, read_manifest
+from cmcr.embeddings.writer import fresh_store
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.files import sha256_file
 
@@ -77,9 +78,12 @@ def describe_store(store: Path) -> list[dict[str, Any]]:
 def verify_store(store: Path) -> Iterator[Verdict]:
     """Re-hash and check every dataset: parts, norms, failures, index. Stops at none.
 
-    Ids may occur more than once: several captions of one image share its id.
+    Ids may occur more than once: several captions of one image share its id. An update that was
+    not finished is named, too.
     """
     check_store(store)
+    for key in list_datasets(fresh_store(store)):
+        yield Verdict(key, 0, _unfinished_update(store, key))
     for key in list_datasets(store):
         try:
             dataset = open_dataset(store, key)
@@ -90,6 +94,14 @@ def verify_store(store: Path) -> Iterator[Verdict]:
             yield Verdict(key, 0, problem)
         else:
             yield Verdict(key, dataset.rows, None)
+
+
+def _unfinished_update(store: Path, key: Key) -> StoreError:
+    return StoreError(
+        "an update was not finished; the dataset is as it was before",
+        where=key.folder(fresh_store(store)),
+        cure="run `cmcr extract` with --update again, or delete that folder",
+    )
 
 
 def _check_rows(dataset: Dataset) -> None:

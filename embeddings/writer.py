@@ -4,7 +4,8 @@
     with claim(folder, 3) as mine: ...        # one process a part
     manifest = finish(folder, description, parts=4)
 
-A dataset is unfinished until its manifest is there, and the manifest is written last.
+A dataset is unfinished until its manifest is there, and the manifest is written last. One that is
+to replace another is made aside, in `fresh_store`, and exchanged with it by `put_in_place`.
 """
 
 import ctypes

@@ -2,7 +2,7 @@
 
     preview = preview_extraction(store, encoder, source, dataset="photos")
 
-Nothing is written. Time is measured: the first items of the source are decoded and encoded here,
+Nothing is embedded. Time is measured: the first items of the source are decoded and encoded here,
 once to get going and once by the clock.
 """
 

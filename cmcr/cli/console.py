@@ -102,7 +102,7 @@ def _print(content: "Table | Group") -> None:
     if console.is_terminal:
         console.width = max(console.width, *(_narrowest(console, part) for part in parts))
     else:
-        console.width = max(1, *(console.measure(part, options=wide).maximum for part in parts))
+        console.width = max([1, *(console.measure(part, options=wide).maximum for part in parts)])
     console.print(content)
 
 

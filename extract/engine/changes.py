@@ -3,7 +3,8 @@
     changes = find_changes(folder, there, wanted, source)
     if changes: raise changes.error(key, folder)
 
-Items are compared in the source's order, and by id from the first place on where that differs.
+Items are compared with the rows on record in the source's order, and by id from the first place on
+where the ids differ; what size and time of change do not vouch for is hashed.
 """
 
 import itertools

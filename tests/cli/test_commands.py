@@ -164,6 +164,29 @@ def test_a_local_recipe_replaces_the_packaged_one(tmp_path: Path) -> None:
     assert "pipelines.yaml, pipelines.digits" in refused
 
 
+def test_a_run_follows_a_source_that_changed_where_it_is_told_to(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"the number {line}\n" for line in range(40)))
+    sources = [{"modality": "text", "where": "lines.txt", "dataset": "lines"}]
+    spaces = ["digits-clip", "digits-clap"]
+    recipe = {
+        "description": "texts",
+        "store": "here",
+        "extract": [{"encoder": space, "sources": sources} for space in spaces],
+        "connect": {"name": "mine", "via": "text", "spaces": spaces, "train": ["lines"],
+                    "memory": [], "method": "procrustes"},
+    }  # fmt: skip
+    (tmp_path / "pipelines.yaml").write_text(
+        json.dumps({"default": "mine", "pipelines": {"mine": recipe}})
+    )
+    succeed("run", cwd=tmp_path)
+    with (tmp_path / "lines.txt").open("a") as file:
+        file.write("one more\n")
+    refused = cmcr("run", cwd=tmp_path)
+    assert refused.returncode
+    assert "--update" in refused.stderr
+    assert "41 rows, 40 taken over" in succeed("run", "--update", cwd=tmp_path).stderr
+
+
 def test_every_recipe_is_one_that_connect_takes() -> None:
     from cmcr.cli.recipes.pipelines import load_pipelines, parse_place
     from cmcr.connect import read_config

@@ -395,6 +395,15 @@ def test_a_dataset_that_is_replaced_while_it_is_opened_is_opened_anew(
     np.testing.assert_array_equal(dataset.embeddings(), unit(12, seed=1).astype(np.float16))
 
 
+def test_an_update_that_was_not_finished_is_named(tmp_path: Path) -> None:
+    write(tmp_path, unit(12))
+    begin_fresh(tmp_path, KEY)
+    unfinished, sound = verify_store(tmp_path)
+    assert sound.problem is None
+    assert "update was not finished" in str(unfinished.problem)
+    assert ".update" in str(unfinished.problem)
+
+
 def test_as_many_parts_as_there_are_need_few_open_files(tmp_path: Path) -> None:
     write(tmp_path, unit(200))  # forty parts
     dataset = open_dataset(tmp_path, KEY)
