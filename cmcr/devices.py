@@ -34,15 +34,15 @@ def find_device(name: str) -> torch.device:
         # torchrun says which GPU is whose.
         gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         return gpu if torch.cuda.is_available() else torch.device("cpu")
-    cure = "--device auto, cpu or cuda[:i]"
+    fix = "--device auto, cpu or cuda[:i]"
     if not name.startswith(("cpu", "cuda")):
-        raise UsageError(f"there is no device {name!r}", cure=cure)
+        raise UsageError(f"there is no device {name!r}", fix=fix)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"the device {name!r} cannot be used: {reason}", cure=cure) from error
+        raise UsageError(f"the device {name!r} cannot be used: {reason}", fix=fix) from error
     return device
 
 
@@ -89,7 +89,7 @@ def rows(given: object, dim: int, of: str) -> np.ndarray | Tensor:
     if array.ndim != 2 or array.shape[1] != dim:
         raise MismatchError(
             f"embeddings of {of} are (n, {dim}), these are {tuple(array.shape)}",
-            cure="project each space's embeddings under its own name, one vector a row",
+            fix="project each space's embeddings under its own name, one vector a row",
         )
     return array
 
@@ -108,7 +108,7 @@ def _array(given: object, of: str) -> np.ndarray:
 def _no_numbers(of: str, reason: str) -> SourceError:
     return SourceError(
         f"embeddings of {of} are rows of numbers: {reason}",
-        cure="give an array, a tensor or a list of lists of floats",
+        fix="give an array, a tensor or a list of lists of floats",
     )
 
 
@@ -127,7 +127,7 @@ def refuse_what_has_no_direction(block: Tensor, of: str, start: int = 0) -> None
     raise SourceError(
         f"row {start + first} of the embeddings of {of} {what}"
         + (f", and {len(bad) - 1:,} rows after it are no better" if len(bad) > 1 else ""),
-        cure="leave such rows out: nothing can be found by them",
+        fix="leave such rows out: nothing can be found by them",
     )
 
 

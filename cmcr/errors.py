@@ -11,7 +11,7 @@
 
 Each says what is wrong, where, and how to mend it.
 
-    UsageError("there is no dataset 'captoins'", cure=near("captoins", ["captions", "photos"]))
+    UsageError("there is no dataset 'captoins'", fix=near("captoins", ["captions", "photos"]))
 """
 
 from collections.abc import Iterable
@@ -24,18 +24,18 @@ class CmcrError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: object = None, cure: str | None = None) -> None:
+    def __init__(self, what: str, *, where: object = None, fix: str | None = None) -> None:
         self.what = what
         self.where = None if where is None else str(where)
-        self.cure = cure
-        super().__init__(what, where, cure)
+        self.fix = fix
+        super().__init__(what, where, fix)
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where is not None:
             lines.append(f"  where: {self.where}")
-        if self.cure is not None:
-            lines.append(f"  cure:  {self.cure}")
+        if self.fix is not None:
+            lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
 
 
@@ -67,7 +67,7 @@ class VersionError(StoreError):
             f"written by {'a newer' if self.newer else 'an older'} cmcr "
             f"(format {found}, this one reads {reads})",
             where=where,
-            cure="upgrade cmcr" if self.newer else "`cmcr upgrade STORE`",
+            fix="upgrade cmcr" if self.newer else "`cmcr upgrade STORE`",
         )
 
 
@@ -76,7 +76,7 @@ class MismatchError(CmcrError):
 
 
 def near(wanted: str, there: Iterable[str]) -> str:
-    """The cure for a name that is none of `there`: those spelt like it, then what there is."""
+    """The fix for a name that is none of `there`: those spelt like it, then what there is."""
     from difflib import get_close_matches
 
     names = list(dict.fromkeys(there))

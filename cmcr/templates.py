@@ -119,21 +119,21 @@ def read_templates(where: str) -> tuple[str, ...]:
             raise UsageError(
                 f"the template {template!r} has no place for the class name",
                 where=where,
-                cure="write {} where the name goes",
+                fix="write {} where the name goes",
             )
     return templates
 
 
 def _lines(where: str, what: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     path = Path(where).expanduser()
-    cure = f"a text file of {what}, one a line, or {' or '.join(known)}"
+    fix = f"a text file of {what}, one a line, or {' or '.join(known)}"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"the {what} cannot be read: {error}", where=path, cure=cure) from error
+        raise UsageError(f"the {what} cannot be read: {error}", where=path, fix=fix) from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UsageError(f"the file has no {what}", where=path, cure=cure)
+        raise UsageError(f"the file has no {what}", where=path, fix=fix)
     if twice := [line for line, times in Counter(lines).items() if times > 1]:
-        raise UsageError(f"it has {twice[0]!r} twice", where=path, cure="name each once")
+        raise UsageError(f"it has {twice[0]!r} twice", where=path, fix="name each once")
     return tuple(lines)

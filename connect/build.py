@@ -84,7 +84,7 @@ def connect(
     CmcrError for a loss that is not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
-        raise UsageError(f"{name!r} cannot name a connection", cure="use a plain file name")
+        raise UsageError(f"{name!r} cannot name a connection", fix="use a plain file name")
     folder = out or store / "connections" / name
     with no_more_threads_than_cores():
         problem = pose(store, config, device)

@@ -151,13 +151,13 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
             raise UsageError(
                 f"connect has no setting {key!r}",
                 where=where,
-                cure=f"one of: {', '.join(ConnectConfig.model_fields)}",
+                fix=f"one of: {', '.join(ConnectConfig.model_fields)}",
             ) from None
         meaning = describe_setting(str(first["loc"][0])) if first["loc"] else ""
         raise UsageError(
             f"connect cannot use {key or 'these settings'}: {first['msg']}",
             where=where,
-            cure=f"{first['loc'][0]}: {meaning}" if meaning else None,
+            fix=f"{first['loc'][0]}: {meaning}" if meaning else None,
         ) from None
 
 
@@ -184,7 +184,7 @@ def parse_settings(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise UsageError(f"{override!r} sets nothing", cure="write KEY=VALUE")
+            raise UsageError(f"{override!r} sets nothing", fix="write KEY=VALUE")
         try:
             settings[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError:

@@ -104,7 +104,7 @@ def project_store(
         raise UsageError(
             f"there is nothing to project: no dataset of {' or '.join(sorted(spaces))}",
             where=store,
-            cure="extract some, or name another --store",
+            fix="extract some, or name another --store",
         )
     for source in sources:
         connection.check(source.key.space, source.encoder_identity)
@@ -146,7 +146,7 @@ def _encoder(connection: JointSpace) -> dict[str, Any]:
     """
     record = connection.record
     if not record.model_sha256:
-        raise UsageError("the connection was never saved", cure="connection.save(folder) first")
+        raise UsageError("the connection was never saved", fix="connection.save(folder) first")
     decisive = {"name", "head", "centred", "turned"}
     return {
         "encoder": record.model,
@@ -166,7 +166,7 @@ def _refuse_another_space(
             raise MismatchError(
                 f"the space {space} holds embeddings that were made by something else",
                 where=folder,
-                cure="give the projections another --space, or delete that one",
+                fix="give the projections another --space, or delete that one",
             )
 
 

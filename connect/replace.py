@@ -41,14 +41,14 @@ _SHOWN = 4
 class NameTakenError(UsageError):
     """A connection of that name is there, and it is another one."""
 
-    def __init__(self, folder: Path, others: Sequence[str], cure: str | None = None) -> None:
+    def __init__(self, folder: Path, others: Sequence[str], fix: str | None = None) -> None:
         shown = "; ".join(others[:_SHOWN])
         more = f"; and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         self.others = tuple(others)
         super().__init__(
             f"the folder holds a connection already, and it differs: {shown}{more}",
             where=folder,
-            cure=f"{cure + '; or ' if cure else ''}give the new one another --name or --out, or "
+            fix=f"{fix + '; or ' if fix else ''}give the new one another --name or --out, or "
             "--replace the old one, which is kept until the new one is finished",
         )
 
@@ -57,7 +57,7 @@ def refuse(folder: Path, others: Sequence[str]) -> None:
     """Raise NameTakenError where there is something in `others`."""
     if others:
         version = _version_error(folder)
-        raise NameTakenError(folder, others, version.cure if version else None)
+        raise NameTakenError(folder, others, version.fix if version else None)
 
 
 def differences(folder: Path, of: Callable[[Record], list[str]]) -> list[str]:

@@ -126,7 +126,7 @@ def _upgraded(folder: Path) -> Record:
         raise StoreError(
             f"the connection's record of format 1 cannot be read: {str(error).splitlines()[0]}",
             where=folder / CONFIG,
-            cure=REMAKE,
+            fix=REMAKE,
         ) from None
 
 

@@ -92,7 +92,7 @@ def _refuse_other_dim(store: Path, key: Key, dim: int, array: Path) -> None:
                 f"the space {key.space} has vectors of {known} values, as in {other}, these have "
                 f"{dim}",
                 where=array,
-                cure="give them another --space or --store",
+                fix="give them another --space or --store",
             )
 
 
@@ -111,23 +111,23 @@ def read_array(path: Path) -> np.ndarray:
         raise UsageError(
             f"embeddings are not read from {path.suffix or 'a file without suffix'}",
             where=path,
-            cure=f"one of: {', '.join(readers)}",
+            fix=f"one of: {', '.join(readers)}",
         )
     try:
         array = readers[path.suffix](path)
     except FileNotFoundError:
-        raise UsageError("there is no such file", where=path, cure="name one that is") from None
+        raise UsageError("there is no such file", where=path, fix="name one that is") from None
     except (OSError, ValueError, pa.ArrowException, KeyError, EOFError) as error:
         raise SourceError(
             f"the array cannot be read: {error}",
             where=path,
-            cure="save a plain floating-point array, without pickled objects",
+            fix="save a plain floating-point array, without pickled objects",
         ) from error
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise SourceError(
             f"embeddings are a (rows, D) array of floats, this is {array.dtype} {array.shape}",
             where=path,
-            cure="save one row an input, as float16, float32 or float64",
+            fix="save one row an input, as float16, float32 or float64",
         )
     return array
 
@@ -146,7 +146,7 @@ def check_vectors(matrix: np.ndarray, path: Path) -> None:
             f"{len(bad)} of {len(matrix)} rows hold NaN or infinity or are zero, "
             f"the first is row {bad[0]}",
             where=path,
-            cure="leave those rows out of the array and of its metadata",
+            fix="leave those rows out of the array and of its metadata",
         )
 
 
@@ -166,12 +166,12 @@ def read_metadata(path: Path) -> pa.Table:
         raise UsageError(
             f"metadata is not read from {path.suffix or 'a file without suffix'}",
             where=path,
-            cure=f"one of: {', '.join(readers)}",
+            fix=f"one of: {', '.join(readers)}",
         )
     try:
         return readers[path.suffix](path)
     except FileNotFoundError:
-        raise UsageError("there is no such file", where=path, cure="name one that is") from None
+        raise UsageError("there is no such file", where=path, fix="name one that is") from None
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"the metadata cannot be read: {error}", where=path) from error
 
@@ -182,7 +182,7 @@ def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
         raise SourceError(
             f"{rows} embeddings, but metadata for {table.num_rows}",
             where=path,
-            cure="give one row of metadata an embedding, in the same order",
+            fix="give one row of metadata an embedding, in the same order",
         )
     columns: dict[str, list[Any]] = {"id": [str(row) for row in range(rows)]}
     for name in table.column_names:
@@ -196,7 +196,7 @@ def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
     ids = columns["id"]
     if None in ids or len(set(ids)) != rows:
         raise SourceError(
-            "ids are missing or occur twice", where=path, cure="give each row an id of its own"
+            "ids are missing or occur twice", where=path, fix="give each row an id of its own"
         )
     return columns
 
@@ -215,7 +215,7 @@ def _only(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
     raise SourceError(
         f"the file holds several arrays: {', '.join(arrays)}",
         where=path,
-        cure="name the one to import `embeddings`",
+        fix="name the one to import `embeddings`",
     )
 
 

@@ -33,7 +33,7 @@ def check_factory(dim: int, factory: str) -> None:
     except RuntimeError as error:
         raise UsageError(
             f"FAISS knows no index {factory!r}: {_reason(error)}",
-            cure="another --index, such as Flat or HNSW32, or none",
+            fix="another --index, such as Flat or HNSW32, or none",
         ) from error
 
 
@@ -61,7 +61,7 @@ def build_index(dataset: Dataset, factory: str = "Flat") -> None:
             f"FAISS cannot build an index {factory!r} on {dataset.rows} rows of {dataset.dim}: "
             f"{_reason(error)}",
             where=dataset.folder,
-            cure="another --index, such as Flat or HNSW32, or none",
+            fix="another --index, such as Flat or HNSW32, or none",
         ) from error
     with replacing(dataset.folder / INDEX) as unfinished:
         faiss.write_index(index, str(unfinished))
@@ -113,7 +113,7 @@ def open_index(dataset: Dataset) -> Any:
         raise StoreError(
             "the dataset has no index of its present rows",
             where=dataset.folder / INDEX,
-            cure="run the extract command again; it rebuilds the index from the parts",
+            fix="run the extract command again; it rebuilds the index from the parts",
         )
     try:
         return faiss.read_index(str(dataset.folder / INDEX), faiss.IO_FLAG_MMAP_IFC)
@@ -121,7 +121,7 @@ def open_index(dataset: Dataset) -> Any:
         raise StoreError(
             "the index cannot be read",
             where=dataset.folder / INDEX,
-            cure="delete it and run the extract command again; it rebuilds the index",
+            fix="delete it and run the extract command again; it rebuilds the index",
         ) from error
 
 
@@ -185,7 +185,7 @@ def choose_factory(items: int, dim: int, budget: Budget) -> str:
             return f"IVF{cells},PQ{size}"
     raise UsageError(
         f"no index of {items:,} items of {dim} dims fits into {memory:,.0f} bytes",
-        cure=f"--max-memory {math.ceil(least / 2**20)}M is the least",
+        fix=f"--max-memory {math.ceil(least / 2**20)}M is the least",
     )
 
 
@@ -200,7 +200,7 @@ def _number(text: str, units: dict[str, float] | dict[str, int], example: str) -
     if not found or found[2] not in units or not float(found[1]):
         raise UsageError(
             f"{text!r} is no amount above zero with a unit of {', '.join(u for u in units if u)}",
-            cure=f"such as {example}",
+            fix=f"such as {example}",
         )
     return float(found[1]), found[2]
 
@@ -228,7 +228,7 @@ def train_index(vectors: np.ndarray, factory: str) -> Any:
     except RuntimeError as error:
         raise UsageError(
             f"FAISS cannot build an index {factory!r} on {items:,} rows of {dim}: {_reason(error)}",
-            cure="another --index, such as Flat or HNSW32",
+            fix="another --index, such as Flat or HNSW32",
         ) from error
     return faiss.index_gpu_to_cpu(index) if faiss.get_num_gpus() else index
 

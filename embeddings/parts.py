@@ -144,7 +144,7 @@ def describe_part(path: Path, description: Description) -> Part:
         offset=offset,
     )
     if not all_finite(part_view(path.parent, part, description)):
-        raise StoreError("an embedding holds NaN or infinity", where=path, cure=REMAKE)
+        raise StoreError("an embedding holds NaN or infinity", where=path, fix=REMAKE)
     return part
 
 
@@ -171,5 +171,5 @@ def read_failures(folder: Path) -> list[Failure]:
     try:
         failures: list[Failure] = pq.read_table(path, partitioning=None).to_pylist()
     except (OSError, pa.ArrowException):
-        raise StoreError("the list of failures cannot be read", where=path, cure=RELIST) from None
+        raise StoreError("the list of failures cannot be read", where=path, fix=RELIST) from None
     return failures

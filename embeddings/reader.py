@@ -117,10 +117,10 @@ class Dataset:
             raise StoreError(
                 "the dataset changed while it was read",
                 where=path,
-                cure="run the command again: an update put another in its place",
+                fix="run the command again: an update put another in its place",
             ) from trouble
         if trouble is not None:
-            raise StoreError(str(trouble), where=path, cure=REMAKE) from trouble
+            raise StoreError(str(trouble), where=path, fix=REMAKE) from trouble
 
     def ids(self) -> list[str]:
         """The id of every row."""
@@ -137,15 +137,15 @@ def open_dataset(store: Path, key: Key, *, check: bool = True) -> Dataset:
     """
     folder = key.folder(store)
     if not folder.is_dir():
-        cure = near(str(key), map(str, list_datasets(store)))
-        raise UsageError(f"the store has no dataset {key}", where=store, cure=cure)
+        fix = near(str(key), map(str, list_datasets(store)))
+        raise UsageError(f"the store has no dataset {key}", where=store, fix=fix)
     while True:
         manifest, content = read_manifest_bytes(folder)
         if manifest.key != key:
             raise StoreError(
                 f"the manifest is of {manifest.key}, the folder of {key}",
                 where=folder,
-                cure="move the folder back to where it was made",
+                fix="move the folder back to where it was made",
             )
         stamps = tuple(_stamp(folder / part.name) for part in manifest.parts)
         try:
@@ -168,20 +168,20 @@ def _stamp(path: Path) -> Stamp:
 
 
 def check_part(folder: Path, part: Part, manifest: Manifest) -> None:
-    """Raise StoreError unless the part on disk is the one in the manifest, and sound."""
+    """Raise StoreError unless the part on disk is the one in the manifest, and whole."""
     path = folder / part.name
     if not path.exists():
-        raise StoreError("a part of the dataset is missing", where=path, cure=REMAKE)
+        raise StoreError("a part of the dataset is missing", where=path, fix=REMAKE)
     if path.stat().st_size != part.bytes or sha256_file(path) != part.sha256:
-        raise StoreError("a part is not the one that was written", where=path, cure=REMAKE)
+        raise StoreError("a part is not the one that was written", where=path, fix=REMAKE)
     metadata = part_metadata(path)
     if metadata is None or metadata["description"] != manifest.identity:
         raise StoreError(
-            "a part was built with other settings than its dataset", where=path, cure=REMAKE
+            "a part was built with other settings than its dataset", where=path, fix=REMAKE
         )
     view = part_view(folder, part, manifest)
     if not all_finite(view):
-        raise StoreError("an embedding holds NaN or infinity", where=path, cure=REMAKE)
+        raise StoreError("an embedding holds NaN or infinity", where=path, fix=REMAKE)
 
 
 def list_datasets(store: Path) -> list[Key]:

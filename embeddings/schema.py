@@ -58,11 +58,11 @@ class Key:
             if not _NAME.fullmatch(value):
                 raise UsageError(
                     f"{value!r} cannot name a {part}",
-                    cure="letters, digits, '.', '_', '+' and '-', with a letter or digit in front",
+                    fix="letters, digits, '.', '_', '+' and '-', with a letter or digit in front",
                 )
         if self.modality not in MODALITIES:
             raise UsageError(
-                f"there is no modality {self.modality!r}", cure=near(self.modality, MODALITIES)
+                f"there is no modality {self.modality!r}", fix=near(self.modality, MODALITIES)
             )
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ class Description(BaseModel):
             raise EncoderError(
                 f"the fingerprint of {name} cannot be written as JSON: {error}",
                 where=f"{name}.fingerprint()",
-                cure="let it hold strings, finite numbers, true, false, null, and lists and "
+                fix="let it hold strings, finite numbers, true, false, null, and lists and "
                 "dictionaries of them",
             ) from error
 
@@ -237,7 +237,7 @@ def read_manifest_bytes(folder: Path) -> tuple[Manifest, bytes]:
         raise StoreError(
             "the dataset is unfinished: it has no manifest",
             where=folder,
-            cure="run the command that was making it again; it goes on where it stopped",
+            fix="run the command that was making it again; it goes on where it stopped",
         ) from None
 
 
@@ -254,5 +254,5 @@ def parse_description(kind: type[Described], content: bytes, path: Path) -> Desc
         return kind.model_validate_json(content)
     except ValueError as error:
         raise StoreError(
-            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, cure=REMAKE
+            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, fix=REMAKE
         ) from None

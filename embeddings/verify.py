@@ -1,4 +1,4 @@
-"""Look at a whole store: what there is (`cmcr info`), and whether it is sound (`cmcr verify`)."""
+"""Look at a whole store: what there is (`cmcr info`), and whether it is ok (`cmcr verify`)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from cmcr.files import sha256_file
 
 
 class Verdict(NamedTuple):
-    """One checked dataset; `problem` is None when it is sound."""
+    """One checked dataset; `problem` is None when it is ok."""
 
     key: Key
     rows: int
@@ -28,13 +28,13 @@ class Verdict(NamedTuple):
 def check_store(store: Path) -> None:
     """Raise UsageError for a folder that is not there or holds nothing of a store."""
     if not store.is_dir():
-        raise UsageError("there is no store", where=store, cure="`cmcr extract` makes one")
+        raise UsageError("there is no store", where=store, fix="`cmcr extract` makes one")
     if not _is_store(store):
         below = [str(folder) for folder in sorted(store.iterdir()) if _is_store(folder)]
         raise UsageError(
             "the folder is no store: it has no space=… in it, nor connections or results",
             where=store,
-            cure=f"name one of: {', '.join(below)}" if below else "`cmcr extract` makes one",
+            fix=f"name one of: {', '.join(below)}" if below else "`cmcr extract` makes one",
         )
 
 
@@ -100,7 +100,7 @@ def _unfinished_update(store: Path, key: Key) -> StoreError:
     return StoreError(
         "an update was not finished; the dataset is as it was before",
         where=key.folder(fresh_store(store)),
-        cure="run `cmcr extract` with --update again, or delete that folder",
+        fix="run `cmcr extract` with --update again, or delete that folder",
     )
 
 
@@ -118,7 +118,7 @@ def _check_failures(dataset: Dataset) -> None:
         raise StoreError(
             f"{recorded} failures are listed, the manifest counts {dataset.manifest.failures}",
             where=path,
-            cure=RELIST,
+            fix=RELIST,
         )
 
 
@@ -127,12 +127,12 @@ def _check_index(dataset: Dataset) -> None:
     path = dataset.folder / INDEX
     if about is None:
         if path.exists():
-            raise StoreError("an index without its description", where=path, cure=_REBUILD)
+            raise StoreError("an index without its description", where=path, fix=_REBUILD)
         return
     if about["manifest_sha256"] != dataset.fingerprint:
-        raise StoreError("the index is of other rows", where=dataset.folder / ABOUT, cure=_REBUILD)
+        raise StoreError("the index is of other rows", where=dataset.folder / ABOUT, fix=_REBUILD)
     if not path.exists() or sha256_file(path) != about["sha256"]:
-        raise StoreError("the index is not the one that was built", where=path, cure=_REBUILD)
+        raise StoreError("the index is not the one that was built", where=path, fix=_REBUILD)
 
 
 _REBUILD = "delete index.json and index.faiss and run the extract command again"

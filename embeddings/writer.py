@@ -80,7 +80,7 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
         raise MismatchError(
             f"the dataset {wanted.key} was built with different settings: {', '.join(changed)}",
             where=folder,
-            cure="give the new rows another --dataset or --store, or delete that folder",
+            fix="give the new rows another --dataset or --store, or delete that folder",
         )
 
 
@@ -151,10 +151,10 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
     for path in paths:
         metadata = part_metadata(path)
         if metadata is None:
-            raise StoreError("a part is damaged", where=path, cure=REMAKE)
+            raise StoreError("a part is damaged", where=path, fix=REMAKE)
         if metadata["description"] != description.identity:
             raise StoreError(
-                "a part was built with other settings than its dataset", where=path, cure=REMAKE
+                "a part was built with other settings than its dataset", where=path, fix=REMAKE
             )
         failures += metadata["failures"]
     lines = [describe_part(path, description) for path in paths]

@@ -145,7 +145,7 @@ def read_results(path: Path) -> Results:
         raise StoreError(
             "the results cannot be read",
             where=path,
-            cure="delete the file and run the evaluation again",
+            fix="delete the file and run the evaluation again",
         ) from error
 
 

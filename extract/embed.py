@@ -99,7 +99,7 @@ def extract(
     if not 0 <= shard_index < num_shards:
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
     if update and num_shards > 1:
-        raise UsageError("one process updates a dataset", cure="--update without --num-shards")
+        raise UsageError("one process updates a dataset", fix="--update without --num-shards")
     if index is not None:
         check_factory(encoder.dim, index)
     description, autocast = describe(
@@ -165,7 +165,7 @@ def describe(
     if source.modality not in encoder.modalities:
         raise UsageError(
             f"the encoder {encoder.name} takes no {source.modality}",
-            cure=f"it takes {', '.join(sorted(encoder.modalities))}",
+            fix=f"it takes {', '.join(sorted(encoder.modalities))}",
         )
     if ready := getattr(encoder, "ready", None):
         ready(source.modality)

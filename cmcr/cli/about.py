@@ -31,7 +31,7 @@ def encoders(
         _check(check, checkpoint, as_json)
         return
     if checkpoint is not None:
-        raise UsageError("--checkpoint goes with --check", cure="name an encoder: --check NAME")
+        raise UsageError("--checkpoint goes with --check", fix="name an encoder: --check NAME")
     lines: list[dict[str, Any]] = []
     for name, entry in registered().items():
         package = entry.dist.name if entry.dist else "?"
@@ -114,11 +114,11 @@ PACKAGES = (
 
 
 class Finding(NamedTuple):
-    """One thing looked at; `cure` is None where nothing is to be done."""
+    """One thing looked at; `fix` is None where nothing is to be done."""
 
     what: str
     state: str
-    cure: str | None = None
+    fix: str | None = None
 
 
 def examine() -> Iterator[Finding]:
@@ -174,7 +174,7 @@ def _weights_here() -> Iterator[Finding]:
         try:
             spec = encoder_spec(name)
         except CmcrError as problem:
-            yield Finding(f"encoder {name}", problem.what, problem.cure)
+            yield Finding(f"encoder {name}", problem.what, problem.fix)
             continue
         if spec.weights_present is None:
             continue
@@ -188,4 +188,4 @@ def _weights_here() -> Iterator[Finding]:
                 "--checkpoint",
             )
         for missing in spec.lacks():
-            yield Finding(f"encoder {name}", missing.what, missing.cure)
+            yield Finding(f"encoder {name}", missing.what, missing.fix)

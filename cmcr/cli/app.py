@@ -92,13 +92,13 @@ def main() -> None:
     """Run the command line; a mistake that a user can mend ends without a traceback.
 
     So does one of the system's about a file: a full disk, a folder that cannot be written to. With
-    `--json` an error is a document too: {"error": {"what", "where", "cure", "type"}}.
+    `--json` an error is a document too: {"error": {"what", "where", "fix", "type"}}.
     """
     try:
         code = app(standalone_mode=False)
     except CmcrError as error:
         say(f"error: {error}")
-        _answer(error.what, error.where, error.cure, type(error).__name__)
+        _answer(error.what, error.where, error.fix, type(error).__name__)
         sys.exit(error.exit_code)
     except typer.TyperException as error:  # the line cannot be parsed
         error.show()  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in errno.errorcode:
             told = _told(error)
             say(f"error: {told}")
-            _answer(told.what, told.where, told.cure, type(error).__name__)
+            _answer(told.what, told.where, told.fix, type(error).__name__)
             sys.exit(told.exit_code)
         _answer(str(error), None, None, type(error).__name__)
         raise
@@ -126,9 +126,9 @@ def _told(error: OSError) -> CmcrError:
     files = [os.fsdecode(file) for file in (error.filename, error.filename2) if file is not None]
     if not files and error.strerror and error.strerror != words:
         words = f"{words}: {error.strerror.partition('. Detail')[0]}"
-    return CmcrError(words, where=" → ".join(files) or None, cure=_CURES.get(error.errno))
+    return CmcrError(words, where=" → ".join(files) or None, fix=_CURES.get(error.errno))
 
 
-def _answer(what: str, where: str | None, cure: str | None, kind: str) -> None:
+def _answer(what: str, where: str | None, fix: str | None, kind: str) -> None:
     if "--json" in sys.argv:
-        answer({"error": {"what": what, "where": where, "cure": cure, "type": kind}})
+        answer({"error": {"what": what, "where": where, "fix": fix, "type": kind}})

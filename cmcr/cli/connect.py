@@ -112,7 +112,7 @@ def import_connection(
     from cmcr.embeddings import MODALITIES
 
     if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
+        raise UsageError(f"there is no modality {via!r}", fix=near(via, MODALITIES))
     named = None if spaces is None else spaces.split(",")
     record = import_connection(file, named, out, via=via, replace=replace).record
     first, second = (f"{space.name} ({space.dim})" for space in record.spaces)

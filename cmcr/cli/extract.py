@@ -170,7 +170,7 @@ def prepare(
     if name is None or not folders:
         raise UsageError(
             "no data set to prepare" if name is None else f"nothing says where {name} lies",
-            cure="`cmcr prepare NAME --from FOLDER`; --list has the names, and where each is got",
+            fix="`cmcr prepare NAME --from FOLDER`; --list has the names, and where each is got",
         )
     prepared = prepare_dataset(name, folders, out, split)
     say(f"prepare   {prepared}")

@@ -98,7 +98,7 @@ def init(
         raise UsageError(
             "there is a file of recipes already, which is left as it is",
             where=target.resolve(),
-            cure="write the recipe into it, or work in another folder",
+            fix="write the recipe into it, or work in another folder",
         )
     given = [*(source or []), *([f"text={text}"] if text else [])]
     sources = read_sources(given) if source else [*find_sources(Path()), *read_sources(given)]

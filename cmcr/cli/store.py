@@ -115,14 +115,14 @@ def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Jso
     problems: list[CmcrError] = []
     for verdict in verify_store(store):
         if verdict.problem is None:
-            say(f"sound    {verdict.key}  {verdict.rows:,} rows")
+            say(f"ok       {verdict.key}  {verdict.rows:,} rows")
         else:
             problems.append(verdict.problem)
             say(f"{_state(verdict.problem)}  {verdict.key}  {verdict.problem}")
     for config in sorted(store.glob("connections/*/config.json")):
         try:
             load_connection(config.parent)
-            say(f"sound    connection {config.parent.name}")
+            say(f"ok       connection {config.parent.name}")
         except CmcrError as problem:
             problems.append(problem)
             say(f"{_state(problem)}  connection {config.parent.name}  {problem}")
@@ -182,7 +182,7 @@ def report(
     roots = media_root or []
     for root in roots:
         if not root.is_dir():
-            raise UsageError("there is no such folder", where=root, cure="--media-root DIR")
+            raise UsageError("there is no such folder", where=root, fix="--media-root DIR")
     find = partial(find_media, roots=roots)
     page = write_report(store, out or store / "report.html", find, connection)
     say(f"report    {page} ({page.stat().st_size / 1e6:.1f} MB)")

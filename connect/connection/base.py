@@ -104,7 +104,7 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         if space not in names:
             raise MismatchError(
                 f"the connection is between {' and '.join(names)}, not of {space}",
-                cure=f"{near(space, names)}; or connect that space first",
+                fix=f"{near(space, names)}; or connect that space first",
             )
         return names.index(space)
 
@@ -115,5 +115,5 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
     def _from_pretrained(cls, **options: Any) -> Self:
         raise UsageError(
             "a connection of either kind is read by load_connection",
-            cure="cmcr.load_connection(PATH or OWNER/NAME)",
+            fix="cmcr.load_connection(PATH or OWNER/NAME)",
         )

@@ -72,7 +72,7 @@ class Connection(JointSpace):
                 f"the connection was made for another {space!r}: encoder, checkpoint or "
                 f"preprocessing differ ({str(made_for)[:12]} there, {encoder_identity[:12]} here)",
                 where=" and ".join(self.record.spaces[self.place_of(space)].datasets),
-                cure="connect again with the new embeddings, or extract with the old encoder",
+                fix="connect again with the new embeddings, or extract with the old encoder",
             )
 
     def check_modality(self, space: str, modality: Modality | None) -> None:
@@ -80,18 +80,18 @@ class Connection(JointSpace):
         record = self.record.spaces[self.place_of(space)]
         if modality is not None and modality not in MODALITIES:
             raise UsageError(
-                f"there is no modality {modality!r}", cure=f"one of: {', '.join(MODALITIES)}"
+                f"there is no modality {modality!r}", fix=f"one of: {', '.join(MODALITIES)}"
             )
         if modality is None and (special := record.centred or record.turned):
             raise UsageError(
                 f"{self.model_name} treats the modalities of {space} each in its own way, "
                 "and none was named",
-                cure=f"project(..., modality=...), such as {special[0]!r}",
+                fix=f"project(..., modality=...), such as {special[0]!r}",
             )
         if record.centred and modality not in record.centred:
             raise MismatchError(
                 f"the connection has no mean for {space}/{modality}",
-                cure=f"it has: {', '.join(record.centred)}; connect again with that as memory",
+                fix=f"it has: {', '.join(record.centred)}; connect again with that as memory",
             )
 
     @typed

@@ -41,13 +41,13 @@ def load_pair(path: Path) -> Connection:
     record = read_record(path)
     model = path / MODEL
     if not model.exists() or sha256_file(model) != record.model_sha256:
-        raise StoreError("the weights are not the ones that were written", where=model, cure=REMAKE)
+        raise StoreError("the weights are not the ones that were written", where=model, fix=REMAKE)
     try:
         return Connection(record, projectors_of(record, load_file(model)))
     except (SafetensorError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise StoreError(
-            f"the weights do not fit the record: {reason}", where=model, cure=REMAKE
+            f"the weights do not fit the record: {reason}", where=model, fix=REMAKE
         ) from None
 
 
@@ -64,7 +64,7 @@ def chain_content(path: Path) -> tuple[list[str], list[str]]:
     links, joints = content.get("links"), content.get("joints")
     for names in (links, joints):
         if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-            raise StoreError("the chain's record cannot be read", where=path / CONFIG, cure=REMAKE)
+            raise StoreError("the chain's record cannot be read", where=path / CONFIG, fix=REMAKE)
     assert links is not None
     assert joints is not None
     return links, joints

@@ -56,7 +56,7 @@ _ENDS: dict[HeadKind, tuple[str, str]] = {  # the first matrix of a head, and th
 }
 
 LARGEST = 1 << 30  # bytes
-CURE = "give clap_clip.pt or ulip_clip.pt of C-MCR, or ex_clap.pt or ex_ulip.pt of Ex-MCR"
+FIX = "give clap_clip.pt or ulip_clip.pt of C-MCR, or ex_clap.pt or ex_ulip.pt of Ex-MCR"
 
 
 def published_connection(
@@ -100,19 +100,19 @@ def published_connection(
     except (RuntimeError, IndexError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise SourceError(
-            f"the shapes are not those of published projectors: {reason}", where=file, cure=CURE
+            f"the shapes are not those of published projectors: {reason}", where=file, fix=FIX
         ) from None
 
 
 def _content(file: Path) -> bytes:
     if not file.is_file():
-        raise UsageError("there is no such file", where=file, cure=CURE)
+        raise UsageError("there is no such file", where=file, fix=FIX)
     try:
         if (size := file.stat().st_size) > LARGEST:
-            raise SourceError(f"{size >> 20} MiB are no projectors", where=file, cure=CURE)
+            raise SourceError(f"{size >> 20} MiB are no projectors", where=file, fix=FIX)
         return file.read_bytes()
     except OSError as error:
-        raise SourceError(str(error), where=file, cure=CURE) from error
+        raise SourceError(str(error), where=file, fix=FIX) from error
 
 
 def read_published(
@@ -126,14 +126,14 @@ def read_published(
     try:
         loaded = read_weights(file, content)
     except WeightsError as error:
-        raise SourceError(str(error), where=file, cure=CURE) from error
+        raise SourceError(str(error), where=file, fix=FIX) from error
     state = {_our_name(name): tensor for name, tensor in loaded.items()}
     kinds = layout(state, file)
     for name, tensor in state.items():
         if tensor.is_floating_point():
             state[name] = tensor.float()
             if not state[name].isfinite().all():
-                raise SourceError(f"{name} holds NaN or infinity", where=file, cure=CURE)
+                raise SourceError(f"{name} holds NaN or infinity", where=file, fix=FIX)
     return state, kinds
 
 
@@ -146,7 +146,7 @@ def layout(state: dict[str, Tensor], file: Path) -> tuple[HeadKind, HeadKind]:
     raise SourceError(
         f"the file holds no published projectors: its {len(state)} tensors begin with {there}",
         where=file,
-        cure=CURE,
+        fix=FIX,
     )
 
 
@@ -167,7 +167,7 @@ def in_order(
             raise UsageError(
                 "the file is none of the authors' four, so the names of its spaces are not known",
                 where=file,
-                cure=f"name them as your store does, in this order: {right}",
+                fix=f"name them as your store does, in this order: {right}",
             )
         return own
     for order in orders:
@@ -176,7 +176,7 @@ def in_order(
     raise UsageError(
         f"{named[0]} is not space A of this file, or {named[1]} not its space B",
         where=file,
-        cure=f"{right}, or what your store calls them, in this order",
+        fix=f"{right}, or what your store calls them, in this order",
     )
 
 
@@ -196,7 +196,7 @@ def _two(spaces: Sequence[str]) -> tuple[str, str]:
         raise UsageError(
             f"a published checkpoint connects two spaces, and {','.join(spaces)!r} does not name "
             "two",
-            cure="--spaces A,B in the order of the checkpoint, such as clap,clip for clap_clip.pt; "
+            fix="--spaces A,B in the order of the checkpoint, such as clap,clip for clap_clip.pt; "
             "the authors' own files need none",
         )
     return names[0], names[1]

@@ -104,7 +104,7 @@ def read_content(path: Path) -> dict[str, Any]:
         content = json.loads((path / CONFIG).read_bytes())
     except FileNotFoundError:
         raise StoreError(
-            "there is no finished connection: config.json is not there", where=path, cure=REMAKE
+            "there is no finished connection: config.json is not there", where=path, fix=REMAKE
         ) from None
     except ValueError as error:
         raise _unreadable(path, str(error)) from None
@@ -119,7 +119,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 def _unreadable(path: Path, reason: str) -> StoreError:
     return StoreError(
-        f"the connection's record cannot be read: {reason}", where=path / CONFIG, cure=REMAKE
+        f"the connection's record cannot be read: {reason}", where=path / CONFIG, fix=REMAKE
     )
 
 
@@ -132,7 +132,7 @@ def fetched(repository: str, **options: Any) -> Path:
         raise StoreError(
             f"the connection {repository!r} is not a folder here, and cannot be fetched: "
             f"{str(error).splitlines()[0]}",
-            cure="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub; without "
+            fix="give a folder, or OWNER/NAME of a connection on the Hugging Face Hub; without "
             "network only what was fetched before can be had",
         ) from error
 

@@ -48,7 +48,7 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
     """
     if problem.data.held is None:
         raise UsageError(
-            "`auto` has nothing to choose by", cure="hold some pairs out: --set validation=0.1"
+            "`auto` has nothing to choose by", fix="hold some pairs out: --set validation=0.1"
         )
     made = {}
     for candidate in candidates(problem):

@@ -48,7 +48,7 @@ def start(problem: Problem) -> tuple[Projector, Projector]:
         raise MismatchError(
             f"identity needs equal dimensions, and {first.name} has {first.dim}, "
             f"{second.name} has {second.dim}",
-            cure="--method procrustes takes spaces of any dimensions",
+            fix="--method procrustes takes spaces of any dimensions",
         )
     heads = make_heads(config.heads, (first.dim, second.dim), problem.joint_dim, config.seed)
     means: tuple[Means, Means] = problem.data.means if config.centre else ({}, {})

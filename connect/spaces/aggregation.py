@@ -55,7 +55,7 @@ def aggregate(
         if values.shape[1] != dim:
             raise MismatchError(
                 f"the queries have {dim} dimensions, the memory has {values.shape[1]}",
-                cure="take both from one space",
+                fix="take both from one space",
             )
         seen += len(values)
         keys = F.normalize(values.float(), dim=1).T  # (d, ≤ rows)
@@ -70,9 +70,7 @@ def aggregate(
             total[block] = total[block] * scale + product(scores, values, kind)
             highest[block] = peak
     if not seen:
-        raise MismatchError(
-            "the memory has no rows", cure="embed something for it, or leave it out"
-        )
+        raise MismatchError("the memory has no rows", fix="embed something for it, or leave it out")
     return total / weight
 
 

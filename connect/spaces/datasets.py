@@ -79,7 +79,7 @@ def open_spaces(
                 f"the memory dataset {entry!r} is not in {' or '.join(spaces)} "
                 f"under another modality than the bridge, {via}",
                 where=store,
-                cure=near(entry, [*map(str, there), *(key.dataset for key in there)]),
+                fix=near(entry, [*map(str, there), *(key.dataset for key in there)]),
             )
     return first, second
 
@@ -98,7 +98,7 @@ def _memory_of(
         raise UsageError(
             f"the memory of {space} could be of two modalities: {', '.join(map(str, keys))}",
             where=store,
-            cure="name the one to use in full, as SPACE/MODALITY:DATASET",
+            fix="name the one to use in full, as SPACE/MODALITY:DATASET",
         )
     return keys
 
@@ -120,7 +120,7 @@ def _open_space(
             raise MismatchError(
                 f"{space.bridge[0].key} and {dataset.key} were made by two different encoders",
                 where=dataset.folder,
-                cure="extract both with the same encoder, checkpoint and preprocessing",
+                fix="extract both with the same encoder, checkpoint and preprocessing",
             )
     return space
 
@@ -164,7 +164,7 @@ def find_bridge(
             f"nothing connects {space} with {' or '.join(members)}: no dataset of one modality "
             "and name is in both",
             where=store,
-            cure=near(space, [*sorted({key.space for key in there}), *map(str, sorted(there))]),
+            fix=near(space, [*sorted({key.space for key in there}), *map(str, sorted(there))]),
         )
     rows = {one: sum(open_dataset(store, key).rows for key in keys) for one, keys in shared.items()}
     member, modality = most = max(shared, key=lambda one: rows[one])

@@ -100,7 +100,7 @@ def join(first: SpaceData, second: SpaceData) -> Pairs:
             f"{first.name} and {second.name} have {len(pairs.first)} bridge items in common, "
             f"at least two are needed; ids look like {one.ids()[:1]} and {two.ids()[:1]}",
             where=f"{one.folder} and {two.folder}",
-            cure="embed the same source, with the same ids, in both spaces",
+            fix="embed the same source, with the same ids, in both spaces",
         )
     return pairs
 
@@ -119,6 +119,6 @@ def _unique_ids(dataset: Dataset) -> Any:
         raise StoreError(
             f"the id {twice!r} occurs more than once in {dataset.key}",
             where=dataset.folder,
-            cure="give every row an id of its own and make the dataset again",
+            fix="give every row an id of its own and make the dataset again",
         )
     return ids

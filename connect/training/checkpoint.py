@@ -112,7 +112,7 @@ class TrainingState:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (RuntimeError, EOFError, UnpicklingError) as error:
             raise StoreError(
-                "the checkpoint is damaged", where=path, cure="delete it to train from the start"
+                "the checkpoint is damaged", where=path, fix="delete it to train from the start"
             ) from error
         if state["identity"] != identity:
             return

@@ -36,7 +36,7 @@ def read_training(path: Path) -> list[dict[str, float]]:
         raise StoreError(
             "the training curves cannot be read",
             where=path,
-            cure="train the connection again, or delete the file to evaluate without its picture",
+            fix="train the connection again, or delete the file to evaluate without its picture",
         ) from error
 
 
@@ -88,6 +88,6 @@ def _events(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UsageError(
-            "TensorBoard is not installed", cure="pip install tensorboard, or leave --tensorboard"
+            "TensorBoard is not installed", fix="pip install tensorboard, or leave --tensorboard"
         ) from None
     return SummaryWriter(str(folder))

@@ -203,7 +203,7 @@ def _refuse_what_is_not_finite(state: TrainingState, means: list[float], folder:
         f"the loss is no longer finite in epoch {state.epoch + 1}: "
         f"{' and '.join(names) or 'loss'} at step {step + 1}",
         where=folder,
-        cure="lower learning_rate or raise the temperatures" + (f"; {kept}" if kept else ""),
+        fix="lower learning_rate or raise the temperatures" + (f"; {kept}" if kept else ""),
     )
 
 

@@ -52,14 +52,14 @@ def choose_prompts(
         raise UsageError(
             f"{texts.key} has no labels, so nothing says which class a prompt is of",
             where=texts.folder,
-            cure="extract prompts:CLASSES:TEMPLATES, or a manifest with a column `label`",
+            fix="extract prompts:CLASSES:TEMPLATES, or a manifest with a column `label`",
         )
     if templates:
         if "template" not in texts.manifest.columns:
             raise UsageError(
                 f"{texts.key} does not say which template a prompt was made with",
                 where=texts.folder,
-                cure="leave --templates out, or extract prompts:CLASSES:TEMPLATES",
+                fix="leave --templates out, or extract prompts:CLASSES:TEMPLATES",
             )
         wanted = set(read_templates(templates))
         made_with = texts.table(["template"])["template"].to_pylist()
@@ -68,7 +68,7 @@ def choose_prompts(
             raise UsageError(
                 f"no prompt of {texts.key} was made with these templates",
                 where=texts.folder,
-                cure=f"its templates are such as {made_with[0]!r}",
+                fix=f"its templates are such as {made_with[0]!r}",
             )
     rows = np.flatnonzero(kept)
     there = dict.fromkeys(name for row in rows for name in labels[row])
@@ -77,7 +77,7 @@ def choose_prompts(
         raise UsageError(
             f"{len(missing)} of {len(names)} classes have no prompt in {texts.key}: {missing[0]!r}",
             where=texts.folder,
-            cure=f"its classes are such as {', '.join(list(there)[:5]) or 'none'}; extract prompts "
+            fix=f"its classes are such as {', '.join(list(there)[:5]) or 'none'}; extract prompts "
             "with these classes and templates",
         )
     number = {name: at for at, name in enumerate(names)}
@@ -100,7 +100,7 @@ def choose_items(dataset: Dataset, classes: Sequence[str]) -> ClassItems:
             f"no item of {dataset.key} is of one of the classes",
             where=f"its labels are such as {', '.join(there[:5]) or 'none'}; the classes are such "
             f"as {', '.join(classes[:5])}",
-            cure="use the same names in both datasets",
+            fix="use the same names in both datasets",
         )
     return ClassItems(dataset, rows, right[rows], left_out=len(labels) - len(rows))
 

@@ -112,10 +112,10 @@ def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
     for text in filters:
         column, equals, values = text.partition("=")
         if not equals or not column:
-            raise UsageError(f"{text!r} selects nothing", cure="write COLUMN=VALUE[,VALUE...]")
+            raise UsageError(f"{text!r} selects nothing", fix="write COLUMN=VALUE[,VALUE...]")
         if column in where:
             raise UsageError(
-                f"the column {column!r} is named twice", cure=f"write {column}=VALUE,VALUE"
+                f"the column {column!r} is named twice", fix=f"write {column}=VALUE,VALUE"
             )
         where[column] = values.split(",")
     return where
@@ -134,7 +134,7 @@ def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
             raise UsageError(
                 f"{dataset.key} has no column {column!r}",
                 where=dataset.folder,
-                cure=f"one of: {', '.join(there)}",
+                fix=f"one of: {', '.join(there)}",
             )
     kept = np.ones(dataset.rows, bool)
     for column, wanted in where.items():
@@ -153,7 +153,7 @@ def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
         raise CmcrError(
             f"{dataset.key} has neither labels nor groups, so nothing says what matches",
             where=dataset.folder,
-            cure="extract a folder of class folders or a manifest with a column `label` or "
+            fix="extract a folder of class folders or a manifest with a column `label` or "
             "`group`, or import with --metadata that has one",
         )
     return Items(dataset, rows, table, where)
@@ -188,7 +188,7 @@ def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
             f"ids of {dataset.key} occur more than once, {name!r} {most} times: "
             "results name items by id",
             where=dataset.folder,
-            cure="give each input an id of its own, and extract or import it again",
+            fix="give each input an id of its own, and extract or import it again",
         )
 
 
@@ -196,7 +196,7 @@ def _refuse_items_that_find_themselves(query: Items, gallery: Items) -> None:
     if query.key == gallery.key and len(np.intersect1d(query.rows, gallery.rows)):
         raise UsageError(
             f"query and gallery share rows of {query.key}: an item would find itself",
-            cure="keep them apart with --query-where and --gallery-where, or name two datasets",
+            fix="keep them apart with --query-where and --gallery-where, or name two datasets",
         )
 
 
@@ -204,7 +204,7 @@ def _nothing_in_common(query: Items, gallery: Items) -> CmcrError:
     return CmcrError(
         "no query has a match in the gallery",
         where=f"{_examples(query)}; {_examples(gallery)}",
-        cure="items match by a shared `group`, or by a shared `label` where one has no group: "
+        fix="items match by a shared `group`, or by a shared `label` where one has no group: "
         "use the same names in both datasets",
     )
 

@@ -137,7 +137,7 @@ def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[SoundImage]) 
             where=f"the truth has the sound {pairs[0].sound!r} with the image {pairs[0].image!r}; "
             f"{sounds.key} has the id {next(iter(row_of_sound), None)!r}; {regions.key} has the "
             f"image {next(iter(of_image), None)!r}",
-            cure="extract both from manifests whose `id` is the one that the truth uses",
+            fix="extract both from manifests whose `id` is the one that the truth uses",
         )
     region_rows = [of_image[pair.image] for pair in kept]
     return Scenes(
@@ -206,7 +206,7 @@ def _places(regions: Dataset) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         raise UsageError(
             f"{regions.key} does not say where its rows lie: it has no column {missing[0]!r}",
             where=regions.folder,
-            cure="extract the images with --regions, and name that dataset",
+            fix="extract the images with --regions, and name that dataset",
         )
     table = regions.table(["image", *CORNERS])
     try:
@@ -215,14 +215,14 @@ def _places(regions: Dataset) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         raise SourceError(
             f"a region's place cannot be read: {error}",
             where=regions.folder,
-            cure="extract it again with --regions",
+            fix="extract it again with --regions",
         ) from error
     wrong = ~(np.isfinite(boxes).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1))
     if wrong.any():
         raise SourceError(
             f"a region has no area: {boxes[wrong][0].tolist()}",
             where=regions.folder,
-            cure="x0 < x1 and y0 < y1 are fractions of the picture; extract it with --regions",
+            fix="x0 < x1 and y0 < y1 are fractions of the picture; extract it with --regions",
         )
     rows = defaultdict(list)
     for row, image in enumerate(table["image"].to_pylist()):
@@ -238,6 +238,6 @@ def _rows_by_id(sounds: Dataset) -> dict[str, int]:
         raise SourceError(
             f"{sounds.key} has two sounds named {twice!r}",
             where=sounds.folder,
-            cure="give every sound an id of its own, and extract again",
+            fix="give every sound an id of its own, and extract again",
         )
     return rows

@@ -57,7 +57,7 @@ def read_truth(paths: Iterable[Path]) -> list[SoundImage]:
             raise SourceError(
                 f"the truth cannot be read: {reason}",
                 where=path,
-                cure="Flickr-SoundNet's folder of XML, VGG-SS's .json, a .csv of silent pairs, or "
+                fix="Flickr-SoundNet's folder of XML, VGG-SS's .json, a .csv of silent pairs, or "
                 "a .jsonl with id, image and boxes",
             ) from error
         if not found:
@@ -76,7 +76,7 @@ def truth_of(sounds: Dataset) -> list[SoundImage]:
         raise UsageError(
             f"nothing says where the sounds of {sounds.key} are seen",
             where=f"{sounds.folder} has no column {' and no column '.join(missing)}",
-            cure="give --truth FILE",
+            fix="give --truth FILE",
         )
     pairs = []
     for row in sounds.table(["id", "image", "boxes"]).to_pylist():
@@ -87,7 +87,7 @@ def truth_of(sounds: Dataset) -> list[SoundImage]:
             raise SourceError(
                 f"the row {row['id']!r} has no boxes that can be read: {error}",
                 where=sounds.folder,
-                cure='write a JSON list such as [[0.1, 0.2, 0.5, 0.9]], or "[]"',
+                fix='write a JSON list such as [[0.1, 0.2, 0.5, 0.9]], or "[]"',
             ) from error
     return pairs
 
@@ -96,7 +96,7 @@ def _read(path: Path) -> list[SoundImage]:
     if path.is_dir():
         return [_flickr(file) for file in sorted(path.glob("*.xml"))]
     if not path.is_file():
-        raise UsageError("there is no such file or folder", where=path, cure="name another --truth")
+        raise UsageError("there is no such file or folder", where=path, fix="name another --truth")
     if path.suffix not in (".json", ".jsonl", ".csv"):
         raise ValueError(f"{path.suffix or 'a file without suffix'} is of no known kind")
     text = path.read_text(encoding="utf-8-sig")

@@ -88,7 +88,7 @@ def retrieval_metrics(
     if not torch.isfinite(queries.sum() + gallery.sum()):
         raise CmcrError(
             "projected embeddings hold NaN or infinity",
-            cure="train the connection again, with a smaller learning rate if it diverged",
+            fix="train the connection again, with a smaller learning rate if it diverged",
         )
     precision = np.zeros(len(RECALL_LEVELS))
     blocks = []
@@ -181,7 +181,7 @@ def _at_cutoffs(name: str, values: Iterable[float]) -> Metrics:
 def _no_matches() -> CmcrError:
     return CmcrError(
         "no query has a match in the gallery",
-        cure="items match by a shared `group` or, without one, by a shared `label`: "
+        fix="items match by a shared `group` or, without one, by a shared `label`: "
         "use the same names in both datasets",
     )
 

@@ -112,7 +112,7 @@ def take_inventory(store: Path, connection: str | None = None) -> Inventory:
             raise UsageError(
                 f"there is no connection {connection!r}",
                 where=store / "connections",
-                cure=near(connection, names),
+                fix=near(connection, names),
             )
         names = [connection]
     return Inventory(

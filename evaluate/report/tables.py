@@ -129,7 +129,7 @@ def confusion_table(folder: Path) -> Table:
             raise StoreError(
                 f"{CLASSES_FILE} and {PREDICTIONS} are of two evaluations",
                 where=folder,
-                cure="delete them and run `cmcr evaluate zero-shot` again",
+                fix="delete them and run `cmcr evaluate zero-shot` again",
             )
         truth.append(right)
         predicted.append(number[item["predicted"]])

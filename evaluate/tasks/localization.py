@@ -72,7 +72,7 @@ def evaluate_localization(
             raise CmcrError(
                 "every pair of the truth is a silent one, so there is nothing to locate",
                 where=scenes.sounds.folder,
-                cure="name a truth with boxes, or run `cmcr evaluate counterfactual`",
+                fix="name a truth with boxes, or run `cmcr evaluate counterfactual`",
             )
         return Task(TASK, scene_inputs(scenes, VERSION), partial(_compute, scenes))
 

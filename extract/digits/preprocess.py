@@ -87,16 +87,16 @@ def spoken(waveform: Waveform) -> Float[Tensor, "frames"]:
 
     samples = waveform.samples
     if samples.size == 0 or waveform.sample_rate <= 0:
-        raise SourceError("the recording is empty", cure="leave it out, or record it again")
+        raise SourceError("the recording is empty", fix="leave it out, or record it again")
     if not np.isfinite(samples).all():
         raise SourceError(
-            "the recording holds NaN or infinite samples", cure="leave it out, or decode it again"
+            "the recording holds NaN or infinite samples", fix="leave it out, or decode it again"
         )
     mono = soxr.resample(samples.mean(0), waveform.sample_rate, SAMPLE_RATE, quality="HQ")
     mono = np.pad(mono, (0, -len(mono) % HOP))
     power = (mono.reshape(-1, HOP) ** 2).mean(1)
     if not power.any():
-        raise SourceError("the recording is silent", cure="leave it out, or record it again")
+        raise SourceError("the recording is silent", fix="leave it out, or record it again")
     loud = np.flatnonzero(power > power.max() * 10 ** (-SILENCE_DB / 10))
     sound = mono[loud[0] * HOP : (loud[-1] + 1) * HOP]
     return torch.from_numpy((sound / np.abs(sound).max()).astype(np.float32))

@@ -68,7 +68,7 @@ def espeak(*arguments: str) -> bytes:
         return subprocess.run(["espeak-ng", *arguments], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise CmcrError(
-            "espeak-ng cannot be run", where=error, cure="install espeak-ng, e.g. by apt"
+            "espeak-ng cannot be run", where=error, fix="install espeak-ng, e.g. by apt"
         ) from error
 
 

@@ -77,7 +77,7 @@ class Preprocess:
                 item, padding="max_length", truncation=True, max_length=CONTEXT + 1
             )
             return torch.tensor(tokens["input_ids"])
-        raise UsageError(f"clap does not embed {modality}", cure="it embeds audio and text")
+        raise UsageError(f"clap does not embed {modality}", fix="it embeds audio and text")
 
 
 class ClapEncoder:
@@ -199,8 +199,8 @@ def missing_tokenizer() -> list[EncoderError]:
     absent = [file for file in TOKENIZER_FILES if not weights_cached(TOKENIZER, file)]
     if not absent:
         return []
-    cure = f"fetched at first use where there is network; else `hf download {TOKENIZER}`"
-    return [EncoderError(f"for text: {TOKENIZER}'s {', '.join(absent)} not here", cure=cure)]
+    fix = f"fetched at first use where there is network; else `hf download {TOKENIZER}`"
+    return [EncoderError(f"for text: {TOKENIZER}'s {', '.join(absent)} not here", fix=fix)]
 
 
 @cache
@@ -217,7 +217,7 @@ def tokenizer() -> Any:
     missing = partial(
         EncoderError,
         where=Path(HF_HUB_CACHE, f"models--{TOKENIZER}"),
-        cure=f"`hf download {TOKENIZER} {' '.join(TOKENIZER_FILES)}` puts them there; for a "
+        fix=f"`hf download {TOKENIZER} {' '.join(TOKENIZER_FILES)}` puts them there; for a "
         "machine without network run it on another and copy that folder",
     )
     try:
@@ -249,11 +249,11 @@ def published_state(variant: str, checkpoint: Path) -> dict[str, Tensor]:
     if found != VARIANTS[variant]:
         fitting = [name for name, architecture in VARIANTS.items() if architecture == found]
         named = [name for name in fitting if name == checkpoint.stem] or fitting
-        cure = f"write --encoder {' or '.join(f'clap:{name}' for name in named)}"
+        fix = f"write --encoder {' or '.join(f'clap:{name}' for name in named)}"
         raise EncoderError(
             f"this checkpoint is {found}, and clap:{variant} is {VARIANTS[variant]}",
             where=checkpoint,
-            cure=cure if named else "there is no variant of it: give another checkpoint",
+            fix=fix if named else "there is no variant of it: give another checkpoint",
         )
     return {
         name: tensor
@@ -270,7 +270,7 @@ def not_clap(checkpoint: Path, why: str) -> EncoderError:
     return EncoderError(
         f"this is not a checkpoint of CLAP with HTSAT: {why}",
         where=checkpoint,
-        cure=f"give one of https://huggingface.co/{REPOSITORY} to --checkpoint: "
+        fix=f"give one of https://huggingface.co/{REPOSITORY} to --checkpoint: "
         f"{', '.join(f'{variant}.pt' for variant in VARIANTS)}",
     )
 
@@ -284,7 +284,7 @@ def open_encoder(*, variant: str | None, checkpoint: Path | None, device: str) -
     if variant not in VARIANTS:
         raise UsageError(
             f"clap has no variant {variant!r}",
-            cure=f"one of: {', '.join(f'clap:{name}' for name in VARIANTS)}",
+            fix=f"one of: {', '.join(f'clap:{name}' for name in VARIANTS)}",
         )
     return ClapEncoder(variant, checkpoint or find_weights(REPOSITORY, f"{variant}.pt"), device)
 

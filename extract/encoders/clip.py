@@ -70,7 +70,7 @@ def parse_variant(text: str, *, untagged: bool) -> Variant:
         raise UsageError(
             f"open_clip has no model {model!r}",
             where=f"--encoder clip:{text}",
-            cure=f"write clip:MODEL/PRETRAINED; {near(model, models)}",
+            fix=f"write clip:MODEL/PRETRAINED; {near(model, models)}",
         )
     if not tag and untagged:
         return Variant(model, None)
@@ -79,7 +79,7 @@ def parse_variant(text: str, *, untagged: bool) -> Variant:
         raise UsageError(
             f"open_clip has no weights {tag!r} for {model}" if tag else f"{model} needs a tag",
             where=f"--encoder clip:{text}",
-            cure=near(f"clip:{model}/{tag}", known)
+            fix=near(f"clip:{model}/{tag}", known)
             if known
             else f"give weights to --checkpoint and write clip:{model}",
         )
@@ -114,13 +114,13 @@ def load_model(variant: Variant, checkpoint: Path) -> Any:
     """
     if not checkpoint.is_file():
         raise EncoderError(
-            "there is no such checkpoint", where=checkpoint, cure="give --checkpoint a file"
+            "there is no such checkpoint", where=checkpoint, fix="give --checkpoint a file"
         )
     if is_torchscript(checkpoint):
         raise EncoderError(
             "this is OpenAI's own archive: a TorchScript program, not only weights",
             where=checkpoint,
-            cure=f"take the same weights as {SAFETENSORS} from https://huggingface.co/"
+            fix=f"take the same weights as {SAFETENSORS} from https://huggingface.co/"
             f"{published(variant)[0] if variant.tag else DEFAULT_REPOSITORY}, or convert it once: "
             f"python -c \"import torch; s = torch.jit.load('{checkpoint.name}', 'cpu')"
             ".state_dict(); [s.pop(k, 0) for k in ('input_resolution', 'context_length', "
@@ -157,7 +157,7 @@ def tokenizer_of(model: str) -> Any:
         raise EncoderError(
             f"the tokenizer of {model} is not on this machine and could not be fetched ({reason})",
             where=f"published as https://huggingface.co/{name}",
-            cure=f"run once with network, or bring that repository into the cache: hf download "
+            fix=f"run once with network, or bring that repository into the cache: hf download "
             f"{name}",
         )
     return tokenizer
@@ -197,7 +197,7 @@ def tokenise(tokenizer: Any, text: str) -> Int64[Tensor, "ids_and_flag"]:
 
 
 def _unknown(modality: str) -> UsageError:
-    return UsageError(f"clip does not embed {modality}", cure="it embeds image and text")
+    return UsageError(f"clip does not embed {modality}", fix="it embeds image and text")
 
 
 class ClipEncoder:

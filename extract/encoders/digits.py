@@ -33,7 +33,7 @@ def branch(name: str, modality: Modality) -> Branch:
     branches = ENCODERS[name]
     if modality not in branches:
         raise UsageError(
-            f"{name} does not embed {modality}", cure=f"it embeds {' and '.join(sorted(branches))}"
+            f"{name} does not embed {modality}", fix=f"it embeds {' and '.join(sorted(branches))}"
         )
     return branches[modality]
 
@@ -99,7 +99,7 @@ def open_encoder(
     Raises UsageError for a variant, EncoderError for weights that cannot be loaded.
     """
     if variant is not None:
-        raise UsageError(f"{name} has no variant {variant!r}", cure=f"use --encoder {name}")
+        raise UsageError(f"{name} has no variant {variant!r}", fix=f"use --encoder {name}")
     file = checkpoint or shipped(name)
     try:
         return DigitsEncoder(name, file.read_bytes(), device)
@@ -110,7 +110,7 @@ def open_encoder(
     raise EncoderError(
         wrong,
         where=file,
-        cure="give a file written by `python -m cmcr.extract.digits.pretrain` to --checkpoint",
+        fix="give a file written by `python -m cmcr.extract.digits.pretrain` to --checkpoint",
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cmcr.errors import CmcrError, EncoderError
 from cmcr.weights import WeightsError, read_weights
 
-CURE = (
+FIX = (
     "give --checkpoint the publisher's file of this very model, whole: a .safetensors file (with "
     "that suffix), or one that torch.save wrote"
 )
@@ -42,7 +42,7 @@ def find_weights(repo: str, filename: str) -> Path:
             f"the weights {filename} are not on this machine and could not be fetched "
             f"({type(error).__name__})",
             where=f"published as https://huggingface.co/{repo}/blob/main/{filename}",
-            cure=f"fetch {filename} there and give the file to --checkpoint, or run once with "
+            fix=f"fetch {filename} there and give the file to --checkpoint, or run once with "
             "network and without HF_HUB_OFFLINE",
         ) from error
 
@@ -84,7 +84,7 @@ def explained(path: Path) -> Iterator[None]:
     except CmcrError:
         raise
     except Exception as error:  # a publisher's loader raises what it stumbles over
-        raise EncoderError(_wrong(error), where=path, cure=CURE) from error
+        raise EncoderError(_wrong(error), where=path, fix=FIX) from error
 
 
 def _wrong(error: Exception) -> str:

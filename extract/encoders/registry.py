@@ -71,7 +71,7 @@ class EncoderSpec:
     dim: int | None  # None where it depends on the variant
     licence: str  # of the weights
     weights_present: Callable[[], bool] | None  # None where the name alone is no model
-    lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the cure
+    lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the fix
 
 
 def registered() -> dict[str, EntryPoint]:
@@ -89,7 +89,7 @@ def encoder_spec(spec: str) -> EncoderSpec:
     if name not in found:
         raise UsageError(
             f"there is no encoder named {name!r}",
-            cure=f"{near(name, found)}; `cmcr encoders` describes them",
+            fix=f"{near(name, found)}; `cmcr encoders` describes them",
         )
     try:
         encoder = found[name].load()
@@ -97,13 +97,13 @@ def encoder_spec(spec: str) -> EncoderSpec:
         raise UsageError(
             f"the encoder {name!r} is registered but cannot be imported: {error}",
             where=found[name].value,
-            cure="install the package that offers it again",
+            fix="install the package that offers it again",
         ) from error
     if not isinstance(encoder, EncoderSpec):
         raise UsageError(
             f"the encoder {name!r} is a {type(encoder).__name__}, not an EncoderSpec",
             where=found[name].value,
-            cure=f"its entry point in the group {GROUP} must name an EncoderSpec",
+            fix=f"its entry point in the group {GROUP} must name an EncoderSpec",
         )
     return encoder
 

@@ -82,7 +82,7 @@ class Preprocess:
 def _refuse(modality: Modality) -> None:
     if modality not in MODALITIES:
         raise UsageError(
-            f"ulip does not embed {modality}", cure=f"it embeds {', '.join(MODALITIES)}"
+            f"ulip does not embed {modality}", fix=f"it embeds {', '.join(MODALITIES)}"
         )
 
 
@@ -228,14 +228,14 @@ def parse_variant(variant: str | None) -> Preprocess:
     if "up" in options:
         raise UsageError(
             f"ulip has no variant {variant!r}: which axis is up is the source's to say",
-            cure="--up z with --source, or `up: z` at the source in a recipe",
+            fix="--up z with --source, or `up: z` at the source in a recipe",
         )
     points, centre = options.pop("points", "8192"), options.pop("centre", "mean")
     known = not options and centre in CENTRES
     if not known or not points.isdecimal() or int(points) < GROUP_SIZE:
         raise UsageError(
             f"ulip has no variant {variant!r}",
-            cure=f"ulip:points=N,centre=WHERE with N ≥ {GROUP_SIZE} and WHERE "
+            fix=f"ulip:points=N,centre=WHERE with N ≥ {GROUP_SIZE} and WHERE "
             f"{' or '.join(CENTRES)}; without, points=8192,centre=mean",
         )
     return Preprocess(int(points), centre)
@@ -262,7 +262,7 @@ def open_encoder(*, variant: str | None, checkpoint: Path | None, device: str) -
         raise EncoderError(
             error.what,
             where=file,
-            cure=f"give {FILE.rpartition('/')[2]} of https://huggingface.co/{REPO} to --checkpoint",
+            fix=f"give {FILE.rpartition('/')[2]} of https://huggingface.co/{REPO} to --checkpoint",
         ) from error
     return UlipEncoder(towers, sha256_file(file), options, device)
 

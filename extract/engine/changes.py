@@ -75,14 +75,14 @@ class Changes:
             return MismatchError(
                 f"{key} was made from {self.moved[0]}, this is {self.moved[1]}: {self}",
                 where=folder,
-                cure="give another source another --dataset (or --store); where it is the same one "
+                fix="give another source another --dataset (or --store); where it is the same one "
                 f"that moved, `cmcr extract` with --update embeds what is new or changed and "
                 f"{rest}, and what is gone is dropped",
             )
         return MismatchError(
             f"the source of {key} changed{since}: {self}",
             where=folder,
-            cure=f"`cmcr extract` with --update embeds what is new or changed and {rest}; "
+            fix=f"`cmcr extract` with --update embeds what is new or changed and {rest}; "
             "or give another --dataset or --store",
         )
 

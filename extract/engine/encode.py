@@ -109,7 +109,7 @@ def _encode(
             if not limit:
                 raise EncoderError(
                     f"the device has too little memory to encode one {modality} input",
-                    cure="free memory on the device, or --device cpu",
+                    fix="free memory on the device, or --device cpu",
                 ) from error
             torch.cuda.empty_cache()
         else:
@@ -139,11 +139,11 @@ def check_norms(encoder: Encoder, modality: Modality, vectors: np.ndarray) -> No
 
 
 def _broken(
-    encoder: Encoder, what: str, cure: str | None = None, method: str = "encode"
+    encoder: Encoder, what: str, fix: str | None = None, method: str = "encode"
 ) -> EncoderError:
     kind = type(encoder)
     return EncoderError(
         f"the encoder {encoder.name} {what}",
         where=f"{kind.__module__}.{kind.__qualname__}.{method}",
-        cure=cure or f"mend it; `cmcr encoders --check {encoder.name}` tries what is promised",
+        fix=fix or f"mend it; `cmcr encoders --check {encoder.name}` tries what is promised",
     )

@@ -278,7 +278,7 @@ def refuse_too_many(summary: Summary, max_failures: float, folder: Path) -> None
             f"{summary.failures:,} of {inputs:,} inputs could not be embedded, more than "
             f"--max-failures {max_failures:g} allows: {summary.kinds}",
             where=folder / FAILURES,
-            cure="all of them are listed there; mend the inputs and run the command again with "
+            fix="all of them are listed there; mend the inputs and run the command again with "
             "--update, or allow more failures: what is finished is kept",
         )
 
@@ -288,5 +288,5 @@ def moved(job: Job) -> SourceError:
     return SourceError(
         "the source changed while it was being embedded",
         where=job.source.description["where"],
-        cure="run the command again with --update when it is at rest; what is embedded is kept",
+        fix="run the command again with --update when it is at rest; what is embedded is kept",
     )

@@ -88,17 +88,17 @@ def load(
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
             raise
-        cure = (
+        fix = (
             "run the command again, with fewer --workers if memory ran out; finished parts are kept"
         )
         if "is killed by signal" not in str(error):
-            cure += (
+            fix += (
                 '; a script of your own must call `extract` under `if __name__ == "__main__":`, or '
                 "with workers=0, for these processes import the script"
             )
         raise SourceError(
             f"a process that decodes {modality} was killed: {str(error).splitlines()[0]}",
-            cure=cure,
+            fix=fix,
         ) from error
 
 

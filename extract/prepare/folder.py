@@ -30,7 +30,7 @@ class Folder:
     def __init__(self, roots: Sequence[Path], skip: Path) -> None:
         for root in roots:
             if not root.is_dir():
-                raise UsageError("there is no such folder", where=root, cure="name another --from")
+                raise UsageError("there is no such folder", where=root, fix="name another --from")
         self.roots = tuple(roots)
         self._files = [path for root in roots for path in _walk(root.absolute(), skip.absolute())]
         self.stems = cache(self._stems)
@@ -53,7 +53,7 @@ class Folder:
         raise SourceError(
             f"there is no {' and no '.join(patterns)}",
             where=self,
-            cure="give the folder that has it too: --from can be repeated; "
+            fix="give the folder that has it too: --from can be repeated; "
             "`cmcr prepare --list` says where it is got",
         )
 

@@ -75,7 +75,7 @@ class Prepared:
 def published(name: str) -> Published:
     """The data set of this name. Raises UsageError where there is none."""
     if name not in SETS:
-        raise UsageError(f"there is no data set {name!r} to prepare", cure=near(name, SETS))
+        raise UsageError(f"there is no data set {name!r} to prepare", fix=near(name, SETS))
     return SETS[name]
 
 
@@ -95,7 +95,7 @@ def prepare_dataset(
     with locked(out / f".{name}.lock") as mine:
         if not mine:
             raise StoreError(
-                f"another process is preparing {name}", where=out, cure="wait for it to end"
+                f"another process is preparing {name}", where=out, fix="wait for it to end"
             )
         prepared = Prepared(name, split, str(out), definition.counts.get(split))
         labels = _write_manifests(definition, folder, out, prepared)
@@ -151,7 +151,7 @@ def _read(definition: Published, folder: Folder) -> Iterator[Listed]:
         raise SourceError(
             f"the lists of {definition.name} cannot be read: {what}",
             where=folder,
-            cure=f"give them as {definition.where} offers them",
+            fix=f"give them as {definition.where} offers them",
         ) from error
 
 
@@ -185,7 +185,7 @@ def _refuse_nothing(
         raise UsageError(
             f"{definition.name} has no split {prepared.split!r} in this folder",
             where=folder,
-            cure=near(prepared.split, [*sorted(splits), ALL]),
+            fix=near(prepared.split, [*sorted(splits), ALL]),
         )
     if not prepared.ready:
         raise SourceError(
@@ -196,7 +196,7 @@ def _refuse_nothing(
                 else ""
             ),
             where=folder,
-            cure=f"{definition.needs or 'the media'}; got from {definition.where}",
+            fix=f"{definition.needs or 'the media'}; got from {definition.where}",
         )
 
 

@@ -61,7 +61,7 @@ def open_regions(pictures: Source, where: str, folder: Path, device: str) -> Sou
     if not path.is_file() or path.suffix.lower() not in READERS or path.suffix == ".txt":
         raise UsageError(
             f"regions are not read from {where!r}",
-            cure="grid, torchvision:CHECKPOINT, or a file of .jsonl, .csv, .tsv, .parquet with "
+            fix="grid, torchvision:CHECKPOINT, or a file of .jsonl, .csv, .tsv, .parquet with "
             f"the columns {', '.join(COLUMNS)}",
         )
     return from_file(pictures, path)
@@ -146,12 +146,12 @@ def _boxes(where: Path) -> Iterator[tuple[str, str, str]]:
         box = [_number(row.get(place)) for place in PLACES]
         yield as_text(row.get("image")) or "", json.dumps(box), json.dumps(labels(row.get("label")))
     if not names:
-        raise SourceError("the file lists no region", where=where, cure="write a row for each box")
+        raise SourceError("the file lists no region", where=where, fix="write a row for each box")
     if missing := [name for name in COLUMNS if name not in names]:
         raise UsageError(
             f"the file of regions has no column {', '.join(missing)}",
             where=where,
-            cure=f"it needs {', '.join(COLUMNS)}, and may have label",
+            fix=f"it needs {', '.join(COLUMNS)}, and may have label",
         )
 
 

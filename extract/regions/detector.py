@@ -119,7 +119,7 @@ def faster_rcnn(weights: Path | None, device: str) -> tuple[dict[str, Any], Call
         raise EncoderError(
             "the weights of the detector are not on this machine",
             where=file,
-            cure=f"fetch {url} and put it there, or name it: --regions torchvision:CHECKPOINT",
+            fix=f"fetch {url} and put it there, or name it: --regions torchvision:CHECKPOINT",
         )
     decisive = {
         "detector": "torchvision/fasterrcnn_resnet50_fpn_v2",
@@ -144,8 +144,8 @@ def _load_faster_rcnn(file: Path, url: str, device: str) -> Detector:
         with explained(file):
             model.load_state_dict(state)
     except EncoderError as error:
-        cure = f"give --regions torchvision:CHECKPOINT what is published as {url}"
-        raise EncoderError(error.what, where=error.where, cure=cure) from error
+        fix = f"give --regions torchvision:CHECKPOINT what is published as {url}"
+        raise EncoderError(error.what, where=error.where, fix=fix) from error
     model.eval().to(device)
 
     @torch.inference_mode()

@@ -59,13 +59,13 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
         raise SourceError(
             f"the folder holds no {modality} files" + (f", but {told(skipped)}" if skipped else ""),
             where=where,
-            cure=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
+            fix=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
         )
     if layout and not matched:
         raise UsageError(
             f"the pattern {pattern} matches none of {total:,} files, such as {other}",
             where=where,
-            cure="a pattern with a slash is looked for in the path below the folder, "
+            fix="a pattern with a slash is looked for in the path below the folder, "
             "any other in the file's name",
         )
     told_pattern = f"the pattern matches {matched:,} of {total:,}" if layout else None
@@ -106,15 +106,15 @@ def _match(layout: re.Pattern[str], relative: str) -> re.Match[str] | None:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    cure = r"such as (?P<label>[a-z]+)_(?P<take>\d+)\.wav"
+    fix = r"such as (?P<label>[a-z]+)_(?P<take>\d+)\.wav"
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UsageError(
-            f"the pattern {pattern} is not a regular expression: {error}", cure=cure
+            f"the pattern {pattern} is not a regular expression: {error}", fix=fix
         ) from error
     if not compiled.groupindex:
-        raise UsageError(f"the pattern {pattern} names no group, so it reads nothing", cure=cure)
+        raise UsageError(f"the pattern {pattern} names no group, so it reads nothing", fix=fix)
     return compiled
 
 
@@ -141,7 +141,7 @@ def _walk(where: Path, modality: Modality, skipped: Counter[str]) -> Iterator[Pa
         raise SourceError(
             f"a folder cannot be listed: {error.strerror}",
             where=error.filename,
-            cure="make it readable, or take it out of the folder",
+            fix="make it readable, or take it out of the folder",
         ) from error
 
 

@@ -52,14 +52,14 @@ def manifest(modality: Modality, where: Path) -> Source:
         ids.add(_id(row, total))
         total += 1
     if not total:
-        raise SourceError("the file lists nothing", where=where, cure="write a row for each input")
+        raise SourceError("the file lists nothing", where=where, fix="write a row for each input")
     wanted = TEXT_COLUMNS if modality == "text" else ("path",)
     found = next((name for name in wanted if name in names), None)
     if found is None:
         raise UsageError(
             f"the manifest has no column {' or '.join(wanted)}; it has {', '.join(names)}",
             where=where,
-            cure=f"rename the column that holds it to {wanted[0]}",
+            fix=f"rename the column that holds it to {wanted[0]}",
         )
     return Source(
         modality,
@@ -103,7 +103,7 @@ def read_rows(where: Path) -> Iterator[Row]:
         yield from READERS[where.suffix.lower()](where)
     except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:
         raise SourceError(
-            f"the file cannot be read: {error}", where=where, cure="mend it, or save it in UTF-8"
+            f"the file cannot be read: {error}", where=where, fix="mend it, or save it in UTF-8"
         ) from error
 
 

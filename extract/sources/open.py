@@ -50,7 +50,7 @@ def open_source(
         raise UsageError(
             "a pattern reads the names of files in a folder, and this is none",
             where=where,
-            cure="leave --pattern out; a list or a tar says label, group and columns itself",
+            fix="leave --pattern out; a list or a tar says label, group and columns itself",
         )
     if where.startswith(PREFIXES):
         return prompts(modality, where)
@@ -66,7 +66,7 @@ def open_source(
         raise UsageError(
             "there is no such folder or file",
             where=where,
-            cure="put it there, or name another place: --source MODALITY=WHERE",
+            fix="put it there, or name another place: --source MODALITY=WHERE",
         )
     if is_tar(path):
         return webdataset(modality, path, [path])
@@ -75,14 +75,14 @@ def open_source(
     raise UsageError(
         f"a source is not read from {path.suffix or 'a file without suffix'}",
         where=where,
-        cure=f"a folder, builtin:NAME, or a file of {', '.join([*READERS, *ENDINGS])}",
+        fix=f"a folder, builtin:NAME, or a file of {', '.join([*READERS, *ENDINGS])}",
     )
 
 
 def _turned(source: Source, up: UpAxis) -> Source:
     if source.modality != "pointcloud":
         raise UsageError(
-            f"no axis of {source.modality} points upwards", cure="give --up with point clouds only"
+            f"no axis of {source.modality} points upwards", fix="give --up with point clouds only"
         )
 
     def items() -> Iterator[Item]:
@@ -121,7 +121,7 @@ def _builtin(modality: Modality, where: str) -> Source:
         fitting = [other for other, data in BUILTIN.items() if data.modality == modality]
         raise UsageError(
             f"there is no {modality} named {where}",
-            cure=near(where, [f"builtin:{other}" for other in fitting]),
+            fix=near(where, [f"builtin:{other}" for other in fitting]),
         )
     builtin = BUILTIN[name]
     return Source(

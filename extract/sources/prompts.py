@@ -26,7 +26,7 @@ def prompts(modality: Modality, where: str) -> Source:
     """The prompts that `where` names. Raises UsageError for lists that are not there or empty."""
     names, templates = _lists(where)
     if modality != "text":
-        raise UsageError(f"prompts are text, not {modality}", cure=f"--source text={where}")
+        raise UsageError(f"prompts are text, not {modality}", fix=f"--source text={where}")
     classes, fillings = read_classes(names), read_templates(templates)
     digest = hashlib.sha256(repr((classes, fillings)).encode()).hexdigest()
     return Source(
@@ -47,14 +47,14 @@ def _lists(where: str) -> tuple[str, str]:
         if name not in CLASSES:
             raise UsageError(
                 f"there are no prompts named {where}",
-                cure=f"one of: {', '.join(f'builtin:prompts/{other}' for other in CLASSES)}",
+                fix=f"one of: {', '.join(f'builtin:prompts/{other}' for other in CLASSES)}",
             )
         return name, "ulip64"
     names, colon, templates = where.removeprefix("prompts:").partition(":")
     if not (names and colon and templates):
         raise UsageError(
             f"{where!r} is not prompts:CLASSES:TEMPLATES",
-            cure="two text files with one a line, such as prompts:classes.txt:templates.txt",
+            fix="two text files with one a line, such as prompts:classes.txt:templates.txt",
         )
     return names, templates
 

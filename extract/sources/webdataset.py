@@ -89,13 +89,13 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
             raise SourceError(
                 "no .json or .cls in the tar lies beside the file that it is about",
                 where=shard,
-                cure="pack it again, sorted: tar --sort=name -cf NEW.tar -C FOLDER .",
+                fix="pack it again, sorted: tar --sort=name -cf NEW.tar -C FOLDER .",
             )
     if not total:
         raise SourceError(
             f"the tar holds no {modality} files",
             where=where,
-            cure=f"files are read by their suffix: {' '.join(sorted(_suffixes(modality)))}",
+            fix=f"files are read by their suffix: {' '.join(sorted(_suffixes(modality)))}",
         )
     return Source(
         modality,
@@ -155,13 +155,13 @@ def _samples(modality: Modality, shard: Path) -> Iterator[Sample]:
             raise SourceError(
                 f"not a tar that can be read: {why}",
                 where=shard,
-                cure="fetch it again, or pack it with `tar -cf`",
+                fix="fetch it again, or pack it with `tar -cf`",
             ) from error
         unpack = "cat" if shard.suffix.lower() == ".tar" else "gzip -dc"
         raise SourceError(
             f"the tar is cut short or damaged after {whole} whole samples: {why}",
             where=shard,
-            cure="fetch it again; or keep what is whole: "
+            fix="fetch it again; or keep what is whole: "
             f"{unpack} {shlex.quote(str(shard))} | head -c {end} > WHOLE.tar",
         ) from error
 

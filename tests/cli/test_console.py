@@ -86,7 +86,7 @@ def test_an_error_is_one_document(
     (tmp_path / "x.npy").write_bytes(b"no array")
     assert run(line, monkeypatch) == code
     told = json.loads(capsys.readouterr().out)["error"]
-    assert told.keys() == {"what", "where", "cure", "type"}
+    assert told.keys() == {"what", "where", "fix", "type"}
     assert told["type"] == kind
     run(line.removesuffix(" --json"), monkeypatch)
     assert capsys.readouterr().out == ""

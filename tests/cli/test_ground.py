@@ -75,7 +75,7 @@ def test_a_foreign_store_does_not_take_the_recipe_and_what_is_missing_is_said(
     own("S")
     document, _ = cmcr("connect --via text --store S", code=2)
     assert "no --spaces, no --train" in document["error"]["what"]
-    assert "clip/text:captions" in document["error"]["cure"]
+    assert "clip/text:captions" in document["error"]["fix"]
 
 
 def test_a_recipe_that_is_named_counts_in_any_store(cmcr: Cmcr, own: Callable[..., Path]) -> None:
@@ -177,7 +177,7 @@ def test_of_several_connections_the_recipes_counts_else_one_must_be_named(
         cmcr(f"connect --via text --method procrustes {spaces} --name {name}")
     for command in ("evaluate retrieval", "evaluate gap", "project"):
         document, _ = cmcr(f"{command} --store S", code=2)
-        assert "mine, other" in document["error"]["cure"]
+        assert "mine, other" in document["error"]["fix"]
     recipe(store, "S")
     assert "recipe mine, store S, connection mine\n" in cmcr("evaluate retrieval --store S")[1]
     assert "recipe mine, store S, connection mine\n" in cmcr("evaluate retrieval")[1]
@@ -193,8 +193,8 @@ def test_where_datasets_are_several_one_must_be_named(
     for name in ("more", "most"):
         make_dataset(f"clap/audio:{name}", np.eye(16, dtype=np.float32), store)
     document, _ = cmcr("evaluate retrieval --store S", code=2)
-    assert "give --query" in document["error"]["cure"]
-    assert "clap/audio:more" in document["error"]["cure"]
+    assert "give --query" in document["error"]["fix"]
+    assert "clap/audio:more" in document["error"]["fix"]
     assert cmcr("evaluate retrieval --store S --query clap/audio:sounds")[0]["results"]
 
 
@@ -209,7 +209,7 @@ def test_one_space_and_a_modality_that_there_is_not_are_told_plainly(
     assert document["error"]["what"] == "clip alone cannot be connected"
     document, _ = cmcr("extract --encoder clip --source images=photos", code=2)
     assert document["error"]["what"] == "there is no modality 'images'"
-    assert document["error"]["cure"].startswith("did you mean image?")
+    assert document["error"]["fix"].startswith("did you mean image?")
 
 
 @pytest.mark.parametrize(
@@ -241,5 +241,5 @@ def test_a_misspelt_name_lists_those_spelt_like_it(
     cmcr("connect --via text --method procrustes --spaces clip,clap --train captions --store S"
          " --name mine")  # fmt: skip
     document, _ = cmcr(line, code=2)
-    assert f"did you mean {meant}" in document["error"]["cure"]
-    assert {"what", "where", "cure", "type"} == document["error"].keys()
+    assert f"did you mean {meant}" in document["error"]["fix"]
+    assert {"what", "where", "fix", "type"} == document["error"].keys()

@@ -41,7 +41,7 @@ def test_a_file_that_is_not_yaml_is_told_in_a_line(cmcr: Cmcr, tmp_path: Path) -
     told = cmcr("pipelines", code=2)["error"]
     assert told["what"] == "the file is not YAML: expected ',' or ']', but got '<stream end>'"
     assert told["where"] == "pipelines.yaml, line 3"
-    assert "--no-pipeline" in told["cure"]
+    assert "--no-pipeline" in told["fix"]
 
 
 def test_a_bad_default_is_not_passed_over(cmcr: Cmcr, tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_init_finds_what_is_there_and_overwrites_nothing(cmcr: Cmcr, tmp_path: P
 
 
 def test_init_says_what_is_missing(cmcr: Cmcr, tmp_path: Path) -> None:
-    assert "--source" in cmcr("init", code=2)["error"]["cure"]
+    assert "--source" in cmcr("init", code=2)["error"]["fix"]
     media(tmp_path, ["one"])
     sources = "--source image=photos/ --source audio=sounds/"
-    assert "--text" in cmcr(f"init {sources}", code=2)["error"]["cure"]
+    assert "--text" in cmcr(f"init {sources}", code=2)["error"]["fix"]
     assert not (tmp_path / "pipelines.yaml").exists()
 
 

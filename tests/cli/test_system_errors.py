@@ -27,7 +27,7 @@ def test_a_store_that_is_a_file(store: str, cmcr: Cmcr, tmp_path: Path) -> None:
     error = document["error"]
     assert (error["what"], error["type"]) == ("Not a directory", "NotADirectoryError")
     assert error["where"].startswith(store)
-    assert error["cure"] in said
+    assert error["fix"] in said
     assert "Traceback" not in said
 
 
@@ -47,12 +47,12 @@ REFUSED: list[tuple[Exception, str, str | None, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("refused", "what", "where", "cure"), REFUSED)
+@pytest.mark.parametrize(("refused", "what", "where", "fix"), REFUSED)
 def test_the_systems_words_the_file_and_what_to_do(
     refused: Exception,
     what: str,
     where: str | None,
-    cure: str,
+    fix: str,
     cmcr: Cmcr,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -62,7 +62,7 @@ def test_the_systems_words_the_file_and_what_to_do(
     assert what in error["what"]
     assert "Detail" not in error["what"]
     assert error["where"] == where
-    assert cure in error["cure"]
+    assert fix in error["fix"]
 
 
 @pytest.mark.parametrize("mistake", [OSError("of a library's own"), ValueError("a mistake")])

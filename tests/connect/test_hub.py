@@ -119,7 +119,7 @@ def test_a_connection_of_the_hub_is_fetched(folder: Path, monkeypatch: pytest.Mo
 def test_what_cannot_be_fetched_is_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="not a folder here, and cannot be fetched") as caught:
         load_connection(name)  # the tests are offline
-    assert "OWNER/NAME" in str(caught.value.cure)
+    assert "OWNER/NAME" in str(caught.value.fix)
 
 
 def test_a_connection_evaluates_without_the_data_it_was_made_from(

@@ -239,7 +239,7 @@ def test_a_wrong_order_is_told(
 ) -> None:
     with pytest.raises(UsageError, match="not space A of this file") as caught:
         import_connection(write(make()), spaces.split(","), tmp_path / "c")
-    assert right in (caught.value.cure or "")
+    assert right in (caught.value.fix or "")
     assert not (tmp_path / "c").exists()
 
 
@@ -253,13 +253,13 @@ def test_the_authors_files_name_their_spaces(
     file = write(ex_leaf())
     with pytest.raises(UsageError, match="none of the authors' four") as caught:
         import_connection(file, None, tmp_path / "c")
-    assert "--spaces clap,clip or --spaces ulip,clip" in (caught.value.cure or "")
+    assert "--spaces clap,clip or --spaces ulip,clip" in (caught.value.fix or "")
     monkeypatch.setitem(published.AUTHORS, published.git_id(file.read_bytes()), ("ulip", "clip"))
     connection = import_connection(file, None, tmp_path / "c")
     assert [space.name for space in connection.record.spaces] == ["ulip", "clip"]
     with pytest.raises(UsageError, match="not space A") as caught:
         import_connection(file, ("clap", "clip"), tmp_path / "d")
-    assert caught.value.cure == "--spaces ulip,clip, or what your store calls them, in this order"
+    assert caught.value.fix == "--spaces ulip,clip, or what your store calls them, in this order"
 
 
 # What is not such a checkpoint
@@ -424,7 +424,7 @@ def test_from_file_to_numbers(write: Callable, store: Path, tmp_path: Path) -> N
     assert models == ["chance", "identity", "ex-mcr-published"] * 2
     (line,) = json.loads(run("info", store, "--json").stdout)["connections"]
     assert (line["method"], line["via"], line["joint_dim"]) == ("ex-mcr-published", None, 8)
-    assert "sound    connection published" in run("verify", store).stderr
+    assert "ok       connection published" in run("verify", store).stderr
 
 
 def test_the_command_line_refuses_a_modality_that_there_is_not(

@@ -119,7 +119,7 @@ def test_what_a_newer_cmcr_wrote_is_not_called_damaged(store: Path, field: str |
     run("upgrade", store)
     with pytest.raises(VersionError, match=r"a newer cmcr \(format 2, this one reads 1\)") as newer:
         open_dataset(store, CAPTIONS)
-    assert newer.value.cure == "upgrade cmcr"
+    assert newer.value.fix == "upgrade cmcr"
     info = json.loads(run("info", store, "--json").stdout)
     problems = [line.get("problem") for line in info["datasets"] + info["connections"]]
     assert len(problems) == 8
@@ -128,7 +128,7 @@ def test_what_a_newer_cmcr_wrote_is_not_called_damaged(store: Path, field: str |
     verified = run("verify", store)
     assert verified.exit_code == 1
     assert "damaged" not in verified.stderr
-    assert verified.stderr.count("sound ") == 6
+    assert verified.stderr.count("ok       ") == 6
     page = write_report(store, store / "report.html", find_media).read_text()
     assert page.count("a newer cmcr") == 2
 

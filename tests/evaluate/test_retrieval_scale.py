@@ -357,7 +357,7 @@ def test_a_budget_chooses_the_first_index_that_fits(memory, seconds, chosen):
 def test_a_budget_that_nothing_fits_names_the_least():
     with pytest.raises(UsageError, match="no index of 1,000,000 items") as error:
         choose_factory(1_000_000, 512, parse_budget("1M", None))
-    least = error.value.cure.split()[1]
+    least = error.value.fix.split()[1]
     assert choose_factory(1_000_000, 512, parse_budget(least, None)) == "IVF4000,PQ8"
 
 

@@ -313,7 +313,7 @@ def test_a_published_file_is_named_when_it_is_taken_for_another(
     with pytest.raises(EncoderError) as raised:
         CLAP.load(variant=None, checkpoint=folder / f"{MUSIC}.pt", device="cpu")
     assert "HTSAT-base without fusion" in raised.value.what
-    assert raised.value.cure == f"write --encoder clap:{MUSIC}"
+    assert raised.value.fix == f"write --encoder clap:{MUSIC}"
 
 
 def test_unknown_variants_and_modalities_are_refused() -> None:

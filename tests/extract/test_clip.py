@@ -298,7 +298,7 @@ def complaint(error: type[CmcrError], variant: str | None, checkpoint: Path | No
     with pytest.raises(error) as caught:
         CLIP.load(variant=variant, checkpoint=checkpoint, device="cpu")
     assert caught.value.where
-    assert caught.value.cure
+    assert caught.value.fix
     return str(caught.value)
 
 

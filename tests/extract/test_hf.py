@@ -379,7 +379,7 @@ def unpadded(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "what", "cure"),
+    ("spoil", "what", "fix"),
     [
         (uncropped, "image of different shapes", "one size"),
         (unpadded, "the processor cannot take text", "as its publisher saved it"),
@@ -399,7 +399,7 @@ def unpadded(folder: Path) -> None:
 def test_folders_that_cannot_be_used(
     spoil: Callable[[Path], None],
     what: str,
-    cure: str,
+    fix: str,
     saved: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
@@ -410,7 +410,7 @@ def test_folders_that_cannot_be_used(
         load_encoder(f"hf:{folder}")
     assert what in raised.value.what
     assert str(folder) in str(raised.value.where)
-    assert cure in str(raised.value.cure)
+    assert fix in str(raised.value.fix)
 
 
 def test_a_model_that_is_not_here_is_asked_for_by_name(
@@ -423,14 +423,14 @@ def test_a_model_that_is_not_here_is_asked_for_by_name(
         load_encoder("hf:owner/name@v2")
     assert "owner/name@v2" in raised.value.what
     assert str(tmp_path) in str(raised.value.where)
-    assert "hf download owner/name --revision v2" in str(raised.value.cure)
+    assert "hf download owner/name --revision v2" in str(raised.value.fix)
 
 
 def test_names_that_name_no_model(tmp_path: Path) -> None:
     for spec in ("hf", "hf:nothing", f"hf:{tmp_path}/nothing", "hf:./nothing"):
         with pytest.raises(UsageError) as raised:
             load_encoder(spec)
-        assert "OWNER/NAME" in str(raised.value.cure)
+        assert "OWNER/NAME" in str(raised.value.fix)
     with pytest.raises(UsageError, match="takes a folder as --checkpoint"):
         load_encoder("hf:owner/name", checkpoint=tmp_path / "model.safetensors")
     assert encoder_spec("hf:owner/name").dim is None

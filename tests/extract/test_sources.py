@@ -442,7 +442,7 @@ def test_a_tar_that_is_cut_names_what_keeps_the_items_before_the_cut(
     with pytest.raises(SourceError, match=r"cut short or damaged after \d whole") as caught:
         open_source("pointcloud", str(tmp_path / name))
     assert str(tmp_path / name) in str(caught.value)
-    command = str(caught.value.cure).partition("keep what is whole: ")[2]
+    command = str(caught.value.fix).partition("keep what is whole: ")[2]
     subprocess.run(command, shell=True, cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
     saved = open_source("pointcloud", str((tmp_path / "WHOLE.tar").rename(tmp_path / "y.tar")))
     items = list(saved.items())
@@ -562,8 +562,8 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (r"\d+-.*", r"names no group, so it reads nothing\n  cure:  such as \(\?P<label>"),
-        (r"(?P<label", r"is not a regular expression: .*\n  cure:  such as \(\?P<label>"),
+        (r"\d+-.*", r"names no group, so it reads nothing\n  fix:  such as \(\?P<label>"),
+        (r"(?P<label", r"is not a regular expression: .*\n  fix:  such as \(\?P<label>"),
     ],
 )
 def test_a_pattern_that_reads_nothing_is_refused(

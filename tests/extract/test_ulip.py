@@ -285,7 +285,7 @@ def test_a_checkpoint_of_something_else_is_refused(
         with pytest.raises(EncoderError, match="not a checkpoint of ULIP") as caught:
             open_encoder(variant=None, checkpoint=path, device="cpu")
         assert caught.value.where == str(path)
-        assert "SFXX/ulip" in (caught.value.cure or "")
+        assert "SFXX/ulip" in (caught.value.fix or "")
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path: Path) -> None:

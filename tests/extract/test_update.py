@@ -371,7 +371,7 @@ def test_another_folder_of_that_name_is_told_from_one_that_changed(
     with pytest.raises(MismatchError) as caught:
         run(tmp_path / "store", encoder, tmp_path / "other" / "media")
     assert f"made from {media}, this is {tmp_path / 'other' / 'media'}" in caught.value.what
-    assert str(caught.value.cure).startswith("give another source another --dataset")
+    assert str(caught.value.fix).startswith("give another source another --dataset")
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])

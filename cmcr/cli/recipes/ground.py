@@ -44,7 +44,7 @@ class Ground(NamedTuple):
 def recipes(pipeline: str | None, no_pipeline: bool) -> Pipelines | None:
     """The recipes there are; None where none is to count. Raises UsageError for both flags."""
     if pipeline is not None and no_pipeline:
-        raise UsageError("--pipeline names a recipe, --no-pipeline wants none", cure="give one")
+        raise UsageError("--pipeline names a recipe, --no-pipeline wants none", fix="give one")
     return None if no_pipeline else load_pipelines()
 
 
@@ -207,7 +207,7 @@ def find_connection(ground: Ground, connection: str | None, spaces: Collection[s
             raise UsageError(
                 f"the store has {len(there)} connections, and none is named",
                 where=ground.store / "connections",
-                cure=f"give --connection, one of: {', '.join(there)}",
+                fix=f"give --connection, one of: {', '.join(there)}",
             )
         connection = usual
     for folder in _folders(ground.store, connection) if connection else ():
@@ -216,7 +216,7 @@ def find_connection(ground: Ground, connection: str | None, spaces: Collection[s
     raise UsageError(
         f"there is no connection {connection!r}" if connection else "there is no connection",
         where=ground.store / "connections",
-        cure=near(connection or "", there)
+        fix=near(connection or "", there)
         + "; make one with `cmcr connect`, or name its folder with --connection",
     )
 
@@ -234,13 +234,13 @@ def find_key(store: Path, place: str) -> "Key":
     if dataset is not None:
         key = Key(space, modality, dataset)
         if key not in there:
-            cure = near(str(key), map(str, there))
-            raise UsageError(f"the store has no dataset {key}", where=store, cure=cure)
+            fix = near(str(key), map(str, there))
+            raise UsageError(f"the store has no dataset {key}", where=store, fix=fix)
         return key
     if len(fitting) == 1:
         return fitting[0]
     raise UsageError(
         f"{place} could be {len(fitting)} datasets",
         where=store,
-        cure=near(place, map(str, fitting or there)),
+        fix=near(place, map(str, fitting or there)),
     )

@@ -170,7 +170,7 @@ class Pipelines:
         if wanted not in self.pipelines:
             raise UsageError(
                 f"there is no pipeline named {wanted!r}",
-                cure=near(wanted, [*self.pipelines, *self.problems]),
+                fix=near(wanted, [*self.pipelines, *self.problems]),
             )
         return self.pipelines[wanted]
 
@@ -198,7 +198,7 @@ def load_pipelines() -> Pipelines:
         raise UsageError(
             f"the file is not YAML: {what}",
             where=f"{place}, line {mark.line + 1}" if mark else place,
-            cure="mend it; --no-pipeline goes on without recipes where flags say it all",
+            fix="mend it; --no-pipeline goes on without recipes where flags say it all",
         ) from error
     recipes = content.get("pipelines") if isinstance(content, dict) else None
     if not isinstance(recipes, dict):
@@ -227,7 +227,7 @@ def checked(section: type[Section], content: object, where: object) -> Section:
         raise UsageError(
             f"it does not fit: {problems}",
             where=where,
-            cure="mend these fields; in an empty folder `cmcr init` writes a file that fits",
+            fix="mend these fields; in an empty folder `cmcr init` writes a file that fits",
         ) from error
 
 
@@ -236,7 +236,7 @@ def parse_place(text: str) -> tuple[str, Modality, str | None]:
     place, _, dataset = text.partition(":")
     space, slash, modality = place.partition("/")
     if not slash:
-        raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", cure="such as clap/audio:esc10")
+        raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", fix="such as clap/audio:esc10")
     key = Key(space, modality, dataset or "any")  # type: ignore[arg-type]
     return key.space, key.modality, dataset or None
 
@@ -253,7 +253,7 @@ def read_sources(
     if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
         raise UsageError(
             "two sources of one modality would become one dataset",
-            cure="extract them one by one, each with its own --dataset",
+            fix="extract them one by one, each with its own --dataset",
         )
     return wanted
 
@@ -269,10 +269,10 @@ def _source(
     modality, equals, where = text.partition("=")
     if not equals or not where:
         raise UsageError(
-            f"{text!r} is not MODALITY=WHERE", cure="such as --source audio=recordings/"
+            f"{text!r} is not MODALITY=WHERE", fix="such as --source audio=recordings/"
         )
     if modality not in MODALITIES:
-        raise UsageError(f"there is no modality {modality!r}", cure=near(modality, MODALITIES))
+        raise UsageError(f"there is no modality {modality!r}", fix=near(modality, MODALITIES))
     place = Path(where.rpartition(":")[2]).expanduser().resolve()
     stem = place.name if place.is_dir() else place.stem
     section = {

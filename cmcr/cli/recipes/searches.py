@@ -83,7 +83,7 @@ def _sides(
         raise UsageError(
             f"the connection has {len(record.spaces)} spaces, and nothing says which two to search",
             where=store,
-            cure="give --query and --gallery",
+            fix="give --query and --gallery",
         )
     first, second = record.spaces
     if query or gallery:
@@ -108,12 +108,12 @@ def _only_dataset(store: Path, space: "SpaceRecord", flag: str) -> str:
         raise UsageError(
             f"the store has no dataset of {space.name}, which the connection is for",
             where=store,
-            cure=f"extract or import one into it; its spaces: {', '.join(sorted(names)) or 'none'}",
+            fix=f"extract or import one into it; its spaces: {', '.join(sorted(names)) or 'none'}",
         )
     raise UsageError(
         f"{space.name} has {len(other)} datasets beside the bridge, and none is named",
         where=store,
-        cure=f"give {flag}, one of: {', '.join(map(str, there))}",
+        fix=f"give {flag}, one of: {', '.join(map(str, there))}",
     )
 
 
@@ -148,6 +148,6 @@ def choose_index(
         return None
     if factory is not None and max_memory is not None:
         raise UsageError(
-            "--index names an index, --max-memory would have one chosen", cure="give one of them"
+            "--index names an index, --max-memory would have one chosen", fix="give one of them"
         )
     return IndexChoice(factory, parse_budget(max_memory, max_query_time))

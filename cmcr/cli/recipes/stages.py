@@ -52,12 +52,12 @@ def choose_sources(
         return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
     if dataset or pattern or regions or up:
         raise UsageError(
-            "--dataset, --pattern, --regions and --up go with --source", cure="name a --source too"
+            "--dataset, --pattern, --regions and --up go with --source", fix="name a --source too"
         )
     if usual is None:
         raise UsageError(
             f"nothing says what {encoder} is to embed",
-            cure="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
+            fix="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
         )
     return usual.model_copy(update={"checkpoint": weights})
 
@@ -88,7 +88,7 @@ def extract_datasets(
         if dry_run and (wanted.regions or "").startswith("torchvision"):
             raise UsageError(
                 "only running a detector tells how many regions it finds",
-                cure="--dry-run without --regions says what it would look at",
+                fix="--dry-run without --regions says what it would look at",
             )
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
@@ -112,9 +112,9 @@ def given_flags(
     from cmcr.embeddings import MODALITIES
 
     if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", cure=near(via, MODALITIES))
+        raise UsageError(f"there is no modality {via!r}", fix=near(via, MODALITIES))
     if memory and "none" in memory and len(memory) > 1:
-        raise UsageError("--memory none goes with no other --memory", cure="give one of them")
+        raise UsageError("--memory none goes with no other --memory", fix="give one of them")
     fields = others | {
         "via": via,
         "spaces": spaces and spaces.split(","),
@@ -142,7 +142,7 @@ def choose_connection(
     fields = section | given | parse_settings(settings)
     if len(fields.get("spaces", ("", ""))) < 2:
         raise UsageError(
-            f"{', '.join(fields['spaces'])} alone cannot be connected", cure="give --spaces A,B"
+            f"{', '.join(fields['spaces'])} alone cannot be connected", fix="give --spaces A,B"
         )
     chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
     needed = ("spaces",) if chain else ("spaces", "via", "train")
@@ -152,7 +152,7 @@ def choose_connection(
         raise UsageError(
             f"nothing says what to connect: no {', no '.join(missing)}",
             where=ground.store,
-            cure=f"give {' and '.join(missing)}, or --pipeline for a recipe that says it; the "
+            fix=f"give {' and '.join(missing)}, or --pipeline for a recipe that says it; the "
             f"store has: {there}",
         )
     title = name or (usual.name if usual else "-".join(fields["spaces"]))

@@ -75,14 +75,14 @@ def starter(
     if len(modalities) < 2:
         raise UsageError(
             f"{' and '.join(modalities) or 'no encoder'} alone: there is nothing to connect",
-            cure="give sources of two modalities, such as --source image=photos/ --source "
+            fix="give sources of two modalities, such as --source image=photos/ --source "
             "audio=sounds/ --text captions.txt, or name the encoders with --encoder",
         )
     bridges = _bridges(sources, modalities)
     used = [Used(source, _through(source, modalities, bridges)) for source in sources]
     if idle := [str(one.source.where) for one in used if not one.encoders]:
         raise UsageError(
-            f"no encoder takes {', '.join(idle)}", cure="name one that does with --encoder"
+            f"no encoder takes {', '.join(idle)}", fix="name one that does with --encoder"
         )
     spaces = [space_of(encoder) for encoder in modalities]
     chain = len(spaces) > 2
@@ -154,7 +154,7 @@ def _bridges(
             raise UsageError(
                 f"{' and '.join(modalities)} have nothing to meet in: no source of a modality that "
                 "both know",
-                cure=f"give one of {', '.join(sorted(share))}, such as --text captions.txt"
+                fix=f"give one of {', '.join(sorted(share))}, such as --text captions.txt"
                 if share
                 else "name encoders that share a modality, with --encoder",
             )

@@ -71,7 +71,7 @@ def _sections(ground: Ground, task: Task, given: Flags) -> Sequence[Section]:
         raise UsageError(
             f"nothing says what to evaluate: no {' and no '.join(missing)}",
             where=ground.store,
-            cure=f"give {' and '.join(f'--{name}' for name in required)}, or a recipe that does",
+            fix=f"give {' and '.join(f'--{name}' for name in required)}, or a recipe that does",
         )
     return [kind(**given)]
 

@@ -58,7 +58,7 @@ def fsdd(folder: Path, split: Split) -> list[Clip]:
         raise SourceError(
             "the folder holds no file named like 7_jackson_0.wav",
             where=folder,
-            cure="give the `recordings` folder of free-spoken-digit-dataset to --fsdd",
+            fix="give the `recordings` folder of free-spoken-digit-dataset to --fsdd",
         )
     found = []
     for file in files:

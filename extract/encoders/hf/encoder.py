@@ -163,7 +163,7 @@ def dimensions(encoder: HfEncoder) -> int:
                 f"the model cannot take the {modality} that its processor makes: "
                 f"{first_line(error)}",
                 where=encoder.folder,
-                cure="bring the processor of this very model, as its publisher saved it",
+                fix="bring the processor of this very model, as its publisher saved it",
             ) from error
     dims = {shape[1] for shape in shapes.values() if len(shape) == 2}
     if len(dims) != 1 or any(len(shape) != 2 for shape in shapes.values()):
@@ -171,7 +171,7 @@ def dimensions(encoder: HfEncoder) -> int:
             f"this is no dual encoder: one input of each modality becomes {shapes}, not one vector "
             "of one length",
             where=encoder.folder,
-            cure="take a model such as CLIP, SigLIP or CLAP",
+            fix="take a model such as CLIP, SigLIP or CLAP",
         )
     return dims.pop()
 
@@ -205,7 +205,7 @@ def read_config(folder: Path) -> Any:
             f"transformers {version('transformers')} does not know the model type {kind!r}, and "
             "the code of a repository is never run",
             where=folder / "config.json",
-            cure="take a model that transformers itself has: CLIP, SigLIP, CLAP, AltCLIP, ...",
+            fix="take a model that transformers itself has: CLIP, SigLIP, CLAP, AltCLIP, ...",
         ) from error
 
 
@@ -224,7 +224,7 @@ def dual_encoder_class(config: Any, folder: Path) -> Any:
         f"{named} is no dual encoder: it lacks get_text_features beside get_image_features or "
         "get_audio_features",
         where=folder,
-        cure="take a model such as CLIP, SigLIP or CLAP; embeddings made elsewhere come in by "
+        fix="take a model such as CLIP, SigLIP or CLAP; embeddings made elsewhere come in by "
         "`cmcr import`",
     )
 
@@ -253,7 +253,7 @@ def _wrong_weights(why: str, folder: Path) -> EncoderError:
     return EncoderError(
         f"the weights do not fit the model: {why}",
         where=", ".join(str(file) for file in weight_files(folder)[:2]),
-        cure="bring config.json and the safetensors of one model, whole",
+        fix="bring config.json and the safetensors of one model, whole",
     )
 
 
@@ -266,13 +266,13 @@ def load_hf(*, variant: str | None, checkpoint: Path | None, device: str) -> HfE
         raise UsageError(
             "hf needs the name of a model",
             where="--encoder hf",
-            cure="write hf:OWNER/NAME or hf:./FOLDER",
+            fix="write hf:OWNER/NAME or hf:./FOLDER",
         )
     if checkpoint is not None and not checkpoint.is_dir():
         raise UsageError(
             "hf takes a folder as --checkpoint: configuration, processor and safetensors",
             where=checkpoint,
-            cure=f"give a folder that save_pretrained wrote, or --encoder hf:{variant} alone",
+            fix=f"give a folder that save_pretrained wrote, or --encoder hf:{variant} alone",
         )
     folder = checkpoint or find_folder(variant)
     local = checkpoint is not None or Path(variant).expanduser().is_dir()

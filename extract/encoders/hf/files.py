@@ -41,7 +41,7 @@ def find_folder(place: str) -> Path:
         raise UsageError(
             f"hf:{place} is no folder, and no repository of the hub has such a name",
             where=folder.absolute(),
-            cure="name a folder that save_pretrained wrote, or OWNER/NAME[@REVISION]",
+            fix="name a folder that save_pretrained wrote, or OWNER/NAME[@REVISION]",
         )
     return _snapshot(repository, revision or None)
 
@@ -76,7 +76,7 @@ def _snapshot(repository: str, revision: str | None) -> Path:
             f"({type(error).__name__})",
             where=f"https://huggingface.co/{repository}; it is not in {HF_HUB_CACHE}, and there "
             "is no folder of that name",
-            cure=f"`{download}` where there is network and without HF_HUB_OFFLINE, or give a copy "
+            fix=f"`{download}` where there is network and without HF_HUB_OFFLINE, or give a copy "
             "of it as --encoder hf:./FOLDER",
         ) from error
 
@@ -107,7 +107,7 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{len(missing)} of the {len(files)} files of weights are not there: "
                 f"{', '.join(missing[:3])}",
                 where=folder / INDEX,
-                cure="bring the whole model; `hf download` completes a repository in the cache",
+                fix="bring the whole model; `hf download` completes a repository in the cache",
             )
         return files
     if pickled := pickled_weights(folder):
@@ -115,7 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"the weights are only there as a pickle ({', '.join(pickled[:3])}), and pickles are "
             "never loaded",
             where=folder,
-            cure='convert a model that you trust once: python -c "from transformers import '
+            fix='convert a model that you trust once: python -c "from transformers import '
             f"AutoModel, AutoProcessor; m = '{folder}'; AutoModel.from_pretrained(m)"
             ".save_pretrained('converted'); AutoProcessor.from_pretrained(m)"
             ".save_pretrained('converted')\", then --encoder hf:./converted; of a repository a "
@@ -124,7 +124,7 @@ def weight_files(folder: Path) -> list[Path]:
     raise EncoderError(
         f"there are no weights here, neither {WEIGHTS} nor {INDEX}",
         where=folder,
-        cure="name the folder that save_pretrained wrote; a repository that has only "
+        fix="name the folder that save_pretrained wrote; a repository that has only "
         "pytorch_model.bin must be converted first",
     )
 
@@ -174,11 +174,11 @@ def read_json(file: Path) -> dict[str, Any]:
         raise EncoderError(
             f"this is no model of transformers: it has no {file.name}",
             where=file.parent,
-            cure="name a folder that save_pretrained wrote, or OWNER/NAME of the hub",
+            fix="name a folder that save_pretrained wrote, or OWNER/NAME of the hub",
         ) from error
     except (OSError, ValueError) as error:
         raise EncoderError(
-            f"{file.name} cannot be read: {error}", where=file, cure="bring the file again"
+            f"{file.name} cannot be read: {error}", where=file, fix="bring the file again"
         ) from error
     return value
 

@@ -88,7 +88,7 @@ class Preprocess:
         elif modality == "image" and not isinstance(item, str | Waveform | np.ndarray):
             made = processor(images=item.convert("RGB"), return_tensors="pt")
         else:
-            raise UsageError(f"this model does not embed {modality}", cure="see `cmcr encoders`")
+            raise UsageError(f"this model does not embed {modality}", fix="see `cmcr encoders`")
         return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
     def is_cut(self, text: Any, made: Mapping[str, Tensor]) -> bool:
@@ -154,14 +154,14 @@ def processor_of(folder: str) -> Any:
         raise EncoderError(
             f"the model's processor needs a package that is not installed: {first_line(error)}",
             where=folder,
-            cure="pip install that package beside cmcr",
+            fix="pip install that package beside cmcr",
         ) from error
     except Exception as error:  # whatever transformers stumbles over
         raise EncoderError(
             f"the model's processor (tokenizer, image processor or feature extractor) cannot be "
             f"made: {first_line(error)}",
             where=folder,
-            cure="bring preprocessor_config.json and the tokenizer's files beside the weights: "
+            fix="bring preprocessor_config.json and the tokenizer's files beside the weights: "
             "processor.save_pretrained(FOLDER), or `hf download OWNER/NAME`",
         ) from error
 
@@ -184,7 +184,7 @@ def media_of(model_class: Any, processor: Any, folder: Path) -> list[Modality]:
                 "_", " "
             ),
             where=folder,
-            cure="bring preprocessor_config.json and the tokenizer's files beside the weights: "
+            fix="bring preprocessor_config.json and the tokenizer's files beside the weights: "
             "processor.save_pretrained(FOLDER), or `hf download OWNER/NAME`",
         )
     return media
@@ -202,7 +202,7 @@ def vocabulary_of(tokenizer: Any, config: Any, folder: Path) -> int:
             f"the model knows {known:,} tokens, its tokenizer has {len(tokenizer):,}: the files of "
             "the tokenizer are missing, damaged or another's",
             where=folder,
-            cure="bring tokenizer.json, or the vocabulary that tokenizer_config.json names, beside "
+            fix="bring tokenizer.json, or the vocabulary that tokenizer_config.json names, beside "
             "the weights: tokenizer.save_pretrained(FOLDER), or `hf download OWNER/NAME`",
         )
     return known
@@ -239,14 +239,14 @@ def fixed_parts(preprocess: Preprocess, modality: Modality) -> Parts:
         raise EncoderError(
             f"the processor cannot take {modality}: {first_line(error)}",
             where=preprocess.folder,
-            cure="bring the processor of this very model, as its publisher saved it",
+            fix="bring the processor of this very model, as its publisher saved it",
         ) from error
     if len(made) > 1:
         raise EncoderError(
             f"the processor makes {modality} of different shapes of different inputs: "
             f"{'; '.join(sorted(map(_shapes, made)))}",
             where=preprocess.folder,
-            cure="set its preprocessor_config.json to one size (resize and crop, or pad)",
+            fix="set its preprocessor_config.json to one size (resize and crop, or pad)",
         )
     return made.pop()
 

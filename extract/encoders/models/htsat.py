@@ -78,7 +78,7 @@ def clap_module(name: str) -> ModuleType:
         if found is None or not found.submodule_search_locations:
             raise EncoderError(
                 "the package laion_clap, which defines CLAP's audio model, is not installed",
-                cure="pip install laion_clap",
+                fix="pip install laion_clap",
             )
         spec = ModuleSpec(package, None, is_package=True)
         spec.submodule_search_locations = [
