@@ -123,6 +123,3 @@ def extract(
         done.append(summary)
     if as_json:
         answer({"store": str(ground.store), "datasets": [summary.as_dict() for summary in done]})
-
-
-# extract
