@@ -540,8 +540,8 @@ def test_meshes_and_lists_of_points_are_read(tmp_path: Path, encoder: Encoder) -
         "cut.glb": (whole["glb"][:-30], "cut short"),
         "text.glb": (b"this is no mesh", "not a .glb"),
         "two.xyz": (b"1 2\n3 4\n", "three coordinates"),
-        "names.txt": (b"airplane\ncar\n", "not a list of points"),
-        "nothing.txt": (b"\n", "no points"),
+        "names.xyz": (b"airplane\ncar\n", "not a list of points"),
+        "nothing.xyz": (b"\n", "no points"),
     }
     good = {
         "a.stl": whole["stl"],
