@@ -43,7 +43,6 @@ from cmcr.extract.sources.source import (
 )
 
 ENDINGS = (".tar", ".tar.gz", ".tgz")
-CAPTIONS = frozenset([".txt"])
 LARGEST_NOTE = 1 << 20  # bytes of a .json, .cls or .txt
 
 
@@ -211,10 +210,6 @@ def _sample(modality: Modality, shard: str, key: str, members: Iterable[Member])
     if trouble is not None:
         items = [Refused(item.id, item.uri, why=trouble) for item in items]
     return Sample([_with_notes(item, notes) for item in items], notes, listed, end)
-
-
-def _suffixes(modality: Modality) -> frozenset[str]:
-    return SUFFIXES[modality] - (frozenset() if modality == "text" else CAPTIONS)
 
 
 def _with_notes(item: Item, notes: dict[str, Any]) -> Item:
