@@ -35,7 +35,7 @@ class CmcrError(Exception):
         if self.where is not None:
             lines.append(f"  where: {self.where}")
         if self.fix is not None:
-            lines.append(f"  fix:    {self.fix}")
+            lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from typing import IO, Any, ClassVar
 import numpy as np
 import torch
 
-LARGEST_VIEW = 2**20  # elements of a view of fewer numbers, some of them more than once
+LARGEST_VIEW = 2**26  # elements of a view of fewer numbers, some of them more than once
 LARGEST_RANK = 64  # dimensions that NumPy's arrays have at the most
 
 

@@ -42,7 +42,7 @@ MARKED = {
     ("encoders.md", "install"): 1,
     ("hf.md", "weights"): 1,
     ("reproduce.md", "data"): 8,
-    ("reproduce.md", "network"): 1,
+    ("reproduce.md", "network"): 2,
     ("sources.md", "weights"): 2,
     ("store.md", "duckdb"): 1,
 }

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from seeded import hf_folder
+from seeded import TINY, WORDS, hf_folder, text_tower
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -128,7 +128,7 @@ def test_the_tokenizer_of_siglip_is_read_from_its_sentencepiece_file(tmp_path: P
         eos_id=2, unk_id=0, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     tokens = t.SiglipTokenizer(str(tmp_path / "spiece.model"), model_max_length=10)
-    sizes = {**text(10, projection_size=32), "vocab_size": len(tokens)}
+    sizes = {**text_tower(10, projection_size=32), "vocab_size": len(tokens)}
     pictures = {**TINY, "image_size": 32, "patch_size": 8}
     model = t.SiglipModel(t.SiglipConfig(text_config=sizes, vision_config=pictures))
     processor = t.SiglipProcessor(t.SiglipImageProcessor(size={"height": 32, "width": 32}), tokens)

@@ -562,8 +562,8 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (r"\d+-.*", r"names no group, so it reads nothing\n  fix:  such as \(\?P<label>"),
-        (r"(?P<label", r"is not a regular expression: .*\n  fix:  such as \(\?P<label>"),
+        (r"\d+-.*", r"names no group, so it reads nothing\n  fix:   such as \(\?P<label>"),
+        (r"(?P<label", r"is not a regular expression: .*\n  fix:   such as \(\?P<label>"),
     ],
 )
 def test_a_pattern_that_reads_nothing_is_refused(

@@ -37,5 +37,5 @@ def test_threads_are_given_back_when_the_work_fails() -> None:
 
 
 def test_only_the_devices_there_are_for_cmcr_are_listed() -> None:
-    with pytest.raises(UsageError, match=r"^there is no device 'gpu'\n  fix:  --device auto, cpu"):
+    with pytest.raises(UsageError, match=r"^there is no device 'gpu'\n  fix:   --device auto, cpu"):
         find_device("gpu")

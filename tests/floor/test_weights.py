@@ -413,7 +413,7 @@ VIEWS: dict[str, tuple[Any, str]] = {
     "half a shape": (view(0, (2,), ()), "shape is none"),
     "no shape": (view(0, 2, 1), "without a shape"),
     "repeated for ever": (view(0, (2**40,), (0,)), "leaves its storage"),
-    "repeated too often": (view(0, (2**20 + 1,), (0,)), "leaves its storage"),
+    "repeated too often": (view(0, (2**26 + 1,), (0,)), "leaves its storage"),
     "of too many dimensions": (view(0, (1,) * 65, (1,) * 65), "shape is none"),
     "of a number too large": (view(0, (2**63,), (0,)), "shape is none"),
     "larger than its member": (view(0, (8,), (1,), numel=8), "has 16 bytes where 32 are named"),
