@@ -26,11 +26,12 @@ types: $(READY)
 	$(BIN)/uv pip install --quiet --no-deps --target build/typed .
 	MYPYPATH=build/typed $(BIN)/mypy -p cmcr
 
-# Tests that measure time have the machine to themselves. What was skipped, and what would make it
-# run, stands in the last lines.
+# Tests that measure time have the machine to themselves; the others take the demo's store from
+# them. What was skipped, and what would make it run, stands in the last lines.
 tests: $(READY)
-	$(BIN)/python -m pytest -m timed
-	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile
+	rm -rf build/demo
+	$(BIN)/python -m pytest -m timed --demo build/demo
+	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --demo build/demo
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

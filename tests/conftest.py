@@ -19,6 +19,14 @@ from cmcr.embeddings import Dataset, Key, Modality, import_embeddings
 torch.set_num_threads(2)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--demo",
+        type=lambda folder: Path(folder).resolve(),
+        help="keep the store of `cmcr run digits` in this folder, and take it from there",
+    )
+
+
 class Bytes:
     """An encoder of 8 dimensions for any modality: a fixed random map of a few statistics."""
 

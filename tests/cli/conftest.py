@@ -8,23 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import Demo, succeed
+from shell import Demo, process
 
 from cmcr.cli.app import main
 from cmcr.files import locked, write_json
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Demo:
+def demo(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Demo:
     """Do not write into its store: copy it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "demo"
+    kept = pytestconfig.getoption("--demo")
+    folder = kept or (base if worker_id == "master" else base.parent) / "demo"
     told = folder / "demo.json"
     with locked(folder / "lock", wait=True):
         if not told.exists():
             started = time.perf_counter()
-            done = succeed("run", "digits", "--store", folder / "store", "--json")
+            done = process("run", "digits", "--store", folder / "store", "--json")
             seconds = time.perf_counter() - started
+            assert done.returncode == 0, done.stderr
             write_json(told, {"rows": json.loads(done.stdout)["results"], "seconds": seconds})
     content = json.loads(told.read_text(encoding="utf-8"))
     return Demo(folder / "store", content["rows"], content["seconds"])
