@@ -18,12 +18,13 @@ __all__ = [
     "errors",
     "evaluate",
     "extract",
+    "fit",
     "load_connection",
     "quiet",
 ]
 
 if TYPE_CHECKING:
-    from cmcr.connect import load_connection
+    from cmcr.connect import fit, load_connection
     from cmcr.progress import quiet
 else:
 
@@ -32,7 +33,7 @@ else:
 
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        homes = {"load_connection": "cmcr.connect", "quiet": "cmcr.progress"}
+        homes = {"fit": "cmcr.connect", "load_connection": "cmcr.connect", "quiet": "cmcr.progress"}
         if name in homes:
             return getattr(import_module(homes[name]), name)
         return import_module(f"cmcr.{name}")

@@ -78,17 +78,19 @@ Vectors: TypeAlias = np.ndarray | Tensor | Sequence[Sequence[float]]
 _SMALLEST = 1e-12  # a norm below is zero: what `normalize` would not make a unit vector
 
 
-def rows(given: object, dim: int, of: str) -> np.ndarray | Tensor:
+def rows(given: object, dim: int | None, of: str) -> np.ndarray | Tensor:
     """What a user gives as embeddings of the space `of`, as an array or a tensor (n, dim).
+
+    Any dim will do where it is None.
 
     Raises MismatchError for another shape, SourceError for what are no numbers.
     """
     if isinstance(given, Tensor) and (given.is_complex() or given.dtype == torch.bool):
         raise _no_numbers(of, f"they are of type {given.dtype}")
     array = given if isinstance(given, Tensor) else _array(given, of)
-    if array.ndim != 2 or array.shape[1] != dim:
+    if array.ndim != 2 or array.shape[1] != (dim or array.shape[1]):
         raise MismatchError(
-            f"embeddings of {of} are (n, {dim}), these are {tuple(array.shape)}",
+            f"embeddings of {of} are (n, {dim or 'D'}), these are {tuple(array.shape)}",
             fix="project each space's embeddings under its own name, one vector a row",
         )
     return array

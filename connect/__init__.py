@@ -28,6 +28,7 @@ __all__ = [
     "can_be_made_again",
     "connect",
     "connect_chain",
+    "fit",
     "import_connection",
     "load_connection",
     "parse_settings",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from cmcr.connect.arrays import fit
     from cmcr.connect.build import Connected, connect
     from cmcr.connect.build_chain import connect_chain
     from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from cmcr.connect.upgrade import Found, upgrade_store
 else:
     _MODULES = {
+        "arrays": ["fit"],
         "build": ["Connected", "connect"],
         "build_chain": ["connect_chain"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],

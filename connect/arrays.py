@@ -1,0 +1,114 @@
+"""Arrays in, connection out: `cmcr connect` for those who have embeddings and no store.
+
+connection = fit({"clip": {"text": t1, "image": i1}, "clap": {"text": t2, "audio": a2}}, via="text")
+joint = connection.project("clap", audio, "audio")
+connection.save(Path("mine"))
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcr.connect.build import connect
+from cmcr.connect.config import read_config
+from cmcr.connect.connection.connection import Connection
+from cmcr.connect.connection.load import load_pair
+from cmcr.devices import Vectors, find_device, float32, refuse_what_has_no_direction, rows
+from cmcr.embeddings import MODALITIES, Key, Modality, import_embeddings
+from cmcr.errors import MismatchError, SourceError, UsageError, near
+
+BLOCK_ROWS = 65_536
+DATASET = "given"  # what the record calls every array
+
+
+def fit(
+    spaces: Mapping[str, Mapping[str, Vectors]],
+    via: str,
+    *,
+    device: str = "auto",
+    **settings: Any,
+) -> Connection:
+    """Connect two spaces, given as {SPACE: {MODALITY: (n, D)}}, through the modality `via`.
+
+    Row i of `via` in both spaces is one item; these have to be as many. All other rows are
+    unpaired, and a space may have none. Arrays, tensors or lists of any float precision.
+    `settings` are the fields of `ConnectConfig`. The arrays pass through a store in TMPDIR, as
+    float32, so that this is what `cmcr connect` does, in as little memory.
+
+    Raises UsageError for names, settings or a device that do not fit, MismatchError for arrays of
+    other shapes, SourceError for rows that are not finite or zero, CmcrError for a loss that is not
+    finite.
+    """
+    names = _two(spaces, via)
+    given = {name: _as_rows(name, spaces[name]) for name in names}
+    counts = [len(given[name][via]) for name in names]
+    if counts[0] != counts[1]:
+        raise MismatchError(
+            f"row i of {via} is one item in both spaces, and {names[0]} has {counts[0]:,} rows, "
+            f"{names[1]} has {counts[1]:,}",
+            fix="give the rows that both have, in one order; what one alone has goes under "
+            "another modality, or nowhere",
+        )
+    memory = [
+        f"{name}/{modality}:{DATASET}" for name in names for modality in given[name].keys() - {via}
+    ]
+    fields = {"spaces": names, "via": via, "train": [DATASET], "memory": sorted(memory)}
+    config, place = read_config(fields | settings), str(find_device(device))
+    with TemporaryDirectory(prefix="cmcr-fit-") as folder:
+        store = Path(folder)
+        for name, arrays in given.items():
+            for modality, array in arrays.items():
+                file = store / "array.npy"
+                _write(file, array, f"{name}/{modality}")
+                key = Key(name, cast(Modality, modality), DATASET)
+                import_embeddings(store, key, file, precision="float32", index=None)
+        return load_pair(connect(store, config, name="fitted", device=place).path)
+
+
+def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, str]:
+    """The names of the spaces, which have `via` and modalities that there are."""
+    if len(spaces) != 2:
+        raise UsageError(
+            f"two spaces are connected, these are {len(spaces)}: {', '.join(spaces)}",
+            fix="connect more of them as a chain: `cmcr import`, `cmcr connect --spaces A,B,C`",
+        )
+    for name, arrays in spaces.items():
+        for modality in (via, *arrays):
+            if modality not in MODALITIES:
+                fix = near(modality, MODALITIES)
+                raise UsageError(f"there is no modality {modality!r}", fix=fix)
+        if via not in arrays:
+            raise UsageError(
+                f"{name} has no {via}, through which the spaces are to be connected",
+                fix=f"it has: {', '.join(arrays) or 'nothing'}",
+            )
+    first, second = spaces
+    return first, second
+
+
+def _as_rows(name: str, arrays: Mapping[str, Vectors]) -> dict[str, np.ndarray | Tensor]:
+    """The arrays of one space, all (n, D) of one D and n above 0."""
+    found: dict[str, np.ndarray | Tensor] = {}
+    dim = None
+    for modality, given in arrays.items():
+        found[modality] = array = rows(given, dim, f"{name}/{modality}")
+        if not len(array):
+            raise SourceError(f"there are no rows of {name}/{modality}", fix="leave it out")
+        dim = array.shape[1]
+    return found
+
+
+def _write(file: Path, array: np.ndarray | Tensor, of: str) -> None:
+    """Write (n, D) as float32, block by block."""
+    out = np.lib.format.open_memmap(file, "w+", np.float32, tuple(array.shape))
+    for start in range(0, len(array), BLOCK_ROWS):
+        with torch.no_grad():
+            block = float32(array[start : start + BLOCK_ROWS], "cpu").detach()
+        refuse_what_has_no_direction(block, of, start)
+        out[start : start + len(block)] = block.numpy()
+    out.flush()
