@@ -21,6 +21,7 @@ from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
 from cmcr.evaluate.inputs.items import select
 from cmcr.evaluate.inputs.scenes import find_scenes
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.evaluate.inputs.truth import SoundImage
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
 from cmcr.extract.items import Item
@@ -128,7 +129,10 @@ def test_places_are_numbers_in_the_store_and_text_is_still_read(
     assert text.table(BOX).schema.types == [pa.string()] * 4
     pair = SoundImage("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
     for dataset in (regions, text):
-        assert find_scenes(sounds, dataset, [pair]).ciou[0].tolist() == [0, 1]
+        assert find_scenes(choose_rows(sounds), choose_rows(dataset), [pair]).ciou[0].tolist() == [
+            0,
+            1,
+        ]
 
 
 def test_the_grid_covers_the_picture_at_four_scales(photos: Path, encoder: Encoder) -> None:
