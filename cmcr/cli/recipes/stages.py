@@ -1,6 +1,6 @@
 """Extracting and connecting as the command line does it: flags, else a recipe, else defaults.
 
-    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...), in searches.py
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ do_jobs(...), in tasks.py
 
 `ground.py` says which recipe counts. Nothing heavy is imported before a stage needs it.
 """
