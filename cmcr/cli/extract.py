@@ -8,7 +8,6 @@ import typer
 from cmcr.cli.console import (
     Amp,
     Device,
-    Index,
     Json,
     NoRecipe,
     Precision,
@@ -80,7 +79,10 @@ def extract(
         float, typer.Option(min=0, max=1, help="Share of the inputs that may be bad.")
     ] = 0.01,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
-    index: Index = "Flat",
+    index: Annotated[
+        str | None,
+        typer.Option(help="FAISS factory string, or none.", show_default="the recipe's, else Flat"),
+    ] = None,
     update: Annotated[
         bool,
         typer.Option(
@@ -120,7 +122,7 @@ def extract(
         shard_index=shard_index,
         num_shards=num_shards,
         precision=precision.value,
-        index=None if index == "none" else index,
+        index=index,
         update=update,
         dry_run=dry_run,
     ):

@@ -62,8 +62,8 @@ def manifest(modality: Modality, where: Path) -> Source:
         raise UsageError(
             f"the manifest has no column {' or '.join(wanted)}; it has {', '.join(names)}",
             where=where,
-            fix=f"rename the column that holds it to {wanted[0]}, or write the names of the columns "
-            "as the first line where there is none",
+            fix=f"rename the column that holds it to {wanted[0]}; where the file has no header, "
+            "write one as the first line",
         )
     return Source(
         modality,

@@ -301,7 +301,7 @@ def test_a_list_of_texts_without_a_header_keeps_its_first_line(tmp_path: Path, n
         (tmp_path / "y.tsv").write_text(lines)
         with pytest.raises(UsageError, match="no column text or caption") as caught:
             open_source("text", str(tmp_path / "y.tsv"))
-        assert "as the first line" in str(caught.value)
+        assert "write one as the first line" in str(caught.value)
     (tmp_path / "z.csv").write_text("a photo\nx.png\n")
     with pytest.raises(UsageError, match="no column path"):
         open_source("image", str(tmp_path / "z.csv"))

@@ -39,7 +39,7 @@ class SourceSection(_Section):
     """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
 
     With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
-    of point clouds that points upwards.
+    of point clouds that points upwards, `index` a FAISS factory string or none.
     """
 
     modality: Modality
@@ -48,6 +48,7 @@ class SourceSection(_Section):
     pattern: str | None = None
     regions: str | None = None
     up: Literal["y", "z"] = "y"
+    index: str | None = None
 
 
 class ExtractSection(_Section):
