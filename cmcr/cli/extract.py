@@ -48,9 +48,10 @@ def extract(
     regions: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|grid|torchvision[:CHECKPOINT]",
+            metavar="FILE|grid[:N]|torchvision[:CHECKPOINT]",
             help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
-            "(image, x0, y0, x1, y1), windows of several sizes, or a detector's.",
+            "(image, x0, y0, x1, y1), windows of several sizes (84, with grid:3 35), or a "
+            "detector's.",
         ),
     ] = None,
     up: Annotated[
