@@ -1,11 +1,12 @@
 """Class names and the templates that turn them into prompts, for zero-shot classification.
 
     read_classes("modelnet40")         # the 40 names; or a file, one name a line
-    read_templates("ulip64")           # the 64 templates; or a file, one a line; or "none"
+    read_templates("ulip64")           # the 64 templates; or "sound", or "none"; or a file
     fill("a photo of a {}.", "sofa")   # a photo of a sofa.
 
 Names and templates are those of ULIP (Xue et al., CVPR 2023), whose repository salesforce/ULIP
-has them in data/labels.json and data/templates.json (BSD-3-Clause, Salesforce.com, Inc.).
+has them in data/labels.json and data/templates.json (BSD-3-Clause, Salesforce.com, Inc.). `sound`
+is what LAION asks CLAP for ESC-50 (LAION-AI/CLAP, experiment_scripts/esc50_api.py, at 36187f0).
 `extract` makes texts of them, `evaluate` chooses among the texts, so they lie between the two.
 """
 
@@ -90,8 +91,10 @@ ULIP64 = (
     "a painting of a {}.",
 )
 
+SOUND = ("This is a sound of {}",)
+
 CLASSES = {"modelnet40": MODELNET40}
-TEMPLATES = {"ulip64": ULIP64, "none": (BARE,)}
+TEMPLATES = {"ulip64": ULIP64, "sound": SOUND, "none": (BARE,)}
 
 
 def fill(template: str, name: str) -> str:
@@ -108,7 +111,7 @@ def read_classes(where: str) -> tuple[str, ...]:
 
 
 def read_templates(where: str) -> tuple[str, ...]:
-    """The templates that `where` gives: "ulip64", "none", or a text file with one a line.
+    """The templates that `where` gives: "ulip64", "sound", "none", or a text file with one a line.
 
     "none" is the bare class name. Raises UsageError when there is no such file, it holds nothing
     or a template twice, or a template has no {} for the class name.

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
 from cmcr.embeddings import Key
 from cmcr.errors import StoreError
@@ -63,6 +63,26 @@ class Unmatched(TypedDict):
     labels: list[str]
 
 
+class Selected(TypedDict):
+    """The rows of a dataset that count: columns and the values kept, and how many of how many."""
+
+    where: Filters  # empty where all count
+    items: int
+    of: int
+
+
+class Side(Protocol):
+    """What a result is about: rows of a dataset."""
+
+    @property
+    def key(self) -> Key:
+        """The dataset."""
+
+    @property
+    def selected(self) -> Selected:
+        """Which of its rows."""
+
+
 class Row(TypedDict):
     """One result."""
 
@@ -72,6 +92,7 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
+    selected: NotRequired[dict[Literal["query", "gallery"], Selected]]
     unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
     per_class: NotRequired[list[dict[str, Any]]]  # evaluate/tasks/retrieval.py
@@ -86,15 +107,16 @@ class Results(TypedDict):
     files: list[str]
 
 
-def new_row(query: Key, gallery: Key, task: str, model: str, metrics: Metrics) -> Row:
-    """A result about two datasets."""
+def new_row(query: Side, gallery: Side, task: str, model: str, metrics: Metrics) -> Row:
+    """A result about rows of two datasets."""
     return Row(
-        dataset="+".join(sorted({query.dataset, gallery.dataset})),
+        dataset="+".join(sorted({query.key.dataset, gallery.key.dataset})),
         model=model,
         task=task,
-        query=str(query),
-        gallery=str(gallery),
+        query=str(query.key),
+        gallery=str(gallery.key),
         metrics=metrics,
+        selected={"query": query.selected, "gallery": gallery.selected},
     )
 
 
@@ -167,6 +189,8 @@ def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
     yield _table(rows)
     if counts := counts_line(first["metrics"]):
         yield Text(counts, style="dim")
+    if chosen := selected_line(first):
+        yield Text(chosen, style="dim")
     if "unmatched" in first:
         yield Text(unmatched_line(first["unmatched"]), style="bold yellow")
     yield ""
@@ -243,6 +267,15 @@ def counts_line(metrics: Mapping[str, float]) -> str:
     """The counts that stand below a table."""
     return "; ".join(
         f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items() if metrics.get(name)
+    )
+
+
+def selected_line(row: Row) -> str:
+    """Which rows were selected, and how many of how many; empty where all of them count."""
+    return "; ".join(
+        f"{side} {filters_line(chosen['where'])}: {chosen['items']:,} of {chosen['of']:,} rows"
+        for side, chosen in row.get("selected", {}).items()
+        if chosen["where"]
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,9 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
     from rich.table import Table
+
+    from cmcr.cli.recipes.tasks import Missed
+    from cmcr.evaluate import Evaluated
 
 
 Store = Annotated[
@@ -132,14 +136,33 @@ def _cell(value: Any) -> str:
     return text[:8] if len(text) == 64 else text
 
 
-def show(done: list[Any], as_json: bool) -> None:
-    """The rows of finished evaluations, as JSON or as tables with where the pictures are."""
+def show(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
+    """The rows of finished evaluations, as JSON or as tables, and what was left out.
+
+    Raises the error of the first that was left out when nothing was measured.
+    """
+    from cmcr.cli.recipes.tasks import Missed
     from cmcr.evaluate import results_table
 
-    rows = [row for evaluated in done for row in evaluated.rows]
-    for evaluated in done:
-        say(f"evaluate  {evaluated}")
+    missed = [one for one in done if isinstance(one, Missed)]
+    if missed and len(missed) == len(done):
+        for one in missed[1:]:
+            say(f"evaluate  {one}")
+        raise missed[0].error
+    for one in done:
+        say(f"evaluate  {one}")
+    rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
     if as_json:
-        answer({"results": rows})
+        left_out = {"left_out": [one.as_dict() for one in missed]} if missed else {}
+        answer({"results": rows} | left_out)
     else:
         _print(results_table(rows))
+
+
+def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:
+    """End with exit code 1 where something was left out."""
+    from cmcr.cli.recipes.tasks import Missed
+
+    if missed := sum(isinstance(one, Missed) for one in done):
+        say(f"{missed} of {len(done)} could not be evaluated: see `left out` above")
+        raise typer.Exit(1)

@@ -1,103 +1,32 @@
 """`cmcr evaluate` and its tasks, one function each."""
 
+import inspect
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from cmcr.cli.console import Json, NoRecipe, Recipe, Store, Where, say, show
+from cmcr.cli.console import Json, NoRecipe, Recipe, Store, Where, say, show, stop_if_missed
 
 if TYPE_CHECKING:
-    from cmcr.cli.recipes.tasks import Task
-
-
-Connection = Annotated[
-    str | None, typer.Option(help="Its name or folder.", show_default="the recipe's")
-]
-Query = Annotated[
-    str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What searches.")
-]
-Gallery = Annotated[
-    str | None, typer.Option(metavar="SPACE/MODALITY[:DATASET]", help="What is searched.")
-]
-
-
-def retrieval(
-    connection: Connection = None,
-    query: Query = None,
-    gallery: Gallery = None,
-    query_where: Where = None,
-    gallery_where: Where = None,
-    index: Annotated[
-        str | None,
-        typer.Option(help="FAISS factory string: an index to measure beside the exact search."),
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(metavar="4G", help="Choose that index: so large at most.")
-    ] = None,
-    max_query_time: Annotated[
-        str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
-    ] = None,
-    store: Store = None,
-    pipeline: Recipe = None,
-    no_pipeline: NoRecipe = False,
-    as_json: Json = False,
-) -> None:
-    """Search one modality in another, both ways, beside chance and the closed forms."""
-    from cmcr.cli.recipes.ground import ground_to_measure, recipes
-    from cmcr.cli.recipes.searches import choose_index, choose_searches, evaluate_each, names
-    from cmcr.evaluate import evaluate_index, evaluate_retrieval, weak_spots
-
-    choice = choose_index(index, max_memory, max_query_time)
-    pipelines = recipes(pipeline, no_pipeline)
-    ground = ground_to_measure(pipelines, pipeline, store, connection, [query, gallery])
-    searches = choose_searches(ground, connection, query, gallery)
-    place = ground.store
-    say(ground.line("evaluate", *names(searches)))
-    where = (query_where or [], gallery_where or [])
-    done = list(evaluate_each(evaluate_retrieval, searches, place, *where))
-    if choice:
-        measure_index = partial(evaluate_index, choice=choice)
-        indexes = list(evaluate_each(measure_index, searches, place, *where))
-    else:
-        indexes = []
-    show([*done, *indexes], as_json)
-    if not as_json:
-        print(weak_spots([row for evaluated in done for row in evaluated.rows]))
-
-
-def gap(
-    connection: Connection = None,
-    query: Query = None,
-    gallery: Gallery = None,
-    query_where: Where = None,
-    gallery_where: Where = None,
-    store: Store = None,
-    pipeline: Recipe = None,
-    no_pipeline: NoRecipe = False,
-    as_json: Json = False,
-) -> None:
-    """Distance, alignment and uniformity of two modalities, before and after connecting."""
-    from cmcr.cli.recipes.ground import ground_to_measure, recipes
-    from cmcr.cli.recipes.searches import choose_searches, evaluate_each, names
-    from cmcr.evaluate import evaluate_gap
-
-    pipelines = recipes(pipeline, no_pipeline)
-    ground = ground_to_measure(pipelines, pipeline, store, connection, [query, gallery])
-    searches = choose_searches(ground, connection, query, gallery)
-    place = ground.store
-    say(ground.line("evaluate", *names(searches)))
-    where = (query_where or [], gallery_where or [])
-    done = evaluate_each(evaluate_gap, searches, place, *where)
-    show(list(done), as_json)
+    from cmcr.cli.recipes.ground import Ground
+    from cmcr.cli.recipes.tasks import Job, Task
 
 
 Place = "SPACE/MODALITY[:DATASET]"
 
+Connection = Annotated[
+    str | None, typer.Option(help="Its name or folder.", show_default="the recipe's")
+]
+Query = Annotated[str | None, typer.Option(metavar=Place, help="What searches.")]
+Gallery = Annotated[str | None, typer.Option(metavar=Place, help="What is searched.")]
 Regions = Annotated[
     str | None, typer.Option(metavar=Place, help="Regions of pictures, of `extract --regions`.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(metavar="SPACE/text[:DATASET]", help="Prompts with labels.")
 ]
 Truth = Annotated[
     list[Path] | None,
@@ -110,9 +39,125 @@ Truth = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The flags that every task takes."""
+
+    connection: Connection = None
+    query: Query = None
+    query_where: Where = None
+    store: Store = None
+    pipeline: Recipe = None
+    no_pipeline: NoRecipe = False
+    as_json: Json = False
+
+    def ground(self, searched: str | None, task: str = "retrieval") -> "Ground":
+        """The recipe that counts and the store, where `searched` is the other dataset."""
+        from cmcr.cli.recipes.ground import ground_to_measure, recipes
+
+        pipelines = recipes(self.pipeline, self.no_pipeline)
+        places = [self.query, searched]
+        return ground_to_measure(
+            pipelines, self.pipeline, self.store, self.connection, places, task
+        )
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """Those of them that a recipe's section has too."""
+        return {"query": self.query, "query_where": self.query_where}
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """`function(asked, ...)` with each field of `Asked` as an option of its own, for typer."""
+
+    def command(**given: Any) -> None:
+        asked = Asked(**{field.name: given.pop(field.name) for field in fields(Asked)})
+        function(asked, **given)
+
+    hints = get_type_hints(Asked, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(Asked)
+    ]
+    _, *own = inspect.signature(function).parameters.values()
+    every = [*shared[:3], *own, *shared[3:]]
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__annotations__ = {one.name: one.annotation for one in every}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in every]
+    )
+    return command
+
+
+@_command
+def retrieval(
+    asked: Asked,
+    gallery: Gallery = None,
+    gallery_where: Where = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="FAISS factory string: an index to measure beside the exact search."),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="4G", help="Choose that index: so large at most.")
+    ] = None,
+    max_query_time: Annotated[
+        str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
+    ] = None,
+) -> None:
+    """Search one modality in another, both ways, beside chance and the closed forms."""
+    from cmcr.cli.recipes.searches import choose_index, measure_indexes
+    from cmcr.cli.recipes.tasks import Missed, do_jobs
+    from cmcr.evaluate import weak_spots
+
+    choice = choose_index(index, max_memory, max_query_time)
+    ground, jobs = _searches(asked, gallery, gallery_where)
+    done = list(do_jobs(ground, "retrieval", jobs))
+    found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
+    indexes = list(measure_indexes(ground, found, choice)) if choice else []
+    show([*done, *indexes], asked.as_json)
+    if not asked.as_json:
+        rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
+        print(weak_spots(rows))
+    stop_if_missed(done)
+
+
+@_command
+def gap(asked: Asked, gallery: Gallery = None, gallery_where: Where = None) -> None:
+    """Distance, alignment and uniformity of two modalities, before and after connecting."""
+    from cmcr.cli.recipes.tasks import do_jobs
+
+    ground, jobs = _searches(asked, gallery, gallery_where)
+    done = list(do_jobs(ground, "gap", jobs))
+    show(done, asked.as_json)
+    stop_if_missed(done)
+
+
+def _searches(
+    asked: Asked, gallery: str | None, gallery_where: list[str] | None
+) -> tuple["Ground", list["Job"]]:
+    """What retrieval and gap are about; the first lines say it."""
+    from cmcr.cli.recipes.searches import choose_searches, not_made
+    from cmcr.cli.recipes.tasks import names
+
+    ground = asked.ground(gallery)
+    flags = asked.section | {"gallery": gallery, "gallery_where": gallery_where}
+    jobs = choose_searches(ground, flags, asked.connection)
+    say(ground.line("evaluate", *names(jobs)))
+    if not (asked.connection or asked.query or gallery):
+        for name in not_made(ground):
+            say(f"evaluate  the recipe's pairs of {name}, which is not made yet, are left out")
+    return ground, jobs
+
+
+@_command
 def zero_shot(
-    connection: Connection = None,
-    query: Query = None,
+    asked: Asked,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -122,69 +167,43 @@ def zero_shot(
     templates: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|ulip64|none", help="Prompts to average.", show_default="the gallery's"
+            metavar="FILE|ulip64|sound|none",
+            help="Prompts to average.",
+            show_default="the gallery's",
         ),
     ] = None,
-    gallery: Annotated[
-        str | None, typer.Option(metavar="SPACE/text[:DATASET]", help="Prompts with labels.")
-    ] = None,
-    store: Store = None,
-    pipeline: Recipe = None,
-    no_pipeline: NoRecipe = False,
-    as_json: Json = False,
+    gallery: Prompts = None,
+    gallery_where: Where = None,
 ) -> None:
     """Classify items by the prompts nearest to them, without training examples."""
-    flags = {"query": query, "gallery": gallery, "classes": classes, "templates": templates}
-    asked = Asked(pipeline, no_pipeline, store, connection)
-    _evaluate("zero_shot", asked, [query, gallery], flags, as_json)
+    flags = {"gallery": gallery, "gallery_where": gallery_where}
+    _evaluate("zero_shot", asked, gallery, flags | {"classes": classes, "templates": templates})
 
 
-class Asked(NamedTuple):
-    """The flags that say where to work."""
-
-    pipeline: str | None
-    no_pipeline: bool
-    store: Path | None
-    connection: str | None
-
-
-def _evaluate(
-    task: "Task", asked: Asked, places: list[str | None], flags: dict[str, Any], as_json: bool
+@_command
+def localization(
+    asked: Asked, regions: Regions = None, regions_where: Where = None, truth: Truth = None
 ) -> None:
-    from cmcr.cli.recipes.ground import ground_to_measure, recipes
-    from cmcr.cli.recipes.tasks import choose_jobs, do_jobs
-
-    pipelines = recipes(asked.pipeline, asked.no_pipeline)
-    ground = ground_to_measure(
-        pipelines, asked.pipeline, asked.store, asked.connection, places, task
-    )
-    jobs = choose_jobs(ground, task, flags, asked.connection)
-    say(ground.line("evaluate", *dict.fromkeys(job.connection.name for job in jobs)))
-    show(list(do_jobs(ground.store, task, jobs)), as_json)
+    """Find the region of a picture that makes a sound."""
+    flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
+    _evaluate("localization", asked, regions, flags)
 
 
-def _about_scenes(
-    task: Literal["localization", "counterfactual"], does: str
-) -> Callable[..., None]:
-    def command(
-        connection: Connection = None,
-        query: Query = None,
-        regions: Regions = None,
-        truth: Truth = None,
-        store: Store = None,
-        pipeline: Recipe = None,
-        no_pipeline: NoRecipe = False,
-        as_json: Json = False,
-    ) -> None:
-        flags = {"query": query, "regions": regions, "truth": tuple(truth or ())}
-        asked = Asked(pipeline, no_pipeline, store, connection)
-        _evaluate(task, asked, [query, regions], flags, as_json)
-
-    command.__name__, command.__doc__ = task, does
-    return command
+@_command
+def counterfactual(
+    asked: Asked, regions: Regions = None, regions_where: Where = None, truth: Truth = None
+) -> None:
+    """Tell sounds whose source is in the picture from silent and absent ones."""
+    flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
+    _evaluate("counterfactual", asked, regions, flags)
 
 
-localization = _about_scenes("localization", "Find the region of a picture that makes a sound.")
-counterfactual = _about_scenes(
-    "counterfactual", "Tell sounds whose source is in the picture from silent and absent ones."
-)
+def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str, Any]) -> None:
+    from cmcr.cli.recipes.tasks import choose_jobs, do_jobs, names
+
+    ground = asked.ground(searched, task)
+    jobs = choose_jobs(ground, task, asked.section | flags, asked.connection)
+    say(ground.line("evaluate", *names(jobs)))
+    done = list(do_jobs(ground, task, jobs))
+    show(done, asked.as_json)
+    stop_if_missed(done)

@@ -8,7 +8,6 @@ import typer
 from cmcr.cli.console import (
     Amp,
     Device,
-    Index,
     Json,
     NoRecipe,
     Precision,
@@ -49,9 +48,10 @@ def extract(
     regions: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|grid|torchvision[:CHECKPOINT]",
+            metavar="FILE|grid[:N]|torchvision[:CHECKPOINT]",
             help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
-            "(image, x0, y0, x1, y1), windows of several sizes, or a detector's.",
+            "(image, x0, y0, x1, y1), windows of several sizes (84, with grid:3 35), or a "
+            "detector's.",
         ),
     ] = None,
     up: Annotated[
@@ -80,7 +80,10 @@ def extract(
         float, typer.Option(min=0, max=1, help="Share of the inputs that may be bad.")
     ] = 0.01,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
-    index: Index = "Flat",
+    index: Annotated[
+        str | None,
+        typer.Option(help="FAISS factory string, or none.", show_default="the recipe's, else Flat"),
+    ] = None,
     update: Annotated[
         bool,
         typer.Option(
@@ -120,7 +123,7 @@ def extract(
         shard_index=shard_index,
         num_shards=num_shards,
         precision=precision.value,
-        index=None if index == "none" else index,
+        index=index,
         update=update,
         dry_run=dry_run,
     ):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cmcr.cli.console import Device, Json, Store, answer, say, show
+from cmcr.cli.console import Device, Json, Store, answer, say, show, stop_if_missed
 
 
 def run(
@@ -27,11 +27,10 @@ def run(
     """
     from cmcr.cli.recipes.ground import Ground
     from cmcr.cli.recipes.pipelines import load_pipelines
-    from cmcr.cli.recipes.searches import choose_searches, evaluate_each
+    from cmcr.cli.recipes.searches import choose_searches
     from cmcr.cli.recipes.stages import connect_spaces, extract_datasets
-    from cmcr.cli.recipes.tasks import run_tasks
+    from cmcr.cli.recipes.tasks import do_jobs, run_tasks
     from cmcr.connect import can_be_made_again
-    from cmcr.evaluate import evaluate_gap, evaluate_retrieval
 
     pipelines = load_pipelines()
     recipe = pipelines.named(pipeline)
@@ -52,14 +51,15 @@ def run(
             say=lambda line: say(f"connect   {line}"),
         )
         say(f"connect   {connected}")
-    searches = choose_searches(ground, None, None, None) if recipe.evaluate.retrieval else []
+    searches = choose_searches(ground, {}) if recipe.evaluate.retrieval else []
     done = [
-        *evaluate_each(evaluate_retrieval, searches, place),
+        *do_jobs(ground, "retrieval", searches),
         *run_tasks(ground),
-        *evaluate_each(evaluate_gap, searches, place),
+        *do_jobs(ground, "gap", searches),
     ]
     show(done, as_json)
     say(f"to look at it all: cmcr report {place}")
+    stop_if_missed(done)
 
 
 def init(

@@ -1,7 +1,7 @@
 """Classes to tell apart: the prompts that speak of them, and the items that are of them.
 
-    prompts = choose_prompts(texts, "modelnet40", "ulip64")     # of an opened dataset
-    items = choose_items(shapes, prompts.classes)
+    prompts = choose_prompts(choose_rows(texts), "modelnet40", "ulip64")    # of opened datasets
+    items = choose_items(choose_rows(shapes, {"split": ["test"]}), prompts.classes)
 
 Both datasets say it by `label`. Names are compared as retrieval does (`plain_name`): ModelNet40's
 folder `night_stand` is ULIP's class "night stand".
@@ -14,6 +14,7 @@ import numpy as np
 
 from cmcr.embeddings import Dataset
 from cmcr.errors import CmcrError, UsageError
+from cmcr.evaluate.inputs.selection import Selection
 from cmcr.evaluate.ranking.matches import plain_name
 from cmcr.templates import read_classes, read_templates
 
@@ -22,7 +23,7 @@ from cmcr.templates import read_classes, read_templates
 class Prompts:
     """Classes, and the rows of a dataset of texts that speak of them."""
 
-    dataset: Dataset
+    texts: Selection
     classes: tuple[str, ...]
     rows: np.ndarray  # (prompts,) of the dataset; a text of two classes is there twice
     class_of: np.ndarray  # (prompts,) the number of the class
@@ -32,22 +33,23 @@ class Prompts:
 class ClassItems:
     """What is to be classified: the items that are of one of the classes."""
 
-    dataset: Dataset
+    chosen: Selection
     rows: np.ndarray  # (items,) of the dataset
     right: np.ndarray  # (items, classes) bool
-    left_out: int  # items of no class that has prompts
+    left_out: int  # chosen items of no class that has prompts
 
 
 def choose_prompts(
-    texts: Dataset, classes: str | None = None, templates: str | None = None
+    chosen: Selection, classes: str | None = None, templates: str | None = None
 ) -> Prompts:
-    """The rows of `texts` that are of `classes` and made with `templates`, by default all.
+    """Those of `chosen` that are of `classes` and made with `templates`, by default all.
 
     Class names are compared with "_" as a space. Raises UsageError for texts without labels, a
     class without a prompt, or templates where the texts have no column `template`.
     """
-    labels = _labels(texts)
-    kept = np.array([bool(names) for names in labels])
+    texts, labels = chosen.dataset, _labels(chosen.dataset)
+    kept = np.zeros(len(labels), bool)
+    kept[chosen.rows] = [bool(labels[row]) for row in chosen.rows]
     if not kept.any():
         raise UsageError(
             f"{texts.key} has no labels, so nothing says which class a prompt is of",
@@ -83,26 +85,27 @@ def choose_prompts(
     number = {name: at for at, name in enumerate(names)}
     both = [(row, number[name]) for row in rows for name in labels[row] if name in number]
     rows, class_of = np.array(both).T  # (prompts,), (prompts,)
-    return Prompts(texts, names, rows, class_of)
+    return Prompts(chosen, names, rows, class_of)
 
 
-def choose_items(dataset: Dataset, classes: Sequence[str]) -> ClassItems:
-    """The rows of `dataset` that are of one of `classes`. Raises CmcrError when there is none."""
-    labels = _labels(dataset)
+def choose_items(chosen: Selection, classes: Sequence[str]) -> ClassItems:
+    """Those of `chosen` that are of one of `classes`. Raises CmcrError when there is none."""
+    every = _labels(chosen.dataset)
+    labels = [every[row] for row in chosen.rows]
     number = {name: at for at, name in enumerate(classes)}
     right = np.zeros((len(labels), len(classes)), bool)
     for row, names in enumerate(labels):
         right[row, [number[name] for name in names if name in number]] = True
-    rows = np.flatnonzero(right.any(axis=1))
-    if not len(rows):
+    kept = right.any(axis=1)
+    if not kept.any():
         there = list(dict.fromkeys(name for names in labels for name in names))
         raise CmcrError(
-            f"no item of {dataset.key} is of one of the classes",
+            f"no item of {chosen.key} is of one of the classes",
             where=f"its labels are such as {', '.join(there[:5]) or 'none'}; the classes are such "
             f"as {', '.join(classes[:5])}",
             fix="use the same names in both datasets",
         )
-    return ClassItems(dataset, rows, right[rows], left_out=len(labels) - len(rows))
+    return ClassItems(chosen, chosen.rows[kept], right[kept], left_out=int((~kept).sum()))
 
 
 def _labels(dataset: Dataset) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Rows of a dataset: which of them count, and where they lie in a joint space.
+"""Items that are searched for, or searched in, and where rows of a dataset lie in a joint space.
 
 speech = select(open_dataset(store, Key("clap", "audio", "esc50")), {"fold": ["5"]})
 photos = select(open_dataset(store, Key("clip", "image", "imagenet")))
@@ -7,9 +7,8 @@ speech.projected(connection)               # (items, joint), unit norm
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,34 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
-from cmcr.embeddings import Dataset, Key
+from cmcr.embeddings import Dataset
 from cmcr.errors import CmcrError, StoreError, UsageError
+from cmcr.evaluate.inputs.selection import RowFilter, Selection, choose_rows
 from cmcr.evaluate.ranking.matches import Matches, find_matches
-
-RowFilter = Mapping[str, Sequence[str]]  # columns, and the values to keep
-
-_COLUMNS = ("id", "uri", "text", "label", "group")
 
 
 @dataclass(frozen=True)
-class Items:
+class Items(Selection):
     """Rows of a dataset that are searched for, or searched in."""
 
-    dataset: Dataset
-    rows: np.ndarray  # (items,) numbers of the rows
     table: pa.Table  # their id, label and group, a row an item
-    where: RowFilter  # what they were selected by
-
-    @property
-    def key(self) -> Key:
-        """The dataset they are of."""
-        return self.dataset.key
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """What decides which items they are."""
-        where = {column: list(values) for column, values in self.where.items()}
-        return dataset_input(self.dataset) | {"where": where}
 
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
@@ -103,51 +85,14 @@ def _blocks(dataset: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
         start += len(block)
 
 
-def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
-    """`COLUMN=VALUE[,VALUE...]` strings as columns and the values to keep.
-
-    Raises UsageError for a string without "=" or a column that is named twice.
-    """
-    where: dict[str, list[str]] = {}
-    for text in filters:
-        column, equals, values = text.partition("=")
-        if not equals or not column:
-            raise UsageError(f"{text!r} selects nothing", fix="write COLUMN=VALUE[,VALUE...]")
-        if column in where:
-            raise UsageError(
-                f"the column {column!r} is named twice", fix=f"write {column}=VALUE,VALUE"
-            )
-        where[column] = values.split(",")
-    return where
-
-
 def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
     """The rows of `dataset` that have, in each column of `where`, one of the values given.
 
-    Raises UsageError for a column that is not there or when no row is left, CmcrError when no
-    row has a label or a group, StoreError when an id occurs more than once.
+    Raises what `choose_rows` raises, CmcrError when no row has a label or a group, StoreError when
+    an id occurs more than once.
     """
-    where = where or {}
-    there = (*_COLUMNS, *dataset.manifest.columns)
-    for column in where:
-        if column not in there:
-            raise UsageError(
-                f"{dataset.key} has no column {column!r}",
-                where=dataset.folder,
-                fix=f"one of: {', '.join(there)}",
-            )
-    kept = np.ones(dataset.rows, bool)
-    for column, wanted in where.items():
-        values = dataset.table([column])[column].to_pylist()
-        kept &= np.fromiter((_has_one(value, wanted) for value in values), bool, dataset.rows)
-    rows = np.flatnonzero(kept)
-    if not len(rows):
-        filters = " and ".join(f"{column}={','.join(where[column])}" for column in where)
-        raise UsageError(
-            f"no row of {dataset.key} has {filters}" if where else f"{dataset.key} has no rows",
-            where=dataset.folder,
-        )
-    table = dataset.table(["id", "label", "group"]).take(rows)
+    chosen = choose_rows(dataset, where)
+    table = dataset.table(["id", "label", "group"]).take(chosen.rows)
     _refuse_equal_ids(dataset, table)
     if not any(table["group"].to_pylist()) and not any(table["label"].to_pylist()):
         raise CmcrError(
@@ -156,7 +101,7 @@ def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
             fix="extract a folder of class folders or a manifest with a column `label` or "
             "`group`, or import with --metadata that has one",
         )
-    return Items(dataset, rows, table, where)
+    return Items(dataset, chosen.rows, chosen.where, table)
 
 
 def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Matches:
@@ -173,11 +118,6 @@ def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Ma
     if not matches.counts().any():
         raise _nothing_in_common(query, gallery)
     return matches
-
-
-def _has_one(value: str | float | list[str] | None, wanted: Sequence[str]) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return any(one is not None and str(one) in wanted for one in values)
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
@@ -218,8 +158,3 @@ def _examples(items: Items) -> str:
         if values
     ]
     return f"{items.key} has {' and '.join(named)}"
-
-
-def dataset_input(dataset: Dataset) -> dict[str, Any]:
-    """The state of a dataset."""
-    return {"dataset": str(dataset.key), "fingerprint": dataset.fingerprint}

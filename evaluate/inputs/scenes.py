@@ -1,6 +1,7 @@
 """Sounds, the pictures they are asked about, and the regions of those pictures, joined.
 
-    scenes = open_scenes(sounds, regions, [Path("vggss.json")])      # opened datasets
+    sounds = choose_rows(sounds, {"split": ["test"]})                # of opened datasets
+    scenes = open_scenes(sounds, choose_rows(regions), [Path("vggss.json")])
     answers = locate(connection, scenes)       # of each pair the region nearest to the sound
     answers.confidence, answers.ciou, answers.rows
 
@@ -25,7 +26,8 @@ from cmcr.embeddings import Dataset
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import CmcrError, SourceError, UsageError
 from cmcr.evaluate.inputs.ciou import CENTRE, consensus_iou
-from cmcr.evaluate.inputs.items import dataset_input, project_rows
+from cmcr.evaluate.inputs.items import project_rows
+from cmcr.evaluate.inputs.selection import Selection
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.ranks import TIE
 from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
@@ -38,8 +40,8 @@ CORNERS = ("x0", "y0", "x1", "y1")
 class Scenes:
     """Pairs of a sound and a picture that the store has both of."""
 
-    sounds: Dataset
-    regions: Dataset
+    sounds: Selection
+    regions: Selection
     pairs: Sequence[SoundImage]
     sound_rows: np.ndarray  # (pairs,) the sound of each pair
     region_rows: Sequence[np.ndarray]  # of each pair (candidates,), the regions of its picture
@@ -81,7 +83,7 @@ class Scenes:
             "silent_pairs": len(self.pairs) - seen,
             "pairs_left_out": self.left_out,
         }
-        return new_row(self.sounds.key, self.regions.key, task, model, metrics | counts)
+        return new_row(self.sounds, self.regions, task, model, metrics | counts)
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,13 @@ class Answers:
     ciou: np.ndarray  # (pairs,) its cIoU with where the sound is heard
 
 
-def open_scenes(sounds: Dataset, regions: Dataset, truth: Sequence[Path]) -> Scenes:
+def open_scenes(sounds: Selection, regions: Selection, truth: Sequence[Path]) -> Scenes:
     """The pairs of the files `truth`, else of the sounds' own columns, that both datasets have.
 
     Raises what `read_truth`, `truth_of` and `find_scenes` raise.
     """
     if not truth:
-        return find_scenes(sounds, regions, truth_of(sounds))
+        return find_scenes(sounds, regions, truth_of(sounds.dataset))
     files = {path: read_truth([path]) for path in truth}
     scenes = find_scenes(sounds, regions, [pair for pairs in files.values() for pair in pairs])
     named = [f"{path.name} {_digest(pairs)[:8]}" for path, pairs in files.items()]
@@ -110,8 +112,8 @@ def scene_inputs(scenes: Scenes, version: int) -> Inputs:
     """What decides the results, beside the connection: both datasets and the truth."""
     inputs: Inputs = {
         "version": version,
-        "sounds": dataset_input(scenes.sounds),
-        "regions": dataset_input(scenes.regions),
+        "query": scenes.sounds.inputs,
+        "gallery": scenes.regions.inputs,
         "truth": _digest(scenes.pairs, scenes.left_out),
     }
     return inputs | ({"chosen": {"truth": list(scenes.truth)}} if scenes.truth else {})
@@ -122,16 +124,17 @@ def _digest(pairs: Sequence[SoundImage], *beside: int) -> str:
     return hashlib.sha256(canonical_json([plain, *beside]).encode()).hexdigest()
 
 
-def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[SoundImage]) -> Scenes:
+def find_scenes(sounds: Selection, regions: Selection, pairs: Sequence[SoundImage]) -> Scenes:
     """Join `pairs` with the rows of `sounds` by id and with those of `regions` by `image`.
 
-    Raises UsageError for regions without places, SourceError for places that are none or a sound
-    that is there twice, CmcrError when nothing joins.
+    A pair whose sound or picture is in the store, but not selected, is not asked for: it counts
+    nowhere. Raises UsageError for regions without places or when no pair is selected, SourceError
+    for places that are none or a sound that is there twice, CmcrError when nothing joins.
     """
-    boxes, of_image = _places(regions)
-    row_of_sound = _rows_by_id(sounds)
-    kept = [pair for pair in pairs if pair.sound in row_of_sound and pair.image in of_image]
-    if not kept:
+    boxes, of_image = _places(regions.dataset)
+    row_of_sound = _rows_by_id(sounds.dataset)
+    there = [pair for pair in pairs if pair.sound in row_of_sound and pair.image in of_image]
+    if not there:
         raise CmcrError(
             "no sound and no region belong to a pair of the truth",
             where=f"the truth has the sound {pairs[0].sound!r} with the image {pairs[0].image!r}; "
@@ -139,7 +142,17 @@ def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[SoundImage]) 
             f"image {next(iter(of_image), None)!r}",
             fix="extract both from manifests whose `id` is the one that the truth uses",
         )
-    region_rows = [of_image[pair.image] for pair in kept]
+    heard, seen = _mask(sounds), _mask(regions)
+    chosen = {image: rows[seen[rows]] for image, rows in of_image.items()}
+    kept = [pair for pair in there if heard[row_of_sound[pair.sound]] and len(chosen[pair.image])]
+    if not kept:
+        raise UsageError(
+            "no pair of the truth is of the selected sounds and regions",
+            where=f"{sounds.key}: {len(sounds.rows):,} rows; {regions.key}: "
+            f"{len(regions.rows):,} rows",
+            fix=f"select others; without a selection there are {len(there):,} pairs",
+        )
+    region_rows = [chosen[pair.image] for pair in kept]
     return Scenes(
         sounds,
         regions,
@@ -150,7 +163,7 @@ def find_scenes(sounds: Dataset, regions: Dataset, pairs: Sequence[SoundImage]) 
             consensus_iou(boxes[rows], pair.boxes, pair.consensus)
             for pair, rows in zip(kept, region_rows, strict=True)
         ],
-        left_out=len(pairs) - len(kept),
+        left_out=len(pairs) - len(there),
     )
 
 
@@ -160,14 +173,14 @@ def locate(model: JointSpace, scenes: Scenes) -> Answers:
     Where several are within `TIE` of the nearest, the one that covers least of the truth counts.
     """
     sounds, regions = (
-        project_rows(dataset, np.arange(dataset.rows), model).numpy()
-        for dataset in (scenes.sounds, scenes.regions)
-    )  # (sounds, joint), (regions, joint)
+        project_rows(chosen.dataset, chosen.rows, model).numpy()
+        for chosen in (scenes.sounds, scenes.regions)
+    )  # (selected sounds, joint), (selected regions, joint)
+    sound_at = np.searchsorted(scenes.sounds.rows, scenes.sound_rows)  # (pairs,)
+    regions_at = [np.searchsorted(scenes.regions.rows, rows) for rows in scenes.region_rows]
     chosen = [
         _nearest(regions[rows] @ sounds[sound], ciou)
-        for sound, rows, ciou in zip(
-            scenes.sound_rows, scenes.region_rows, scenes.ciou, strict=True
-        )
+        for sound, rows, ciou in zip(sound_at, regions_at, scenes.ciou, strict=True)
     ]
     picked = list(zip(chosen, scenes.region_rows, scenes.ciou, strict=True))
     return Answers(
@@ -183,9 +196,9 @@ def write_answers(path: Path, scenes: Scenes, answers: Answers) -> None:
         "sound": [pair.sound for pair in scenes.pairs],
         "image": [pair.image for pair in scenes.pairs],
         "visible": scenes.visible,
-        "region": scenes.regions.table(["id"])["id"].take(answers.rows),
+        "region": scenes.regions.dataset.table(["id"])["id"].take(answers.rows),
     }
-    corners = scenes.regions.table(list(CORNERS)).take(answers.rows)
+    corners = scenes.regions.dataset.table(list(CORNERS)).take(answers.rows)
     columns |= {name: corners[name].cast(pa.float64()) for name in CORNERS}
     table = pa.table(columns | {"cosine": answers.confidence, "ciou": answers.ciou})
     with replacing(path) as unfinished:
@@ -197,6 +210,11 @@ def _nearest(cosines: np.ndarray, ciou: np.ndarray) -> tuple[int, float]:
     best = np.flatnonzero(cosines >= cosines.max() - TIE)
     at = int(best[ciou[best].argmin()])
     return at, float(cosines[at])
+
+
+def _mask(chosen: Selection) -> np.ndarray:
+    """Whether each row of the dataset is selected, (rows,)."""
+    return np.isin(np.arange(chosen.dataset.rows), chosen.rows)
 
 
 def _places(regions: Dataset) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 
 from cmcr.errors import StoreError
 from cmcr.evaluate.ranking.matches import plain_name
-from cmcr.evaluate.results import COUNTS, Row, best_values, counts_line, format_value, metric_names
+from cmcr.evaluate.results import (
+    COUNTS,
+    Row,
+    best_values,
+    counts_line,
+    format_value,
+    metric_names,
+    selected_line,
+)
 from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
 
 _SHOWN_METRICS = ("hit_rate@1", "hit_rate@10", "mAP", "median_rank")  # of a class
@@ -174,8 +182,8 @@ def _results(rows: list[Row]) -> Table:
         Line(row["model"], _cells(row["metrics"], names, best, row.get("intervals", {})))
         for row in rows
     ]
-    counts = counts_line(metrics[0])
-    notes = [f"{counts[0].upper()}{counts[1:]}."] if counts else []
+    counted = [counts_line(metrics[0]), selected_line(rows[0])]
+    notes = [f"{line[0].upper()}{line[1:]}." for line in counted if line]
     if any("intervals" in row for row in rows):
         notes.append("Small: 95 % interval, by the bootstrap over the queries.")
     return Table(

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from cmcr.embeddings import Key
 from cmcr.evaluate.figures.plots import draw_precision_recall
 from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
 from cmcr.evaluate.results import Metrics, Row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
@@ -110,18 +111,29 @@ def precision_recall(
 
 
 def evaluate_counterfactual(
-    store: Path, path: Path, sounds: Key, regions: Key, truth: Sequence[Path] = ()
+    store: Path,
+    path: Path,
+    sounds: Key,
+    regions: Key,
+    truth: Sequence[Path] = (),
+    *,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
 ) -> Evaluated:
     """Recognise which of `sounds` come from their pictures, by the connection in `path`.
 
-    `truth` as in `evaluate_localization`; pairs without boxes are the silent ones. Of the rows,
-    `chance` (a region at random) and `centre` (the central half) answer every pair alike; then
-    come the closed forms and the connection. Nothing is computed again while all that stays the
-    same. Raises what `evaluate_localization` raises.
+    `truth` and selections as in `evaluate_localization`; pairs without boxes are the silent ones.
+    Of the rows, `chance` (a region at random) and `centre` (the central half) answer every pair
+    alike; then come the closed forms and the connection. Nothing is computed again while all that
+    stays the same. Raises what `evaluate_localization` raises.
     """
 
     def pose(opened: Opened) -> Task:
-        scenes = open_scenes(opened.query, opened.gallery, truth)
+        scenes = open_scenes(
+            choose_rows(opened.query, query_where),
+            choose_rows(opened.gallery, gallery_where),
+            truth,
+        )
         return Task(TASK, scene_inputs(scenes, VERSION), partial(_compute, scenes))
 
     return run_task(store, path, sounds, regions, pose)

@@ -29,7 +29,8 @@ from torch import Tensor
 from cmcr.connect import JointSpace
 from cmcr.devices import threads_for
 from cmcr.embeddings import Key
-from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
+from cmcr.evaluate.inputs.items import Items, check_pair, select
+from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.results import Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
@@ -124,7 +125,7 @@ def gap_rows(models: Mapping[str, JointSpace], query: Items, gallery: Items) -> 
 def _rows(
     model: str, both: tuple[Items, Items], vectors: Sequence[Tensor], matches: Matches
 ) -> list[Row]:
-    query, gallery = (items.key for items in both)
+    query, gallery = both
     one, other = vectors
     return [
         new_row(query, gallery, TASK, model, _metrics(one, other, matches)),

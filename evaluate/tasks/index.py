@@ -133,7 +133,7 @@ def _compute(
     fast = _through(on_gpus(index), exact.shape[1])
     rows.append((f"{kind} {setting}".strip(), measure(fast, queries, exact, matches) | costs))
     where = os.path.relpath(home / INDEX, folder)
-    return [new_row(asked.key, found.key, TASK, *row) for row in rows], [where]
+    return [new_row(asked, found, TASK, *row) for row in rows], [where]
 
 
 def tune(

@@ -22,6 +22,7 @@ from cmcr.embeddings import Key
 from cmcr.errors import CmcrError
 from cmcr.evaluate.figures.plots import draw_success
 from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
+from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
 from cmcr.evaluate.results import Metrics, Row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
@@ -54,24 +55,36 @@ def localization_metrics(rates: Float[np.ndarray, "21"]) -> Metrics:
 
 
 def evaluate_localization(
-    store: Path, path: Path, sounds: Key, regions: Key, truth: Sequence[Path] = ()
+    store: Path,
+    path: Path,
+    sounds: Key,
+    regions: Key,
+    truth: Sequence[Path] = (),
+    *,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
 ) -> Evaluated:
     """Locate `sounds` among `regions` by the connection in the folder `path`.
 
     Where they are heard is in the files `truth` (evaluate/inputs/truth.py), else in the sounds' own
-    columns. Only pairs whose source is in the picture count. Rows are `chance` (a region of the
-    picture at random, exactly), `centre` (a box that covers the central half), the closed forms,
-    the connection. Nothing is computed again while all that stays the same. Raises UsageError for
-    a dataset or file that is not there, MismatchError for embeddings of another encoder,
-    SourceError for a truth that cannot be read, CmcrError when it has no such pair.
+    columns. `query_where` selects among the sounds, `gallery_where` among the regions. Only pairs
+    whose source is in the picture count. Rows are `chance` (a region of the picture at random,
+    exactly), `centre` (a box that covers the central half), the closed forms, the connection.
+    Nothing is computed again while all that stays the same. Raises UsageError for a dataset, file,
+    column or value that is not there, MismatchError for embeddings of another encoder, SourceError
+    for a truth that cannot be read, CmcrError when it has no such pair.
     """
 
     def pose(opened: Opened) -> Task:
-        scenes = open_scenes(opened.query, opened.gallery, truth).only_visible()
+        scenes = open_scenes(
+            choose_rows(opened.query, query_where),
+            choose_rows(opened.gallery, gallery_where),
+            truth,
+        ).only_visible()
         if not scenes.pairs:
             raise CmcrError(
                 "every pair of the truth is a silent one, so there is nothing to locate",
-                where=scenes.sounds.folder,
+                where=scenes.sounds.dataset.folder,
                 fix="name a truth with boxes, or run `cmcr evaluate counterfactual`",
             )
         return Task(TASK, scene_inputs(scenes, VERSION), partial(_compute, scenes))

@@ -26,7 +26,8 @@ from cmcr.embeddings import Key
 from cmcr.embeddings.index import search
 from cmcr.evaluate.figures.joint_space import LEAST_POINTS, cloud_of, draw_joint_space
 from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
-from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
+from cmcr.evaluate.inputs.items import Items, check_pair, select
+from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import (
     METRICS_VERSION,
@@ -96,7 +97,7 @@ def _operations(model: JointSpace, query: Items, gallery: Items) -> int:
 
 def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
     """A row of retrieval, which tells of the queries that nothing matches."""
-    row = new_row(query.key, gallery.key, TASK, model, metrics)
+    row = new_row(query, gallery, TASK, model, metrics)
     rows = np.flatnonzero(matches.counts() == 0)
     if len(rows):
         table = query.table.take(rows)

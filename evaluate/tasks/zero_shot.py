@@ -33,7 +33,8 @@ from cmcr.devices import threads_for
 from cmcr.embeddings import Key
 from cmcr.evaluate.figures.plots import draw_confusion
 from cmcr.evaluate.inputs.classes import ClassItems, Prompts, choose_items, choose_prompts
-from cmcr.evaluate.inputs.items import dataset_input, project_blocks, project_rows
+from cmcr.evaluate.inputs.items import project_blocks, project_rows
+from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
 from cmcr.evaluate.ranking.ranks import TIE
 from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
@@ -64,25 +65,29 @@ def evaluate_zero_shot(
     query: Key,
     gallery: Key,
     *,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
     classes: str | None = None,
     templates: str | None = None,
 ) -> Evaluated:
     """Classify `query` by the prompts in `gallery` and the connection in the folder `path`.
 
     `classes` and `templates` (a file or a name that cmcr/templates.py knows) choose among the
-    prompts; without them all count. Rows are `chance`, the closed forms, the connection. Nothing
+    prompts, `query_where` and `gallery_where` among the rows of the two datasets; without them all
+    count. Rows are `chance`, the closed forms, the connection. Nothing
     is computed again while connection, datasets and choice stay the same. Raises UsageError for a
     dataset, class or template that is not there, MismatchError for embeddings of another encoder,
     CmcrError when no item is of one of the classes.
     """
 
     def pose(opened: Opened) -> Task:
-        prompts = choose_prompts(opened.gallery, classes, templates)
-        items = choose_items(opened.query, prompts.classes)
+        texts = choose_rows(opened.gallery, gallery_where)
+        prompts = choose_prompts(texts, classes, templates)
+        items = choose_items(choose_rows(opened.query, query_where), prompts.classes)
         inputs: Inputs = {
             "version": VERSION,
-            "query": dataset_input(opened.query),
-            "gallery": dataset_input(opened.gallery),
+            "query": items.chosen.inputs,
+            "gallery": texts.inputs,
             "classes": list(prompts.classes),
             "templates": list(read_templates(templates)) if templates else None,
         }
@@ -116,10 +121,10 @@ def _compute(
 
 def classify(model: JointSpace, items: ClassItems, prompts: Prompts) -> Predictions:
     """What `model` says of each item."""
-    texts = project_rows(prompts.dataset, prompts.rows, model)  # (prompts, joint)
+    texts = project_rows(prompts.texts.dataset, prompts.rows, model)  # (prompts, joint)
     vectors = class_vectors(texts, prompts.class_of, len(prompts.classes))  # (classes, joint)
     blocks, done = [], 0
-    for joint in project_blocks(items.dataset, items.rows, model):
+    for joint in project_blocks(items.chosen.dataset, items.rows, model):
         scores = (joint @ vectors.T).numpy()  # (block, classes)
         blocks.append(rank_classes(scores, items.right[done : done + len(scores)]))
         done += len(scores)
@@ -189,21 +194,20 @@ def confusion(
 
 
 def _row(model: str, items: ClassItems, prompts: Prompts, metrics: Metrics) -> Row:
-    query, gallery = items.dataset.key, prompts.dataset.key
     counts = {
         "items": len(items.rows),
         "classes": len(prompts.classes),
         "prompts": len(prompts.rows),
         "items_left_out": items.left_out,
     }
-    return new_row(query, gallery, TASK, model, metrics | counts)
+    return new_row(items.chosen, prompts.texts, TASK, model, metrics | counts)
 
 
 def _write_predictions(
     path: Path, items: ClassItems, prompts: Prompts, predictions: Predictions
 ) -> None:
     names = np.array(prompts.classes, dtype=object)
-    table = items.dataset.table(["id", "label"]).take(items.rows)
+    table = items.chosen.dataset.table(["id", "label"]).take(items.rows)
     table = table.append_column("predicted", pa.array(names[predictions.predicted]))
     with replacing(path) as unfinished:
         pq.write_table(table.append_column("rank", pa.array(predictions.rank)), unfinished)

@@ -1,7 +1,7 @@
 """Regions of pictures as a source: a crop is an item, the pictures are those of another source.
 
     open_regions(open_source("image", "photos/"), "boxes.jsonl", ...)
-    open_regions(open_source("image", "photos/"), "grid", ...)
+    open_regions(open_source("image", "photos/"), "grid", ...)         # or grid:3, grid:2
     open_regions(open_source("image", "photos/"), "torchvision", ...)   # detector.py
 
 A file (.jsonl, .csv, .tsv, .parquet) has a row for each box: `image`, the id of the picture in
@@ -10,8 +10,8 @@ height, or in pixels where one of the four is 2 or more, and `label` if the regi
 box is clipped to its picture. The order within the file does not matter: the items follow the
 pictures.
 
-The grid is `GRID`: the whole picture, and windows of a half, a third and a quarter of its width
-and height, each moved by half a window.
+A grid is the whole picture, and windows of a half, a third and a quarter of its width and height,
+each moved by half a window: 84 regions. `grid:N` ends at an N-th: 35 regions for 3, 10 for 2.
 """
 
 import json
@@ -31,38 +31,47 @@ from cmcr.extract.sources.manifests import READERS, read_rows
 from cmcr.extract.sources.source import Source, as_text, labels
 from cmcr.files import sha256_file
 
-PER_SIDE = (1, 2, 3, 4)  # windows that fill a side of the picture, scale by scale
-GRID: tuple[Box, ...] = tuple(
-    (column / (2 * n), row / (2 * n), (column + 2) / (2 * n), (row + 2) / (2 * n))
-    for n in PER_SIDE
-    for row in range(2 * n - 1)
-    for column in range(2 * n - 1)
-)  # 1 + 9 + 25 + 49 windows, each half a window from the next
+FINEST = 4  # windows that fill a side of the picture at the last scale of `grid`
+_MOST = 16
+
+
+def grid(finest: int = FINEST) -> tuple[Box, ...]:
+    """Windows of which 1, 2 … `finest` fill a side, each half a window from the next: the
+    (2n - 1)² of each n.
+    """
+    return tuple(
+        (column / (2 * n), row / (2 * n), (column + 2) / (2 * n), (row + 2) / (2 * n))
+        for n in range(1, finest + 1)
+        for row in range(2 * n - 1)
+        for column in range(2 * n - 1)
+    )
 
 
 def open_regions(pictures: Source, where: str, folder: Path, device: str) -> Source:
-    """The regions of `pictures` that `where` names: a FILE, `grid` or `torchvision[:CHECKPOINT]`.
+    """The regions of `pictures` that `where` names.
 
-    A detector runs on `device`, once: its boxes are kept in `folder`. Raises UsageError for what
-    is none of these, SourceError for a file that is damaged, EncoderError for a detector without
-    weights.
+    A FILE, `grid[:N]` or `torchvision[:CHECKPOINT]`. A detector runs on `device`, once: its boxes
+    are kept in `folder`. Raises UsageError for what is none of these, SourceError for a file that
+    is damaged, EncoderError for a detector without weights.
     """
-    kind, _, checkpoint = where.partition(":")
+    kind, _, which = where.partition(":")
     if pictures.modality != "image":
         raise UsageError(f"regions are of pictures, not of {pictures.modality}")
-    if where == "grid":
-        total = pictures.total * len(GRID)
-        description = {"kind": "grid", "per_side": list(PER_SIDE), "stride": 0.5}
-        return regions(pictures, description, partial(_grid, pictures), total)
+    if kind == "grid":
+        finest = _finest(which)
+        windows = grid(finest)
+        description = {"kind": "grid", "per_side": list(range(1, finest + 1)), "stride": 0.5}
+        items = partial(_windows, pictures, windows)
+        return regions(pictures, description, items, pictures.total * len(windows))
     if kind == "torchvision":
-        weights = Path(checkpoint).expanduser() if checkpoint else None
+        weights = Path(which).expanduser() if which else None
         return from_file(pictures, propose(pictures, folder, *faster_rcnn(weights, device)))
     path = Path(where).expanduser()
     if not path.is_file() or path.suffix.lower() not in READERS or path.suffix == ".txt":
         raise UsageError(
             f"regions are not read from {where!r}",
-            fix="grid, torchvision:CHECKPOINT, or a file of .jsonl, .csv, .tsv, .parquet with "
-            f"the columns {', '.join(COLUMNS)}",
+            fix="grid, grid:3, torchvision:CHECKPOINT, or a file of .jsonl, .csv, .tsv, .parquet "
+            f"with the columns {', '.join(COLUMNS)}",
         )
     return from_file(pictures, path)
 
@@ -97,9 +106,21 @@ def regions(
     )
 
 
-def _grid(pictures: Source) -> Iterator[Item]:
+def _finest(text: str) -> int:
+    """What stands behind `grid:`, or `FINEST`."""
+    if not text:
+        return FINEST
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise UsageError(
+            f"grid:{text} is no grid",
+            fix=f"grid:N, N from 1 to {_MOST}: windows of a half, a third … an N-th of the picture",
+        )
+    return int(text)
+
+
+def _windows(pictures: Source, windows: tuple[Box, ...]) -> Iterator[Item]:
     for picture in pictures.items():
-        yield from crops(picture, ((box, None) for box in GRID))
+        yield from crops(picture, ((box, None) for box in windows))
 
 
 def _listed(pictures: Source, where: Path) -> Iterator[Item]:

@@ -4,12 +4,13 @@
 
 Columns: `path` (absolute, or relative to the manifest) or `text` or `caption`; `id`, `label` (in
 JSON and Parquet also a list) and `group` where there are any; every other becomes a column of the
-dataset. Duplicate ids are let through: several captions of one image share its id.
+dataset. Duplicate ids are let through: several captions of one image share its id. A .csv or .tsv
+of one column may be texts from its first line on.
 """
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ LONGEST_LINE = 1 << 24  # characters
 _BATCH = 256  # rows of a Parquet file held at a time
 
 Row = dict[str, Any]
+Reader = Callable[[Path], Iterator[Row]]
 
 
 def manifest(modality: Modality, where: Path) -> Source:
@@ -47,7 +49,8 @@ def manifest(modality: Modality, where: Path) -> Source:
     names: dict[str, None] = {}
     total = 0
     ids = HashIds()
-    for row in read_rows(where):
+    read = read_lines if modality == "text" and _has_no_header(where) else read_rows
+    for row in read(where):
         names.update(dict.fromkeys(row))
         ids.add(_id(row, total))
         total += 1
@@ -59,13 +62,14 @@ def manifest(modality: Modality, where: Path) -> Source:
         raise UsageError(
             f"the manifest has no column {' or '.join(wanted)}; it has {', '.join(names)}",
             where=where,
-            fix=f"rename the column that holds it to {wanted[0]}",
+            fix=f"rename the column that holds it to {wanted[0]}; where the file has no header, "
+            "write one as the first line",
         )
     return Source(
         modality,
         name=where.stem,
         description={"kind": "manifest", "where": file_uri(where), "sha256": sha256_file(where)},
-        items=partial(_items, where, found),
+        items=partial(_items, where, found, read),
         total=total,
         columns=columns(names),
         sealed=found in TEXT_COLUMNS,
@@ -73,9 +77,9 @@ def manifest(modality: Modality, where: Path) -> Source:
     )
 
 
-def _items(where: Path, column: str) -> Iterator[Item]:
+def _items(where: Path, column: str, read: Reader) -> Iterator[Item]:
     here = file_uri(where)
-    for number, row in enumerate(read_rows(where)):
+    for number, row in enumerate(read(where)):
         value = as_text(row.get(column)) or ""
         item = Item(
             id=_id(row, number),
@@ -99,8 +103,30 @@ def _id(row: Row, number: int) -> str:
 
 def read_rows(where: Path) -> Iterator[Row]:
     """The rows of a file of `READERS`, one at a time. Raises SourceError where it is damaged."""
+    yield from _told(where, READERS[where.suffix.lower()])
+
+
+def read_lines(where: Path) -> Iterator[Row]:
+    """The rows of a .csv or .tsv without a header, a text each. Raises as `read_rows`."""
+    delimiter = _DELIMITERS[where.suffix.lower()]
+    yield from _told(where, partial(_delimited, delimiter=delimiter, columns=TEXT_COLUMNS[:1]))
+
+
+def is_text(header: Sequence[str]) -> bool:
+    """Whether the first line of a list is no header but a text: one field of several words."""
+    return len(header) == 1 and " " in header[0].strip()
+
+
+def _has_no_header(where: Path) -> bool:
+    if where.suffix.lower() not in _DELIMITERS:
+        return False
+    first = next(read_rows(where), None)
+    return first is not None and is_text(list(first))
+
+
+def _told(where: Path, read: Reader) -> Iterator[Row]:
     try:
-        yield from READERS[where.suffix.lower()](where)
+        yield from read(where)
     except (ValueError, csv.Error, pa.ArrowException, OSError, RecursionError) as error:
         raise SourceError(
             f"the file cannot be read: {error}", where=where, fix="mend it, or save it in UTF-8"
@@ -127,9 +153,11 @@ def _texts(where: Path) -> Iterator[Row]:
                 yield {"id": str(number), "text": line.strip()}
 
 
-def _delimited(where: Path, *, delimiter: str) -> Iterator[Row]:
+def _delimited(
+    where: Path, *, delimiter: str, columns: Sequence[str] | None = None
+) -> Iterator[Row]:
     with _open(where, newline="") as file:
-        reader = csv.DictReader(_lines(file), delimiter=delimiter)
+        reader = csv.DictReader(_lines(file), columns, delimiter=delimiter)
         try:
             for row in reader:
                 if None in row or None in row.values():
@@ -172,10 +200,10 @@ def _is_bulk(field: pa.Field) -> bool:
     return bool(nested or field.type in (pa.binary(), pa.large_binary()))
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+READERS: Mapping[str, Reader] = {
     ".txt": _texts,
-    ".csv": partial(_delimited, delimiter=","),
-    ".tsv": partial(_delimited, delimiter="\t"),
+    **{suffix: partial(_delimited, delimiter=one) for suffix, one in _DELIMITERS.items()},
     ".jsonl": _json_lines,
     ".parquet": _parquet,
 }

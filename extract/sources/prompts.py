@@ -2,7 +2,7 @@
 
     open_source("text", "builtin:prompts/modelnet40")         # 40 classes in ULIP's 64 templates
     open_source("text", "prompts:classes.txt:templates.txt")  # your own, one a line
-    open_source("text", "prompts:classes.txt:ulip64")         # or `none`: the bare class names
+    open_source("text", "prompts:classes.txt:ulip64")         # `sound`, or `none`: the bare names
 
 A row's `label` is its class, its column `template` says what was filled, and its id names both by
 number, so that the same lists give the same ids in every space.

@@ -5,7 +5,8 @@
     dog/0001.flac  dog/0001.json  dog/0001.txt        key dog/0001: up to the first dot of the name
 
 The item's id is the key. `.json` gives id, label, group, text or caption, and columns; `.cls` the
-label; `.txt` the text, never a point cloud. Every file of the modality is an item: where the name
+label; `.txt` the text, never a point cloud. Several texts in a list are a row each (dog/0001#0, …)
+and one `group` with the media of their key. Every file of the modality is an item: where the name
 goes on after the key (0001.left.jpg), so does the id (0001.left). Other files, links and hidden
 ones are passed over. A tar is read from front to back, one sample at a time; of a plain one the
 media are not even read here but by the worker that decodes them. A compressed one (.tar.gz) is
@@ -205,19 +206,24 @@ def _sample(modality: Modality, shard: str, key: str, members: Iterable[Member])
             else:
                 held += size
                 items.append(Item(stem, uri, member.read()))
-    if modality == "text" and not items and (text := _noted_text(notes)) is not None:
-        items = [Item(key, f"{shard}#{key}.json", text)]
+    if modality == "text" and not items:
+        items = [Item(key, f"{shard}#{key}.json", text) for text in _noted_texts(notes)]
     if trouble is not None:
         items = [Refused(item.id, item.uri, why=trouble) for item in items]
-    return Sample([_with_notes(item, notes) for item in items], notes, listed, end)
+    known = [_with_notes(item, key, notes) for item in items]
+    if len(known) > 1 and items[0].id == items[1].id:  # the texts of one list
+        known = [replace(item, id=f"{item.id}#{number}") for number, item in enumerate(known)]
+    return Sample(known, notes, listed, end)
 
 
-def _with_notes(item: Item, notes: dict[str, Any]) -> Item:
+def _with_notes(item: Item, key: str, notes: dict[str, Any]) -> Item:
+    name = as_text(notes.get("id"))
+    shared = (name or key) if isinstance(_noted(notes), list) else None
     return replace(
         item,
-        id=as_text(notes.get("id")) or item.id,
+        id=name or item.id,
         label=labels(notes.get("label")),
-        group=as_text(notes.get("group")) or None,
+        group=as_text(notes.get("group")) or shared,
         extra=extra(notes),
     )
 
@@ -248,12 +254,16 @@ def _caption(stem: str, uri: str, member: Member) -> Item:
         return Refused(stem, uri, why=f"the text is not UTF-8: {error}")
 
 
-def _noted_text(notes: dict[str, Any]) -> str | None:
-    """The caption in a .json; the first where it gives several."""
-    text = next((notes[name] for name in TEXT_COLUMNS if name in notes), None)
-    if isinstance(text, list):
-        text = text[0] if text else None
-    return as_text(text)
+def _noted(notes: dict[str, Any]) -> Any:
+    """The caption in a .json, or the list of them."""
+    return next((notes[name] for name in TEXT_COLUMNS if name in notes), None)
+
+
+def _noted_texts(notes: dict[str, Any]) -> list[str]:
+    """The captions in a .json, without those that say nothing."""
+    noted = _noted(notes)
+    texts = map(as_text, noted if isinstance(noted, list) else [noted])
+    return [text for text in texts if text is not None]
 
 
 class Header(tarfile.TarInfo):

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from shell import Demo, process
 
 from cmcr.cli.app import main
+from cmcr.embeddings import Dataset
 from cmcr.files import locked, write_json
+
+ROWS = 48
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,27 @@ def cmcr(
         return json.loads(out), err
 
     return run
+
+
+@pytest.fixture
+def own(make_dataset: Callable[..., Dataset], tmp_path: Path) -> Callable[..., Path]:
+    """A store of made-up captions in both spaces, and photos and sounds with their labels."""
+
+    def make(store: str, first: str = "clip", second: str = "clap") -> Path:
+        draw = np.random.default_rng(0)
+        concepts = draw.normal(size=(8, 16))
+        label = [str(row % 8) for row in range(ROWS)]
+        names = {f"{first}/text": "captions", f"{second}/text": "captions",
+                 f"{first}/image": "photos", f"{second}/audio": "sounds"}  # fmt: skip
+        for place, name in names.items():
+            vectors = concepts[np.arange(ROWS) % 8] + 0.2 * draw.normal(size=(ROWS, 16))
+            make_dataset(
+                f"{place}:{name}",
+                vectors.astype(np.float32),
+                tmp_path / store,
+                id=[f"{name}-{row}" for row in range(ROWS)],
+                label=label,
+            )
+        return tmp_path / store
+
+    return make

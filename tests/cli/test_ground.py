@@ -11,31 +11,6 @@ import pytest
 from cmcr.embeddings import Dataset, Key, open_dataset
 
 Cmcr = Callable[..., Any]
-ROWS = 48
-
-
-@pytest.fixture
-def own(make_dataset: Callable[..., Dataset], tmp_path: Path) -> Callable[..., Path]:
-    """A store of made-up captions in both spaces, and photos and sounds with their labels."""
-
-    def make(store: str, first: str = "clip", second: str = "clap") -> Path:
-        draw = np.random.default_rng(0)
-        concepts = draw.normal(size=(8, 16))
-        label = [str(row % 8) for row in range(ROWS)]
-        names = {f"{first}/text": "captions", f"{second}/text": "captions",
-                 f"{first}/image": "photos", f"{second}/audio": "sounds"}  # fmt: skip
-        for place, name in names.items():
-            vectors = concepts[np.arange(ROWS) % 8] + 0.2 * draw.normal(size=(ROWS, 16))
-            make_dataset(
-                f"{place}:{name}",
-                vectors.astype(np.float32),
-                tmp_path / store,
-                id=[f"{name}-{row}" for row in range(ROWS)],
-                label=label,
-            )
-        return tmp_path / store
-
-    return make
 
 
 def config(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cmcr.evaluate import (
 )
 from cmcr.evaluate.inputs.ciou import CENTRE, GRID, consensus_iou, truth_map
 from cmcr.evaluate.inputs.scenes import find_scenes
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.extract import extract, open_source
 
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
@@ -286,7 +287,7 @@ def test_a_sound_is_there_once(world, tmp_path, encoder):
     extract(world, encoder, open_source("text", str(lines)), "twice", space="bytes", workers=0)
     sounds = open_dataset(world, Key("bytes", "text", "twice"))
     with pytest.raises(SourceError, match="two sounds named 's'"):
-        find_scenes(sounds, open_dataset(world, EYE), truth_of(sounds))
+        find_scenes(choose_rows(sounds), choose_rows(open_dataset(world, EYE)), truth_of(sounds))
 
 
 def test_embeddings_of_another_encoder_are_refused(world, make_dataset):

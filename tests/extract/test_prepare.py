@@ -171,6 +171,8 @@ def texts(root: Path) -> None:
     coco(root / "coco")
     clotho(root / "clotho")
     text(root / "mine.txt", "one of mine\n\n")
+    text(root / "mine.tsv", "id\ttext\n7\ttwo of mine\n")
+    text(root / "mine.csv", '"three, of mine"\nfour of mine\n')
 
 
 def esc50(root: Path) -> None:
@@ -252,7 +254,7 @@ SETS: list[tuple[str, Callable[[Path], None], dict[str, int], int]] = [
     ("coco", coco, {"images.csv": 2, "captions.csv": 3}, 1),
     ("audiocaps", audiocaps, {"audio.csv": 2, "captions.csv": 10}, 1),
     ("clotho", clotho, {"audio.csv": 2, "captions.csv": 10}, 1),
-    ("texts", texts, {"texts.tsv": 13}, 0),
+    ("texts", texts, {"texts.tsv": 16}, 0),
     ("esc50", esc50, {"audio.csv": 2, "classes.txt": 2}, 1),
     ("modelnet40", modelnet40, {"shapes.csv": 2, "classes.txt": 2}, 0),
     ("modelnet40", modelnet40_resampled, {"shapes.csv": 2, "classes.txt": 2}, 1),

@@ -21,11 +21,12 @@ from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError
 from cmcr.evaluate.inputs.items import select
 from cmcr.evaluate.inputs.scenes import find_scenes
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.evaluate.inputs.truth import SoundImage
 from cmcr.extract import Encoder, Source, extract, load_encoder, open_regions, open_source
 from cmcr.extract.items import Item
 from cmcr.extract.media.crops import crop, crops
-from cmcr.extract.regions.boxes import GRID
+from cmcr.extract.regions.boxes import grid
 from cmcr.extract.regions.detector import propose
 
 BOX = ("x0", "y0", "x1", "y1")
@@ -128,7 +129,10 @@ def test_places_are_numbers_in_the_store_and_text_is_still_read(
     assert text.table(BOX).schema.types == [pa.string()] * 4
     pair = SoundImage("s", "dog/c.png", np.array([[0.5, 0, 1, 1]]))
     for dataset in (regions, text):
-        assert find_scenes(sounds, dataset, [pair]).ciou[0].tolist() == [0, 1]
+        assert find_scenes(choose_rows(sounds), choose_rows(dataset), [pair]).ciou[0].tolist() == [
+            0,
+            1,
+        ]
 
 
 def test_the_grid_covers_the_picture_at_four_scales(photos: Path, encoder: Encoder) -> None:
@@ -136,12 +140,26 @@ def test_the_grid_covers_the_picture_at_four_scales(photos: Path, encoder: Encod
     assert not failures
     assert len(rows) == 3 * 84 == opened(photos, "grid").total
     assert extracted(photos, encoder, "grid") == (rows, [])  # and is taken up again
-    assert places(rows)[:84] == [list(box) for box in GRID]
-    sides = np.array([box[2] - box[0] for box in GRID])
+    windows = grid()
+    assert places(rows)[:84] == [list(box) for box in windows]
+    sides = np.array([box[2] - box[0] for box in windows])
     assert [int(np.isclose(sides, 1 / part).sum()) for part in (1, 2, 3, 4)] == [1, 9, 25, 49]
-    assert GRID[0] == (0, 0, 1, 1)
-    assert np.min(GRID) == 0
-    assert np.max(GRID) == 1
+    assert windows[0] == (0, 0, 1, 1)
+    assert np.min(windows) == 0
+    assert np.max(windows) == 1
+
+
+def test_a_coarser_grid_ends_at_larger_windows(photos: Path, encoder: Encoder) -> None:
+    rows, failures = extracted(photos, encoder, "grid:3")
+    assert failures == []
+    assert places(rows)[:35] == [list(box) for box in grid()[:35]]
+    assert len(rows) == 3 * 35 == opened(photos, "grid:3").total
+    assert opened(photos, "grid:2").total == 3 * 10
+    same, finest = opened(photos, "grid"), opened(photos, "grid:4")
+    assert same.description == finest.description != opened(photos, "grid:3").description
+    for wrong in ("grid:0", "grid:x", "grid:99", "grid:1.5"):
+        with pytest.raises(UsageError, match="is no grid"):
+            opened(photos, wrong)
 
 
 def test_a_bad_box_costs_only_itself(photos: Path, encoder: Encoder, tmp_path: Path) -> None:

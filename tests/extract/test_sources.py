@@ -290,6 +290,23 @@ def test_labels_groups_and_columns_of_any_kind(tmp_path: Path, encoder: Encoder)
     assert failures == {}
 
 
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv"])
+def test_a_list_of_texts_without_a_header_keeps_its_first_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('a dog runs\n"a cat, sitting"\nrain\n')
+    source = open_source("text", str(tmp_path / name))
+    assert source.total == 3
+    assert [item.content for item in source.items()] == ["a dog runs", "a cat, sitting", "rain"]
+    assert [item.id for item in source.items()] == ["0", "1", "2"]
+    for lines in ("title\na dog runs\n", "a dog\thttp://x\na cat\thttp://y\n"):
+        (tmp_path / "y.tsv").write_text(lines)
+        with pytest.raises(UsageError, match="no column text or caption") as caught:
+            open_source("text", str(tmp_path / "y.tsv"))
+        assert "write one as the first line" in str(caught.value)
+    (tmp_path / "z.csv").write_text("a photo\nx.png\n")
+    with pytest.raises(UsageError, match="no column path"):
+        open_source("image", str(tmp_path / "z.csv"))
+
+
 def test_a_row_without_a_path_is_a_failure_and_the_rest_goes_on(
     tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -393,6 +410,33 @@ def test_a_tar_gives_samples_with_what_lies_beside_them(
         ("0003", "rain"),
         ("0004", "only a text"),
     ]
+
+
+def test_a_list_of_texts_in_a_tar_is_a_row_each_and_one_group(tmp_path: Path) -> None:
+    """AudioSet-style captions as LAION packs them: a sound is found by each of its texts."""
+    members = {
+        "a.json": b'{"text": ["a dog barks", "barking", null], "label": "dog"}',
+        "a.wav": wav(),
+        "b.json": b'{"text": ["rain"], "id": "wet"}',
+        "b.wav": wav(),
+        "c.json": b'{"text": "alone"}',
+        "c.wav": wav(),
+        "d.json": b'{"caption": ["one", "two"], "group": "g"}',
+        "d.wav": wav(),
+        "e.json": b'{"text": []}',
+        "e.wav": wav(),
+    }
+    path = tar(tmp_path / "x.tar", members)
+    source = open_source("text", str(path))
+    texts = [(item.id, item.content, item.group) for item in source.items()]
+    assert source.total == len(texts)
+    assert texts == [
+        ("a#0", "a dog barks", "a"), ("a#1", "barking", "a"), ("wet", "rain", "wet"),
+        ("c", "alone", None), ("d#0", "one", "g"), ("d#1", "two", "g"),
+    ]  # fmt: skip
+    sounds = list(open_source("audio", str(path)).items())
+    assert [sound.group for sound in sounds] == ["a", "wet", None, "g", "e"]
+    assert [sound.label for sound in sounds][:2] == [("dog",), ()]
 
 
 def test_tar_and_folder_give_the_same_embeddings(tmp_path: Path, encoder: Encoder) -> None:

@@ -147,9 +147,8 @@ def _measurable(recipe: Pipeline, store: Path | None, connection: str | None, ta
 
     there = set(map(str, list_datasets(store or STORE)))
     for section in getattr(recipe.evaluate, task):
-        gallery = section.regions if task in ("localization", "counterfactual") else section.gallery
         name = connection or section.connection or recipe.connect[0].name
-        if {section.query, gallery} <= there and _is_made(store or STORE, name):
+        if set(section.places) <= there and _is_made(store or STORE, name):
             return True
     return False
 

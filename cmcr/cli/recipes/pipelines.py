@@ -13,9 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from cmcr.embeddings.schema import MODALITIES, Key, Modality
 from cmcr.errors import UsageError, near
@@ -32,7 +39,7 @@ class SourceSection(_Section):
     """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
 
     With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
-    of point clouds that points upwards.
+    of point clouds that points upwards, `index` a FAISS factory string or none.
     """
 
     modality: Modality
@@ -41,6 +48,7 @@ class SourceSection(_Section):
     pattern: str | None = None
     regions: str | None = None
     up: Literal["y", "z"] = "y"
+    index: str | None = None
 
 
 class ExtractSection(_Section):
@@ -66,39 +74,85 @@ class ConnectSection(BaseModel):
         return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
-class _Measured(_Section):
-    """`connection` is the one to measure, the recipe's first where it is not named."""
+def _several(value: object) -> object:
+    """One text may stand without a list around it."""
+    return (value,) if isinstance(value, str) else value
+
+
+_FILTER = {"type": "string", "pattern": "^[^=]+="}
+Filters = Annotated[
+    tuple[Annotated[str, Field(pattern=_FILTER["pattern"])], ...],
+    BeforeValidator(_several),
+    WithJsonSchema({"anyOf": [_FILTER, {"type": "array", "items": _FILTER}], "default": []}),
+]
+
+
+class Measured(_Section):
+    """Two datasets, as SPACE/MODALITY:DATASET, and which of their rows count.
+
+    `connection` is the one to measure, the recipe's first where it is not named. `query_where` and
+    `gallery_where` are COLUMN=VALUE,..., as the flags of these names take it.
+    """
+
+    searched: ClassVar[str] = "gallery"  # the field that names what is searched
 
     connection: str | None = None
-
-
-class RetrievalSection(_Measured):
-    """One pair of datasets to search in each other, as SPACE/MODALITY:DATASET."""
-
     query: str
+    query_where: Filters = ()
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """What searches, and what is searched."""
+        return self.query, getattr(self, self.searched)
+
+    @property
+    def filters(self) -> tuple[Sequence[str], Sequence[str]]:
+        """Which rows of the two count."""
+        return self.query_where, getattr(self, f"{self.searched}_where")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else the task is told."""
+        beside = ("query", self.searched)
+        named = {"connection", *beside, *(f"{side}_where" for side in beside)}
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in named}
+
+    def with_flags(self, given: Mapping[str, Any]) -> Self:
+        """With `given` in it. A selection goes with the dataset that it is made of."""
+        sides = zip(("query", self.searched), self.places, strict=True)
+        gone = {f"{side}_where": () for side, place in sides if given.get(side, place) != place}
+        return self.model_copy(update=gone | dict(given))
+
+
+class RetrievalSection(Measured):
+    """One pair of datasets to search in each other."""
+
     gallery: str
+    gallery_where: Filters = ()
 
 
-class ZeroShotSection(_Measured):
-    """Items to classify and the prompts of the classes, as SPACE/MODALITY:DATASET.
+class ZeroShotSection(Measured):
+    """Items to classify and the prompts of the classes.
 
     `classes` and `templates` choose among the prompts, as the flags of these names do.
     """
 
-    query: str
     gallery: str
+    gallery_where: Filters = ()
     classes: str | None = None
     templates: str | None = None
 
 
-class SoundsSection(_Measured):
-    """Sounds and the regions of pictures to find them in, as SPACE/MODALITY:DATASET.
+class SoundsSection(Measured):
+    """Sounds and the regions of pictures to find them in.
 
     `truth` are files that say where; without them the columns of the sounds do.
     """
 
-    query: str
+    searched: ClassVar[str] = "regions"
+
     regions: str
+    regions_where: Filters = ()
     truth: tuple[Path, ...] = ()
 
 

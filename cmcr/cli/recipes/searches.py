@@ -1,72 +1,65 @@
 """What `cmcr evaluate retrieval` and `gap` search: flags, else a recipe, else the only datasets.
 
-searches = choose_searches(ground, connection, query, gallery)
-for done in evaluate_each(evaluate_retrieval, searches, ground.store): ...
+jobs = choose_searches(ground, flags, connection)
+for done in do_jobs(ground, "retrieval", jobs): ...      # tasks.py
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from cmcr.cli.recipes.ground import Ground, connections, find_connection, find_key
-from cmcr.cli.recipes.pipelines import parse_place
+from cmcr.cli.recipes.ground import Ground, connections, find_connection
+from cmcr.cli.recipes.pipelines import RetrievalSection, parse_place
+from cmcr.cli.recipes.tasks import Flags, Job, arguments, beaten, given_of, selections
 from cmcr.errors import UsageError
 
 if TYPE_CHECKING:
     from cmcr.connect import Record, SpaceRecord
-    from cmcr.embeddings import Key
     from cmcr.evaluate import Evaluated, IndexChoice
 
 
-class Search(NamedTuple):
-    """Two datasets to search in each other, and the folder of the connection to do it with."""
-
-    query: "Key"
-    gallery: "Key"
-    connection: Path
-
-
-def names(searches: Sequence[Search]) -> list[str]:
-    """The connections that are searched with, each once."""
-    return list(dict.fromkeys(search.connection.resolve().name for search in searches))
-
-
-def choose_searches(
-    ground: Ground, connection: str | None, query: str | None, gallery: str | None
-) -> list[Search]:
+def choose_searches(ground: Ground, flags: Flags, connection: str | None = None) -> list[Job]:
     """What to search: the pairs of the recipe whose connection has been made, with flags in them.
 
-    With `connection`, `query` or `gallery` it is the pairs of one connection, if the recipe has
-    some. Where no recipe says it, it is the only dataset of each side. Raises UsageError when there
-    is no such connection or dataset, or there are several.
+    With a connection or dataset that is named it is the pairs of one connection: its own in the
+    recipe, else all that are of its spaces. Where no recipe says it, it is the only dataset of each
+    side. Raises UsageError when there is no such connection or dataset, or there are several.
     """
     from cmcr.connect import load_connection
 
-    store = ground.store
+    store, given = ground.store, given_of(flags)
     sections = ground.recipe.evaluate.retrieval if ground.recipe else []
     first = ground.recipe.connect[0].name if ground.recipe else None
+    query, gallery = given.get("query"), given.get("gallery")
     if not (connection or query or gallery):
         made = set(connections(store))
-        searches = [
-            Search(find_key(store, one.query), find_key(store, one.gallery),
-                   store / "connections" / str(one.connection or first))
+        jobs = [
+            Job(one.with_flags(given), store / "connections" / str(one.connection or first))
             for one in sections
             if (one.connection or first) in made
-        ]  # fmt: skip
-        if searches:
-            return list(dict.fromkeys(searches))
+        ]
+        if jobs:
+            return list(dict.fromkeys(jobs))
     named = {parse_place(place)[0] for place in (query, gallery) if place}
     folder = find_connection(ground, connection, named)
     record = load_connection(folder).record
     spaces = {space.name for space in record.spaces}
-    fitting = [one for one in sections if {_space(one.query), _space(one.gallery)} <= spaces]
+    fitting = [one for one in sections if {_space(place) for place in one.places} <= spaces]
     own = [one for one in fitting if (one.connection or first) == folder.name]
-    pairs = [(query or one.query, gallery or one.gallery) for one in own or fitting[:1]]
+    pairs = beaten(own or fitting, given)
     if not pairs:
-        pairs = [_sides(store, record, query, gallery)]
-    return list(
-        dict.fromkeys(Search(find_key(store, a), find_key(store, b), folder) for a, b in pairs)
-    )
+        query, gallery = _sides(store, record, query, gallery)
+        pairs = [RetrievalSection(**given | {"query": query, "gallery": gallery})]
+    return list(dict.fromkeys(Job(pair, folder) for pair in pairs))
+
+
+def not_made(ground: Ground) -> list[str]:
+    """The connections of the recipe's pairs that the store does not have."""
+    if ground.recipe is None:
+        return []
+    first, made = ground.recipe.connect[0].name, connections(ground.store)
+    wanted = dict.fromkeys(one.connection or first for one in ground.recipe.evaluate.retrieval)
+    return [name for name in wanted if name not in made]
 
 
 def _space(place: str) -> str:
@@ -117,22 +110,14 @@ def _only_dataset(store: Path, space: "SpaceRecord", flag: str) -> str:
     )
 
 
-def evaluate_each(
-    evaluate: Callable[..., "Evaluated"],
-    searches: Sequence[Search],
-    store: Path,
-    query_where: Sequence[str] = (),
-    gallery_where: Sequence[str] = (),
+def measure_indexes(
+    ground: Ground, jobs: Sequence[Job], choice: "IndexChoice"
 ) -> Iterator["Evaluated"]:
-    """Each search by `evaluate`: `evaluate_retrieval`, `evaluate_gap` or another of their kind."""
-    from cmcr.evaluate import parse_where
+    """The index of `choice` beside the exact search, for each job."""
+    from cmcr.evaluate import evaluate_index
 
-    where = {
-        "query_where": parse_where(query_where),
-        "gallery_where": parse_where(gallery_where),
-    }
-    for query, gallery, connection in searches:
-        yield evaluate(store, connection, query, gallery, **where)
+    for job in jobs:
+        yield evaluate_index(*arguments(ground, job), choice, **selections(job))
 
 
 def choose_index(

@@ -1,6 +1,6 @@
 """Extracting and connecting as the command line does it: flags, else a recipe, else defaults.
 
-    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ evaluate_each(...), in searches.py
+    extract_datasets(section, store) ─▶ connect_spaces(...) ─▶ do_jobs(...), in tasks.py
 
 `ground.py` says which recipe counts. Nothing heavy is imported before a stage needs it.
 """
@@ -63,11 +63,18 @@ def choose_sources(
 
 
 def extract_datasets(
-    section: ExtractSection, store: Path, device: str, *, dry_run: bool = False, **options: Any
+    section: ExtractSection,
+    store: Path,
+    device: str,
+    *,
+    dry_run: bool = False,
+    index: str | None = None,
+    **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
-    With `dry_run` each is looked at instead, and nothing is written.
+    `index` is a FAISS factory string or "none", without it the source's own. With `dry_run` each is
+    looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
@@ -93,13 +100,14 @@ def extract_datasets(
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted.dataset))
+        sources.append((source, wanted.dataset, index or wanted.index))
     encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
-    for source, dataset in sources:
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
+    for source, dataset, kind in sources:
+        made = {} if kind is None else {"index": None if kind == "none" else kind}
+        yield work(store, encoder, source, dataset, space=space, licence=licence, **made, **options)
 
 
 def given_flags(

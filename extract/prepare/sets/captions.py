@@ -8,14 +8,16 @@ CC12M address and caption.
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cmcr.extract.prepare.folder import PICTURES, Folder
 from cmcr.extract.prepare.published import Listed, Published
 from cmcr.extract.prepare.sets.finding import sound, youtube_names
+from cmcr.extract.sources.manifests import is_text
 
 _CLOTHO_COLUMNS = tuple(f"caption_{number}" for number in range(1, 6))
+_COLUMNS = ("caption", "text", *_CLOTHO_COLUMNS)
 
 
 def _coco(folder: Folder) -> Iterator[Listed]:
@@ -83,16 +85,36 @@ def _captions(path: Path) -> Iterator[str]:
 
 
 def _conceptual(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8", newline="\n") as file:
+    """Of a list with a header, such as our own texts.tsv, the columns that hold captions."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        named = _named(file.readline().rstrip("\r\n").split("\t"))
+        if not named:
+            file.seek(0)
         for line in file:
-            one, _, other = line.rstrip("\n").partition("\t")
-            yield other if one.startswith(("http://", "https://")) else one
+            fields = line.rstrip("\r\n").split("\t")
+            if named:
+                yield from (fields[at] for at in named if at < len(fields))
+            else:
+                one, other = fields[0], "\t".join(fields[1:])
+                yield other if one.startswith(("http://", "https://")) else one
 
 
 def _columns(path: Path) -> Iterator[str]:
-    for row in _rows_with(path):
-        for column in ("caption", "text", *_CLOTHO_COLUMNS):
-            yield row.get(column) or ""
+    """The columns that hold captions; of a list without a header and with one column, that one."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        named = _named(header)
+        if is_text(header):
+            named = [0]
+            yield header[0]
+        for row in rows:
+            yield from (row[at] for at in named if at < len(row))
+
+
+def _named(header: Sequence[str]) -> list[int]:
+    """Where the captions stand in a list with this header; nowhere if it is none."""
+    return [at for at, name in enumerate(header) if name in _COLUMNS]
 
 
 def _json(path: Path) -> Iterator[str]:
@@ -109,11 +131,11 @@ def _lines(path: Path) -> Iterator[str]:
         yield from file
 
 
-def _rows_with(path: Path, column: str | None = None) -> Iterator[dict[str, str]]:
+def _rows_with(path: Path, column: str) -> Iterator[dict[str, str]]:
     """The rows of a CSV that has the column, none of any other."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        if column is None or column in (reader.fieldnames or ()):
+        if column in (reader.fieldnames or ()):
             yield from reader
 
 
