@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from cmcr.cli.console import Json, NoRecipe, Recipe, Store, Where, say, show
+from cmcr.cli.console import Hubness, Hubs, Json, NoRecipe, Recipe, Store, Where, say, show
 
 if TYPE_CHECKING:
     from cmcr.cli.recipes.tasks import Task
@@ -40,6 +40,7 @@ def retrieval(
     max_query_time: Annotated[
         str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
     ] = None,
+    hubness: Hubness = Hubs.none,
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
@@ -57,10 +58,11 @@ def retrieval(
     place = ground.store
     say(ground.line("evaluate", *names(searches)))
     where = (query_where or [], gallery_where or [])
-    done = list(evaluate_each(evaluate_retrieval, searches, place, *where))
+    hubs = hubness.value
+    done = list(evaluate_each(evaluate_retrieval, searches, place, *where, hubness=hubs))
     if choice:
         measure_index = partial(evaluate_index, choice=choice)
-        indexes = list(evaluate_each(measure_index, searches, place, *where))
+        indexes = list(evaluate_each(measure_index, searches, place, *where, hubness=hubs))
     else:
         indexes = []
     show([*done, *indexes], as_json)

@@ -49,7 +49,7 @@ class Items:
 
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
-        return np.concatenate(list(_blocks(self.dataset, self.rows)))
+        return np.concatenate(list(self.dataset.chosen(self.rows)))
 
     def spread(self, most: int) -> "Items":
         """At most `most` of them, evenly spread."""
@@ -86,21 +86,11 @@ def project_blocks(
     dataset: Dataset, rows: np.ndarray, model: JointSpace | None
 ) -> Iterator[Tensor]:
     """The same a block at a time, (block, joint) float32, as the store is read."""
-    for block in _blocks(dataset, rows):
+    for block in dataset.chosen(rows):
         if model is None:
             yield F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
         else:
             yield model.project(dataset.key.space, block, dataset.key.modality)  # (block, joint)
-
-
-def _blocks(dataset: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The embeddings of `rows` in order, (block, D), in the stored precision."""
-    start = 0
-    for block in dataset.batches():
-        first, last = np.searchsorted(rows, (start, start + len(block)))
-        if last > first:
-            yield block[rows[first:last] - start]
-        start += len(block)
 
 
 def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:

@@ -14,7 +14,15 @@ import pyarrow.parquet as pq
 
 from cmcr.errors import StoreError
 from cmcr.evaluate.ranking.matches import plain_name
-from cmcr.evaluate.results import COUNTS, Row, best_values, counts_line, format_value, metric_names
+from cmcr.evaluate.results import (
+    COUNTS,
+    Row,
+    best_values,
+    counts_line,
+    format_value,
+    metric_names,
+    model_label,
+)
 from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
 
 _SHOWN_METRICS = ("hit_rate@1", "hit_rate@10", "mAP", "median_rank")  # of a class
@@ -70,7 +78,7 @@ def class_tables(rows: Sequence[Row]) -> list[Table]:
             ]
             caption = f"{row['query']} → {row['gallery']}, by class"
             headings = ["queries", *map(heading, names)]
-            tables.append(Table(caption, "class", headings, lines, f"By {row['model']}."))
+            tables.append(Table(caption, "class", headings, lines, f"By {model_label(row)}."))
     return tables
 
 
@@ -88,7 +96,7 @@ def failure_tables(rows: Sequence[Row]) -> list[Table]:
                 )
                 for query in row["worst"]
             ],
-            f"By {row['model']}.",
+            f"By {model_label(row)}.",
         )
         for row in rows
         if row.get("worst")
@@ -171,7 +179,7 @@ def _results(rows: list[Row]) -> Table:
     names = [name for name in metric_names(metrics) if name not in COUNTS]
     best = best_values(metrics)
     lines = [
-        Line(row["model"], _cells(row["metrics"], names, best, row.get("intervals", {})))
+        Line(model_label(row), _cells(row["metrics"], names, best, row.get("intervals", {})))
         for row in rows
     ]
     counts = counts_line(metrics[0])

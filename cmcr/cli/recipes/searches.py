@@ -6,7 +6,7 @@ for done in evaluate_each(evaluate_retrieval, searches, ground.store): ...
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmcr.cli.recipes.ground import Ground, connections, find_connection, find_key
 from cmcr.cli.recipes.pipelines import parse_place
@@ -123,6 +123,7 @@ def evaluate_each(
     store: Path,
     query_where: Sequence[str] = (),
     gallery_where: Sequence[str] = (),
+    **options: Any,
 ) -> Iterator["Evaluated"]:
     """Each search by `evaluate`: `evaluate_retrieval`, `evaluate_gap` or another of their kind."""
     from cmcr.evaluate import parse_where
@@ -132,7 +133,7 @@ def evaluate_each(
         "gallery_where": parse_where(gallery_where),
     }
     for query, gallery, connection in searches:
-        yield evaluate(store, connection, query, gallery, **where)
+        yield evaluate(store, connection, query, gallery, **where, **options)
 
 
 def choose_index(
