@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
+from cmcr.devices import float32
 from cmcr.embeddings import Dataset, Key
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate.ranking.matches import Matches, find_matches
@@ -88,7 +89,7 @@ def project_blocks(
     """The same a block at a time, (block, joint) float32, as the store is read."""
     for block in dataset.chosen(rows):
         if model is None:
-            yield F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
+            yield F.normalize(float32(block, "cpu"), dim=1)  # (block, D)
         else:
             yield model.project(dataset.key.space, block, dataset.key.modality)  # (block, joint)
 
