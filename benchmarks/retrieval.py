@@ -13,10 +13,12 @@ topk       torch: the product and `topk` of ten, in blocks
 instance   `retrieval_metrics`, one match a query, and `intervals`: every metric of a results row
 several    the same with five matches a query
 class      the same with 1,000 classes, so that a query has a hundredth of a hundred thousand items
+bank       the products of gallery and bank in blocks, thrown away: the least that correcting takes
+corrected  `correction` by --bank unpaired rows, then `instance` on vectors that are one longer
 
 All ways take turns, ROUNDS times after one that is not timed; printed are the medians of times and
-of ratios, and the ratios' range. `memory` is the process's peak beyond what it held before the two
-matrices were made, as a multiple of these matrices; what a way leaves cached counts for later ones.
+of ratios, and the ratios' range. `memory` is the process's peak beyond what it held before queries,
+gallery and bank were made, as a multiple of these; what a way leaves cached counts for later ones.
 
 The second table is of indexes over the same gallery: `train_index`, `tune` and `measure` of
 evaluate/tasks/index.py, with 1,000 of the queries. The vectors are drawn around 1,000 directions.
@@ -38,13 +40,15 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from cmcr.embeddings.index import search, train_index
+from cmcr.embeddings.search.hubness import correction, with_correction, with_one
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.ranking.metrics import intervals, retrieval_metrics
+from cmcr.evaluate.ranking.metrics import Measured, intervals, retrieval_metrics
 from cmcr.evaluate.tasks.index import RECALL, measure, tune
-from cmcr.evaluate.tasks.retrieval import TOP_K
+from cmcr.evaluate.tasks.neighbours import TOP_K
 
 CLASSES = 1000
 BLOCK = 512
+BANK_BLOCK = 65_536  # rows, as a store is read
 SAMPLE = 1000
 
 
@@ -56,7 +60,10 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--ways", default="product,search,topk,instance,several,class")
+    parser.add_argument("--bank", type=int, default=20_000)
+    parser.add_argument(
+        "--ways", default="product,search,topk,instance,several,class,bank,corrected"
+    )
     parser.add_argument("--index", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -67,6 +74,7 @@ def main() -> None:
     centres = torch.randn(CLASSES, args.dim, generator=torch.Generator().manual_seed(0))
     queries, query_classes = draw(centres, args.queries, seed=1)
     gallery, gallery_classes = draw(centres, args.gallery, seed=2)
+    bank, _ = draw(centres, args.bank, seed=3)
     each = torch.arange(args.gallery).numpy()
     one, five = (
         Matches(_keys(each[: args.queries], args.gallery), _keys(each // n, args.gallery))
@@ -80,13 +88,16 @@ def main() -> None:
         "instance": lambda: intervals(retrieval_metrics(queries, gallery, one).per_query),
         "several": lambda: intervals(retrieval_metrics(queries, gallery, five).per_query),
         "class": lambda: intervals(retrieval_metrics(queries, gallery, same_class).per_query),
+        "bank": lambda: product(gallery, bank),
+        "corrected": lambda: intervals(corrected(queries, gallery, bank, one).per_query),
     }
     ways = {name: ways[name] for name in args.ways.split(",")}
     peaks = {name: _peak(ways[name]) - before for name in ways if name not in ("search",)}
     index = faiss.IndexFlatIP(args.dim)
     if "search" in ways:
         index.add(gallery.numpy())
-    report(take_turns(ways, args.rounds), peaks, queries.nbytes + gallery.nbytes)
+    matrices = queries.nbytes + gallery.nbytes + bank.nbytes
+    report(take_turns(ways, args.rounds), peaks, matrices)
     if args.index:
         report_indexes(queries[:SAMPLE].numpy(), gallery.numpy(), one)
 
@@ -112,6 +123,12 @@ def product(queries: Tensor, gallery: Tensor, k: int = 0) -> None:
         torch.mm(block, gallery.T, out=scores)
         if k:
             scores.topk(k, dim=1)
+
+
+def corrected(queries: Tensor, gallery: Tensor, bank: Tensor, matches: Matches) -> Measured:
+    """What `retrieval_metrics` says of the search that `bank` corrects for hubs."""
+    r = correction(gallery, bank.split(BANK_BLOCK))
+    return retrieval_metrics(with_one(queries), with_correction(gallery, r), matches)
 
 
 def take_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -10,10 +10,13 @@
 Part k of a dataset becomes part k of its projection, with all columns. Where a dataset changed,
 its projection is made anew and takes the place of the one before when it is finished. The space
 counts as one, whichever encoder a dataset of it goes back to: what makes it is the connection.
+
+With `hubness="nnn"` there is a column more for each space and modality that the connection has
+rows of, `nnn_SPACE_MODALITY`: r of the item for queries of that kind, embeddings/search/hubness.py.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,8 @@ from cmcr.embeddings import (
     open_dataset,
 )
 from cmcr.embeddings.parts import part_metadata, write_part
-from cmcr.embeddings.schema import MANIFEST, read_manifest
+from cmcr.embeddings.schema import MANIFEST, MODALITIES, read_manifest
+from cmcr.embeddings.search.hubness import NNN, Bank, Hubness, correction, open_bank
 from cmcr.embeddings.writer import (
     begin,
     begin_fresh,
@@ -82,6 +86,7 @@ def project_store(
     datasets: Sequence[Key] = (),
     index: str | None = "Flat",
     called: Callable[[Key], str] | None = None,
+    hubness: Hubness = "none",
 ) -> Iterator[Projected]:
     """Project `datasets`, or all of the connection's spaces, into `space`, one after another.
 
@@ -113,6 +118,7 @@ def project_store(
     named = Counter((key.modality, key.dataset) for key in there if key.space in spaces)
     for source in sources:
         key = source.key
+        banks = _banks(store, connection, source) if hubness == NNN else {}
         twice = named[key.modality, key.dataset] > 1
         usual = f"{key.space}-{key.dataset}" if twice else key.dataset
         description = Description(
@@ -122,17 +128,18 @@ def project_store(
             dim=connection.joint_dim,
             precision=source.manifest.precision,
             part_rows=source.manifest.part_rows,
-            columns=source.manifest.columns,
-            numbers=source.manifest.numbers,
+            columns=(*source.manifest.columns, *banks),
+            numbers=(*source.manifest.numbers, *banks),
             encoder=encoder,
             source={
                 "kind": "projection",
                 "dataset": str(key),
                 "fingerprint": source.fingerprint,
                 "encoder_identity": source.encoder_identity,
+                **({"banks": {name: bank.inputs for name, bank in banks.items()}} if banks else {}),
             },
         )
-        fresh = _write(store, connection, source, description)
+        fresh = _write(store, connection, source, description, banks)
         dataset = open_dataset(store, description.key)
         if index is not None and not index_is_current(dataset, index):
             build_index(dataset, index)
@@ -170,7 +177,33 @@ def _refuse_another_space(
             )
 
 
-def _write(store: Path, connection: JointSpace, source: Dataset, description: Description) -> bool:
+def _banks(store: Path, connection: JointSpace, source: Dataset) -> dict[str, Bank]:
+    """By the column that they make, the rows of each space and modality, none of `source`.
+
+    Raises UsageError where there are none at all.
+    """
+    itself = [(source.key, source.ids())]
+    banks = {}
+    problem: UsageError | None = None
+    for space in connection.record.spaces:
+        for modality in MODALITIES:
+            keys = connection.unpaired(space.name, modality)
+            try:
+                banks[f"{NNN}_{space.name}_{modality}"] = open_bank(store, keys, itself)
+            except UsageError as error:
+                problem = error
+    if problem is not None and not banks:
+        raise problem
+    return banks
+
+
+def _write(
+    store: Path,
+    connection: JointSpace,
+    source: Dataset,
+    description: Description,
+    banks: Mapping[str, Bank],
+) -> bool:
     """Make the projection, or make it anew where its source changed; False where it was there."""
     key = description.key
     folder = key.folder(store)
@@ -179,16 +212,16 @@ def _write(store: Path, connection: JointSpace, source: Dataset, description: De
         if free:
             recover(store, key)
     if not _is_of_before(folder, description):
-        return _write_missing(store, connection, source, description)
+        return _write_missing(store, connection, source, description, banks)
     with locked(lock, wait=True):
         if not _is_of_before(folder, description):  # another process did it
-            return _write_missing(store, connection, source, description)
+            return _write_missing(store, connection, source, description, banks)
         place = begin_fresh(store, key)
         there = begun(key.folder(place))
         if there is not None and there.identity != description.identity:
             discard_fresh(store, key)
             begin_fresh(store, key)
-        _write_missing(place, connection, source, description)
+        _write_missing(place, connection, source, description, banks)
         put_in_place(store, key)
     return True
 
@@ -205,7 +238,11 @@ def _is_of_before(folder: Path, description: Description) -> bool:
 
 
 def _write_missing(
-    store: Path, connection: JointSpace, source: Dataset, description: Description
+    store: Path,
+    connection: JointSpace,
+    source: Dataset,
+    description: Description,
+    banks: Mapping[str, Bank],
 ) -> bool:
     """Write the parts that are not there yet, then the manifest; False where none was missing."""
     folder = begin(store, description)
@@ -217,7 +254,7 @@ def _write_missing(
             for number, block in enumerate(source.parts()):
                 with claim(folder, number, wait=wait) as mine:
                     if mine:
-                        _write_part(folder, connection, source, description, number, block)
+                        _write_part(folder, connection, source, description, banks, number, block)
                         advance(len(block))
     finish(folder, description, parts)
     return True
@@ -228,6 +265,7 @@ def _write_part(
     connection: JointSpace,
     source: Dataset,
     description: Description,
+    banks: Mapping[str, Bank],
     number: int,
     block: np.ndarray,
 ) -> None:
@@ -235,5 +273,7 @@ def _write_part(
     others = [name for name in pq.read_schema(path).names if name != "embedding"]
     columns = pq.read_table(path, columns=others, partitioning=None).to_pydict()
     failures = (part_metadata(path) or {}).get("failures", [])
-    joint = connection.project(source.key.space, block, source.key.modality)  # (rows, joint)
-    write_part(folder, description, number, columns, joint.cpu().numpy(), failures)
+    joint = connection.project(source.key.space, block, source.key.modality).cpu()  # (rows, joint)
+    for name, bank in banks.items():
+        columns[name] = correction(joint, bank.blocks(connection.project)).tolist()
+    write_part(folder, description, number, columns, joint.numpy(), failures)

@@ -94,6 +94,17 @@ class Dataset:
             for start in range(0, len(block), rows):
                 yield block[start : start + rows]
 
+    def chosen(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """The embeddings of `rows`, numbers that ascend, in blocks of (≤ 65536, D)."""
+        start = 0
+        for block in self.batches():
+            first, last = np.searchsorted(rows, (start, start + len(block)))
+            if last - first == len(block):
+                yield block
+            elif last > first:
+                yield block[rows[first:last] - start]
+            start += len(block)
+
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Columns other than the embedding, one row an embedding, in the same order."""
         tables = []

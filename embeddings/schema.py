@@ -68,6 +68,13 @@ class Key:
     def __str__(self) -> str:
         return f"{self.space}/{self.modality}:{self.dataset}"
 
+    @classmethod
+    def parse(cls, place: str) -> "Key":
+        """The key that `str` gives as `place`."""
+        space, _, rest = place.partition("/")
+        modality, _, dataset = rest.partition(":")
+        return cls(space, modality, dataset)  # type: ignore[arg-type]
+
     def folder(self, store: Path) -> Path:
         """Where the dataset lies in `store`."""
         return (

@@ -6,7 +6,8 @@
 
 A row has the shape that CLIP_benchmark writes; `query` and `gallery` are SPACE/MODALITY:DATASET.
 Beside the metrics there can be their 95 % intervals, and what lies behind them. Of each direction
-the connection's row comes last, behind chance and the closed forms.
+the connection's row comes last, behind chance and the closed forms, and behind a model's row the
+one of its corrected search, where there is one: `hubness` says so.
 """
 
 import json
@@ -97,6 +98,8 @@ class Row(TypedDict):
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
     per_class: NotRequired[list[dict[str, Any]]]  # evaluate/tasks/retrieval.py
     worst: NotRequired[list[dict[str, Any]]]
+    hubness: NotRequired[str]  # "nnn" where the search was corrected for hubs
+    bank: NotRequired[dict[str, Any]]  # by how many neighbours and what rows
 
 
 class Results(TypedDict):
@@ -121,8 +124,14 @@ def new_row(query: Side, gallery: Side, task: str, model: str, metrics: Metrics)
 
 
 def rows_of_connection(rows: Sequence[Row]) -> list[Row]:
-    """Of each direction the row of the connection itself."""
-    return list({(row["query"], row["gallery"]): row for row in rows}.values())
+    """Of each direction the row of the connection itself, not corrected for hubs."""
+    plain = (row for row in rows if "hubness" not in row)
+    return list({(row["query"], row["gallery"]): row for row in plain}.values())
+
+
+def model_label(row: Row) -> str:
+    """The model as it stands in a table: `ridge`, `ridge + nnn`."""
+    return f"{row['model']} + {row['hubness']}" if "hubness" in row else row["model"]
 
 
 def filters_of(inputs: Mapping[str, Any]) -> Filters:
@@ -219,7 +228,7 @@ def _table(rows: Sequence[Row]) -> "Table":
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
             if with_interval and name == _WITH_INTERVAL:
                 cells.append(_half_width(row.get("intervals", {}).get(name)))
-        table.add_row(row["model"], *cells)
+        table.add_row(model_label(row), *cells)
     return table
 
 
@@ -296,7 +305,7 @@ def weak_spots(rows: Sequence["Row"]) -> str:
         classes = sorted(row.get("per_class", []), key=lambda line: line["metrics"]["mAP"])
         failures = row.get("worst", [])
         if classes or failures:
-            lines.append(f"{row['query']} → {row['gallery']} by {row['model']}")
+            lines.append(f"{row['query']} → {row['gallery']} by {model_label(row)}")
         if classes:
             lines.append(f"  mAP of {len(classes)} classes, lowest first: {_first(classes)}")
         if failures:

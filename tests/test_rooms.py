@@ -51,7 +51,9 @@ cmcr.evaluate.inputs
 cmcr.evaluate.ranking
 cmcr.evaluate.results
 
+cmcr.embeddings.search
 cmcr.embeddings
+
 cmcr.cli
 cmcr.cli.recipes
 cmcr.serve

@@ -8,6 +8,8 @@ import typer
 
 from cmcr.cli.console import (
     Device,
+    Hubness,
+    Hubs,
     Index,
     Json,
     Names,
@@ -137,6 +139,7 @@ def project(
         str | None, typer.Option(help="Its name.", show_default="the connection's")
     ] = None,
     index: Index = "Flat",
+    hubness: Hubness = Hubs.none,
     store: Store = None,
     device: Device = "auto",
     pipeline: Recipe = None,
@@ -159,6 +162,7 @@ def project(
         space=space or folder.resolve().name,
         datasets=[find_key(place, name) for name in dataset or []],
         index=None if index == "none" else index,
+        hubness=hubness.value,
     ):
         say(str(projected))
         done.append(projected)

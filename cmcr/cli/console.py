@@ -66,6 +66,17 @@ class Amp(StrEnum):
     fp16 = "fp16"
 
 
+class Hubs(StrEnum):
+    """What is done about items that are near to everything."""
+
+    none = "none"
+    nnn = "nnn"
+
+
+Hubness = Annotated[
+    Hubs, typer.Option(help="Correct hubs by unpaired rows of the query's modality: nnn.")
+]
+
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 

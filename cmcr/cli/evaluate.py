@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from cmcr.cli.console import Json, NoRecipe, Recipe, Store, Where, say, show, stop_if_missed
+from cmcr.cli.console import (
+    Hubness,
+    Hubs,
+    Json,
+    NoRecipe,
+    Recipe,
+    Store,
+    Where,
+    say,
+    show,
+    stop_if_missed,
+)
 
 if TYPE_CHECKING:
     from cmcr.cli.recipes.ground import Ground
@@ -109,6 +120,7 @@ def retrieval(
     max_query_time: Annotated[
         str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
     ] = None,
+    hubness: Hubness = Hubs.none,
 ) -> None:
     """Search one modality in another, both ways, beside chance and the closed forms."""
     from cmcr.cli.recipes.searches import choose_index, measure_indexes
@@ -117,9 +129,9 @@ def retrieval(
 
     choice = choose_index(index, max_memory, max_query_time)
     ground, jobs = _searches(asked, gallery, gallery_where)
-    done = list(do_jobs(ground, "retrieval", jobs))
+    done = list(do_jobs(ground, "retrieval", jobs, hubness=hubness.value))
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
-    indexes = list(measure_indexes(ground, found, choice)) if choice else []
+    indexes = list(measure_indexes(ground, found, choice, hubness.value)) if choice else []
     show([*done, *indexes], asked.as_json)
     if not asked.as_json:
         rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.record import Record
 from cmcr.devices import Vectors, float32, refuse_what_has_no_direction, rows
-from cmcr.embeddings import Modality
+from cmcr.embeddings import Key, Modality
 from cmcr.errors import MismatchError, UsageError, near
 
 BLOCK_ROWS = 65_536
@@ -51,6 +51,11 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
     @abstractmethod
     def knows(self, space: str, modality: Modality) -> bool:
         """Whether `modality` of `space` can be projected."""
+
+    def unpaired(self, space: str, modality: Modality) -> list[Key]:
+        """The datasets of `modality` in `space` that it was made from, for what needs a sample."""
+        names = self.record.spaces[self.place_of(space)].datasets
+        return [key for key in map(Key.parse, names) if key.modality == modality]
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
+from cmcr.devices import float32
 from cmcr.embeddings import Dataset
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate.inputs.selection import RowFilter, Selection, choose_rows
@@ -31,7 +32,7 @@ class Items(Selection):
 
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
-        return np.concatenate(list(_blocks(self.dataset, self.rows)))
+        return np.concatenate(list(self.dataset.chosen(self.rows)))
 
     def spread(self, most: int) -> "Items":
         """At most `most` of them, evenly spread."""
@@ -68,21 +69,11 @@ def project_blocks(
     dataset: Dataset, rows: np.ndarray, model: JointSpace | None
 ) -> Iterator[Tensor]:
     """The same a block at a time, (block, joint) float32, as the store is read."""
-    for block in _blocks(dataset, rows):
+    for block in dataset.chosen(rows):
         if model is None:
-            yield F.normalize(torch.from_numpy(block).float(), dim=1)  # (block, D)
+            yield F.normalize(float32(block, "cpu"), dim=1)  # (block, D)
         else:
             yield model.project(dataset.key.space, block, dataset.key.modality)  # (block, joint)
-
-
-def _blocks(dataset: Dataset, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The embeddings of `rows` in order, (block, D), in the stored precision."""
-    start = 0
-    for block in dataset.batches():
-        first, last = np.searchsorted(rows, (start, start + len(block)))
-        if last > first:
-            yield block[rows[first:last] - start]
-        start += len(block)
 
 
 def select(dataset: Dataset, where: RowFilter | None = None) -> Items:

@@ -22,7 +22,7 @@ from cmcr.evaluate.inputs.scenes import CORNERS
 from cmcr.evaluate.report.previews import Find, Shown, show
 from cmcr.evaluate.results import Row, rows_of_connection
 from cmcr.evaluate.tasks.counterfactual import LOCALISED
-from cmcr.evaluate.tasks.retrieval import NEIGHBOURS_FILE
+from cmcr.evaluate.tasks.neighbours import NEIGHBOURS_FILE
 
 SPREAD, WORST = 3, 3  # queries of a direction
 NEAREST = 5
@@ -88,6 +88,8 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
     for row in rows_of_connection(rows):
         query, gallery = row["query"], row["gallery"]
         one = [("query", "=", query), ("gallery", "=", gallery)]
+        if "hubness" in pq.read_schema(path).names:
+            one.append(("hubness", "=", "none"))
         first = pq.read_table(
             path, columns=["query_id"], filters=[*one, ("rank", "=", 1)], partitioning=None
         )
@@ -100,8 +102,8 @@ def galleries(store: Path, folder: Path, rows: Sequence[Row], find: Find) -> Ite
         )
         if not near.num_rows:
             continue
-        asked = show(store, parse_key(query), reasons, find)
-        found = show(store, parse_key(gallery), near["gallery_id"].to_pylist(), find)
+        asked = show(store, Key.parse(query), reasons, find)
+        found = show(store, Key.parse(gallery), near["gallery_id"].to_pylist(), find)
         neighbours = near.to_pylist()
         yield Gallery(
             f"{query} → {gallery}",
@@ -130,7 +132,7 @@ def answers(store: Path, folder: Path, task: str, row: Row, find: Find) -> list[
     columns = ["sound", "image", "visible", "region", *CORNERS, "cosine", "ciou"]
     table = pq.read_table(path, columns=columns, partitioning=None)
     chosen = table.take(_surest(table, task)).to_pylist()
-    sounds, regions = parse_key(row["query"]), parse_key(row["gallery"])
+    sounds, regions = Key.parse(row["query"]), Key.parse(row["gallery"])
     heard = _heard(store, sounds, [pair["sound"] for pair in chosen])
     asked = show(store, sounds, (pair["sound"] for pair in chosen), find)
     pictures = show(store, regions, (pair["region"] for pair in chosen), find, whole=True)
@@ -146,13 +148,6 @@ def answers(store: Path, folder: Path, task: str, row: Row, find: Find) -> list[
         )
         for pair in chosen
     ]
-
-
-def parse_key(place: str) -> Key:
-    """`SPACE/MODALITY:DATASET` as results name it."""
-    space, rest = place.split("/", 1)
-    modality, dataset = rest.split(":", 1)
-    return Key(space, modality, dataset)  # type: ignore[arg-type]
 
 
 def _chosen(queries: Sequence[str], row: Row) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.embeddings import open_dataset
+from cmcr.embeddings import Key, open_dataset
 from cmcr.errors import CmcrError
 from cmcr.evaluate.figures.joint_space import LEAST_POINTS, Cloud, cloud_of
 from cmcr.evaluate.inputs.items import select
@@ -25,7 +25,7 @@ from cmcr.evaluate.report.charts import (
     line_chart,
     loss_charts,
 )
-from cmcr.evaluate.report.examples import Answer, Gallery, answers, galleries, parse_key
+from cmcr.evaluate.report.examples import Answer, Gallery, answers, galleries
 from cmcr.evaluate.report.inventory import (
     ConnectionFacts,
     Evaluation,
@@ -141,7 +141,7 @@ def _pair(
         except CmcrError as error:
             missing = error.what
     one, other = rows[0]["query"], rows[0]["gallery"]
-    modalities = dict.fromkeys([parse_key(one).modality, parse_key(other).modality])
+    modalities = dict.fromkeys([Key.parse(one).modality, Key.parse(other).modality])
     marks = " and ".join(f"{_MARKS[modality]} {modality}" for modality in modalities)
     filters = filters_line(evaluations[0].filters)
     title = f"{one} and {other}" + (f", {filters}" if filters else "")
@@ -161,7 +161,7 @@ def _clouds(
         (evaluation.rows[0]["query"], evaluation.where("query")),
         (evaluation.rows[0]["gallery"], evaluation.where("gallery")),
     ):
-        items = select(open_dataset(store, parse_key(place)), where).spread(_MOST_POINTS)
+        items = select(open_dataset(store, Key.parse(place)), where).spread(_MOST_POINTS)
         if len(items.rows) < LEAST_POINTS:
             raise CmcrError(f"{place} has fewer than {LEAST_POINTS} items")
         connection.check(items.key.space, items.dataset.encoder_identity)

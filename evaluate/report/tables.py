@@ -21,6 +21,7 @@ from cmcr.evaluate.results import (
     counts_line,
     format_value,
     metric_names,
+    model_label,
     selected_line,
 )
 from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
@@ -78,7 +79,7 @@ def class_tables(rows: Sequence[Row]) -> list[Table]:
             ]
             caption = f"{row['query']} → {row['gallery']}, by class"
             headings = ["queries", *map(heading, names)]
-            tables.append(Table(caption, "class", headings, lines, f"By {row['model']}."))
+            tables.append(Table(caption, "class", headings, lines, f"By {model_label(row)}."))
     return tables
 
 
@@ -96,7 +97,7 @@ def failure_tables(rows: Sequence[Row]) -> list[Table]:
                 )
                 for query in row["worst"]
             ],
-            f"By {row['model']}.",
+            f"By {model_label(row)}.",
         )
         for row in rows
         if row.get("worst")
@@ -179,7 +180,7 @@ def _results(rows: list[Row]) -> Table:
     names = [name for name in metric_names(metrics) if name not in COUNTS]
     best = best_values(metrics)
     lines = [
-        Line(row["model"], _cells(row["metrics"], names, best, row.get("intervals", {})))
+        Line(model_label(row), _cells(row["metrics"], names, best, row.get("intervals", {})))
         for row in rows
     ]
     counted = [counts_line(metrics[0]), selected_line(rows[0])]

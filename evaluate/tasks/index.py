@@ -29,11 +29,20 @@ import numpy as np
 
 from cmcr.embeddings import Key
 from cmcr.embeddings.index import Budget, choose_factory, on_gpus, search, train_index
+from cmcr.embeddings.search.hubness import (
+    NNN,
+    Bank,
+    Hubness,
+    correction,
+    with_correction,
+    with_one,
+)
 from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
 from cmcr.evaluate.results import Metrics, Row, filters_of, new_row
-from cmcr.evaluate.tasks.retrieval import TOP_K
+from cmcr.evaluate.tasks.neighbours import TOP_K
+from cmcr.evaluate.tasks.retrieval import open_banks
 from cmcr.evaluate.tasks.runner import (
     Evaluated,
     Models,
@@ -74,6 +83,7 @@ def evaluate_index(
     *,
     query_where: RowFilter | None = None,
     gallery_where: RowFilter | None = None,
+    hubness: Hubness = "none",
     out: Path | None = None,
 ) -> Evaluated:
     """Index `gallery` by `choice` and measure a search through it.
@@ -81,8 +91,9 @@ def evaluate_index(
     At most 1,000 queries, evenly spread over those there are, are asked. The rows are of task
     `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`,
     queries a second when all are asked at once; `query_ms` of one alone, the median; `build_s`,
-    seconds; `index_mb`, 10⁶ bytes. Raises UsageError for a factory string that FAISS cannot build
-    or a budget that nothing fits, and what `evaluate_retrieval` does.
+    seconds; `index_mb`, 10⁶ bytes. With `hubness` "nnn" they are of the corrected search, whose
+    vectors are one value longer. Raises UsageError for a factory string that FAISS cannot build or
+    a budget that nothing fits, and what `evaluate_retrieval` does.
     """
 
     def pose(opened: Opened) -> Task:
@@ -93,10 +104,15 @@ def evaluate_index(
             "gallery": found.inputs,
             "choice": asdict(choice),
         }
-        every_query = filters_of({"gallery": found.inputs})
+        about: dict[str, Any] = {"connection": opened.fingerprint, "gallery": found.inputs}
+        bank = None
+        if hubness == NNN:
+            bank = open_banks(opened, (asked, found))[0]
+            inputs["chosen"] = {"hubness": [NNN]}
+            inputs["bank"] = about["bank"] = bank.inputs
+        every_query = filters_of({name: inputs[name] for name in inputs if name != "query"})
         home = out or results_folder(store, path, query, gallery, every_query)
-        about = {"connection": opened.fingerprint, "gallery": found.inputs}
-        compute = partial(_compute, choice, asked, found, home, about)
+        compute = partial(_compute, choice, asked, found, bank, home, about)
         return Task(TASK, inputs, compute, with_baselines=False)
 
     return run_task(store, path, query, gallery, pose, out)
@@ -106,6 +122,7 @@ def _compute(
     choice: IndexChoice,
     asked: Items,
     found: Items,
+    bank: Bank | None,
     home: Path,
     about: dict[str, Any],
     models: Models,
@@ -114,8 +131,12 @@ def _compute(
     check_pair([models.connection], asked, found)
     sample = asked.spread(_QUERIES)
     matches = find_matches(sample.table, found.table)
-    vectors = found.projected(models.connection).numpy()  # (gallery, joint)
-    queries = sample.projected(models.connection).numpy()  # (queries, joint)
+    joint = found.projected(models.connection)  # (gallery, joint)
+    asking = sample.projected(models.connection)  # (queries, joint)
+    if bank is not None:
+        r = correction(joint, bank.blocks(models.connection.project))
+        joint, asking = with_correction(joint, r), with_one(asking)
+    vectors, queries = joint.numpy(), asking.numpy()
     items, dim = vectors.shape
     kind = choice.factory or choose_factory(items, dim, choice.budget)
     index, seconds = _stored_index(home, about | {"factory": kind}, vectors)
@@ -133,7 +154,11 @@ def _compute(
     fast = _through(on_gpus(index), exact.shape[1])
     rows.append((f"{kind} {setting}".strip(), measure(fast, queries, exact, matches) | costs))
     where = os.path.relpath(home / INDEX, folder)
-    return [new_row(asked, found, TASK, *row) for row in rows], [where]
+    done = [new_row(asked, found, TASK, *row) for row in rows]
+    if bank is not None:
+        for row in done:
+            row["hubness"], row["bank"] = NNN, bank.summary
+    return done, [where]
 
 
 def tune(

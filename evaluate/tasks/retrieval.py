@@ -4,31 +4,38 @@
     done.rows, done.fresh, done.folder
 
 FOLDER/retrieval.json       {"results": [row, ...], "inputs": fingerprints, "files": the others}
-       neighbours.parquet   the ten nearest of every query, both ways
+       neighbours.parquet   the ten nearest of every query, both ways (neighbours.py)
        precision.png        precision over recall, beside the closed forms and chance
        joint-space.png      the items before and after, in two dimensions
        training.png         the loss and its terms, for a trained connection
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from torch import Tensor
 
 from cmcr.connect import JointSpace, read_training
 from cmcr.devices import threads_for
 from cmcr.embeddings import Key
-from cmcr.embeddings.index import search
+from cmcr.embeddings.search.hubness import (
+    NNN,
+    Bank,
+    Hubness,
+    correction,
+    open_bank,
+    with_correction,
+    with_one,
+)
 from cmcr.evaluate.figures.joint_space import LEAST_POINTS, cloud_of, draw_joint_space
 from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
 from cmcr.evaluate.inputs.items import Items, check_pair, select
 from cmcr.evaluate.inputs.selection import RowFilter
-from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.metrics import (
     METRICS_VERSION,
     RECALL_LEVELS,
@@ -37,21 +44,19 @@ from cmcr.evaluate.ranking.metrics import (
     intervals,
     retrieval_metrics,
 )
-from cmcr.evaluate.results import Metrics, Row, new_row
+from cmcr.evaluate.results import Metrics, Row, model_label, new_row
+from cmcr.evaluate.tasks.neighbours import NEIGHBOURS_FILE, write_neighbours
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
-from cmcr.files import replacing, sha256_file
+from cmcr.files import sha256_file
 
 TASK = "retrieval"
-NEIGHBOURS_FILE = "neighbours.parquet"
 PRECISION = "precision.png"
 JOINT_SPACE = "joint-space.png"
 TRAINING = "training.png"
 
-TOP_K = 10
 WORST = 20
 
 _MOST_DRAWN = 20_000
-_BLOCK_QUERIES = 65_536
 _SHOWN = 5  # labels of queries that match nothing
 
 
@@ -65,11 +70,14 @@ class Ranking:
     per_query: PerQuery | None  # None for chance
 
 
-def rank_both_ways(models: Mapping[str, JointSpace], query: Items, gallery: Items) -> list[Ranking]:
+def rank_both_ways(
+    models: Mapping[str, JointSpace], query: Items, gallery: Items, banks: Sequence[Bank] = ()
+) -> list[Ranking]:
     """Search `gallery` for `query`, then the other way: chance, then `models` in their order.
 
-    Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
-    item would find itself, CmcrError when nothing matches.
+    With a bank of unpaired rows for each of the two ways, a model's row is followed by one of the
+    search that they correct for hubs. Raises MismatchError when an encoder is not the one a model
+    was made for, UsageError when an item would find itself, CmcrError when nothing matches.
     """
     matches = check_pair(models.values(), query, gallery)
     ways = ((query, gallery, matches), (gallery, query, matches.reverse()))
@@ -80,19 +88,51 @@ def rank_both_ways(models: Mapping[str, JointSpace], query: Items, gallery: Item
         row = _row(asked, found, relevant, "chance", chance)
         rankings.append([Ranking(asked, row, precision, None)])
     for name, model in each(models):
-        with threads_for(_operations(model, query, gallery)):
+        operations = _operations(model, query, gallery)
+        with threads_for(operations):
             joint = {id(items): items.projected(model) for items in (query, gallery)}
-            for way, (asked, found, relevant) in zip(rankings, ways, strict=True):
-                measured = retrieval_metrics(joint[id(asked)], joint[id(found)], relevant)
-                row = _row(asked, found, relevant, name, measured.metrics)
-                row["intervals"] = intervals(measured.per_query)
-                way.append(Ranking(asked, row, measured.precision, measured.per_query))
+        for number, (asked, found, relevant) in enumerate(ways):
+            vectors = (joint[id(asked)], joint[id(found)])
+            with threads_for(operations):
+                rankings[number].append(_measured(asked, found, relevant, name, vectors))
+            if banks:
+                ranking = _corrected(asked, found, relevant, name, vectors, banks[number], model)
+                rankings[number].append(ranking)
     return [ranking for way in rankings for ranking in way]
 
 
 def _operations(model: JointSpace, query: Items, gallery: Items) -> int:
     """Multiply-adds of all cosines between two sets of items."""
     return len(query.rows) * len(gallery.rows) * model.joint_dim
+
+
+def _measured(
+    asked: Items, found: Items, relevant: Matches, name: str, vectors: tuple[Tensor, Tensor]
+) -> Ranking:
+    measured = retrieval_metrics(*vectors, relevant)
+    row = _row(asked, found, relevant, name, measured.metrics)
+    row["intervals"] = intervals(measured.per_query)
+    return Ranking(asked, row, measured.precision, measured.per_query)
+
+
+def _corrected(
+    asked: Items,
+    found: Items,
+    relevant: Matches,
+    name: str,
+    vectors: tuple[Tensor, Tensor],
+    bank: Bank,
+    model: JointSpace,
+) -> Ranking:
+    """The same by 2 q·g - r(g): as an inner product of vectors that are one value longer."""
+    queries, gallery = vectors
+    with threads_for(bank.rows * len(gallery) * model.joint_dim):
+        r = correction(gallery, bank.blocks(model.project))  # (gallery,)
+    vectors = (with_one(queries), with_correction(gallery, r))
+    with threads_for(_operations(model, asked, found)):
+        ranking = _measured(asked, found, relevant, name, vectors)
+    ranking.row["hubness"], ranking.row["bank"] = NNN, bank.summary
+    return ranking
 
 
 def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
@@ -119,15 +159,18 @@ def evaluate_retrieval(
     *,
     query_where: RowFilter | None = None,
     gallery_where: RowFilter | None = None,
+    hubness: Hubness = "none",
     out: Path | None = None,
 ) -> Evaluated:
     """Evaluate the connection in the folder `path` on two datasets of `store`, both ways.
 
-    Results go to the folder `out`, which holds one evaluation, else to `results_folder`. Nothing
-    is computed again while connection, datasets and filters stay the same. Rows of the connection
-    itself have its metrics `per_class` and its `worst` queries too. Raises UsageError for a
-    dataset, column or value that is not there, MismatchError for embeddings that the connection
-    was not made for, StoreError for damaged files, CmcrError when nothing matches.
+    With `hubness` "nnn" every model has a second row, of the search that is corrected for hubs by
+    rows that the connection was made from (embeddings/search/hubness.py). Results go to the folder
+    `out`, which holds one evaluation, else to `results_folder`. Nothing is computed again while
+    connection, datasets and filters stay the same. Rows of the connection itself have its metrics
+    `per_class` and its `worst` queries too. Raises UsageError for a dataset, column or value that
+    is not there, MismatchError for embeddings that the connection was not made for, StoreError for
+    damaged files, CmcrError when nothing matches.
     """
 
     def pose(opened: Opened) -> Task:
@@ -138,23 +181,43 @@ def evaluate_retrieval(
             "training": None if log is None else sha256_file(log),
             "query": asked.inputs,
             "gallery": found.inputs,
+            "hubness": hubness,
         }
-        return Task(TASK, inputs, partial(_compute, (asked, found), log))
+        banks = open_banks(opened, (asked, found)) if hubness == NNN else ()
+        if banks:
+            inputs |= {"banks": [bank.inputs for bank in banks], "chosen": {"hubness": [NNN]}}
+        return Task(TASK, inputs, partial(_compute, (asked, found), log, banks))
 
     return run_task(store, path, query, gallery, pose, out)
 
 
+def open_banks(opened: Opened, both: tuple[Items, Items]) -> list[Bank]:
+    """For each way the rows of the query's modality that the connection was made from.
+
+    None of them is among the items. Raises UsageError where there are none.
+    """
+    items = [(one.key, one.table["id"].to_pylist()) for one in both]
+    return [
+        open_bank(opened.store, opened.connection.unpaired(key.space, key.modality), items)
+        for key, _ in items
+    ]
+
+
 def _compute(
-    both: tuple[Items, Items], log: Path | None, models: Models, folder: Path
+    both: tuple[Items, Items],
+    log: Path | None,
+    banks: Sequence[Bank],
+    models: Models,
+    folder: Path,
 ) -> tuple[list[Row], list[str]]:
-    rankings = rank_both_ways(models.all, *both)
+    rankings = rank_both_ways(models.all, *both, banks)
     for ranking in rankings:
         if ranking.row["model"] == models.name and ranking.per_query:
             ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
             ranking.row["worst"] = worst(ranking.per_query, ranking.query)
     files = _draw(folder, models, both, rankings, log)
     with threads_for(_operations(models.connection, *both)):
-        write_neighbours(folder / NEIGHBOURS_FILE, models.connection, both)
+        write_neighbours(folder / NEIGHBOURS_FILE, models.connection, both, banks)
     return [ranking.row for ranking in rankings], [*files, NEIGHBOURS_FILE]
 
 
@@ -167,9 +230,10 @@ def _draw(
 ) -> list[str]:
     """Draw what there is to draw; gives the names of the files."""
     curves = [
-        RetrievalCurve(_direction(both, ranking.row), ranking.row["model"], ranking.precision,
+        RetrievalCurve(_direction(both, ranking.row), model_label(ranking.row), ranking.precision,
                        ranking.row["metrics"]["mAP"])
         for ranking in rankings
+        if "hubness" not in ranking.row or ranking.row["model"] == models.name
     ]  # fmt: skip
     draw_precision(curves, models.name, folder / PRECISION)
     drawn = [PRECISION]
@@ -188,54 +252,6 @@ def _draw(
 def _direction(both: tuple[Items, Items], row: Row) -> str:
     names = {str(items.key): f"{items.key.space} {items.key.modality}" for items in both}
     return f"{names[row['query']]} → {names[row['gallery']]}"
-
-
-_PLACE = pa.dictionary(pa.int32(), pa.string())
-_SCHEMA = pa.schema(
-    {
-        "query": _PLACE,
-        "query_id": pa.string(),
-        "gallery": _PLACE,
-        "gallery_id": pa.string(),
-        "rank": pa.int32(),
-        "cosine": pa.float32(),
-        "match": pa.bool_(),
-    }
-)
-
-
-def write_neighbours(path: Path, model: JointSpace, both: tuple[Items, Items]) -> None:
-    """Write who found whom: first of `both` in the second, then the second in the first.
-
-    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`.
-    """
-    vectors = [items.projected(model).numpy() for items in both]  # (items, joint) each
-    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, _SCHEMA) as writer:
-        for asked, found in ((0, 1), (1, 0)):
-            for table in _tables(both[asked], vectors[asked], both[found], vectors[found]):
-                writer.write_table(table)
-
-
-def _tables(
-    query: Items, queries: np.ndarray, gallery: Items, vectors: np.ndarray
-) -> Iterator[pa.Table]:
-    """The neighbours of a block of queries after the other."""
-    matches = find_matches(query.table, gallery.table)
-    for start in range(0, len(queries), _BLOCK_QUERIES):
-        block = queries[start : start + _BLOCK_QUERIES]
-        scores, found = search(block, vectors, TOP_K)  # (block, k), (block, k)
-        count, k = found.shape
-        asked = start + np.repeat(np.arange(count), k)  # (block · k,)
-        columns = {
-            "query": pa.repeat(str(query.key), count * k).dictionary_encode(),
-            "query_id": query.table["id"].take(asked),
-            "gallery": pa.repeat(str(gallery.key), count * k).dictionary_encode(),
-            "gallery_id": gallery.table["id"].take(found.ravel()),
-            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
-            "cosine": scores.ravel(),
-            "match": matches.pairs(asked, found.ravel()),
-        }
-        yield pa.table(columns, schema=_SCHEMA)
 
 
 def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, Any]]:

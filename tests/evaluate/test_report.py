@@ -32,7 +32,6 @@ from cmcr.evaluate import (
     evaluate_zero_shot,
     write_report,
 )
-from cmcr.evaluate.report.examples import parse_key
 from cmcr.extract import extract, load_encoder, open_source
 from cmcr.extract.lookup import find_media
 
@@ -97,7 +96,7 @@ def made(tmp_path_factory, media):
     def make_dataset(place, array, **columns):
         np.save(folder / "array.npy", array)
         pq.write_table(pa.table(columns), folder / "rows.parquet")
-        key = parse_key(place)
+        key = Key.parse(place)
         import_embeddings(store, key, folder / "array.npy", folder / "rows.parquet", index=None)
 
     rng = np.random.default_rng(0)

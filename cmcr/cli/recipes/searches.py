@@ -15,6 +15,7 @@ from cmcr.errors import UsageError
 
 if TYPE_CHECKING:
     from cmcr.connect import Record, SpaceRecord
+    from cmcr.embeddings.search.hubness import Hubness
     from cmcr.evaluate import Evaluated, IndexChoice
 
 
@@ -111,13 +112,13 @@ def _only_dataset(store: Path, space: "SpaceRecord", flag: str) -> str:
 
 
 def measure_indexes(
-    ground: Ground, jobs: Sequence[Job], choice: "IndexChoice"
+    ground: Ground, jobs: Sequence[Job], choice: "IndexChoice", hubness: "Hubness" = "none"
 ) -> Iterator["Evaluated"]:
     """The index of `choice` beside the exact search, for each job."""
     from cmcr.evaluate import evaluate_index
 
     for job in jobs:
-        yield evaluate_index(*arguments(ground, job), choice, **selections(job))
+        yield evaluate_index(*arguments(ground, job), choice, **selections(job), hubness=hubness)
 
 
 def choose_index(

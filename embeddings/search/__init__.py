@@ -1,0 +1,1 @@
+"""What a search adds to inner products. Nothing here knows an encoder or a connection."""

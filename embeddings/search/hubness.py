@@ -1,0 +1,126 @@
+"""Nearest Neighbor Normalization: items that are near to everything stop answering every query.
+
+    bank = open_bank(store, [Key("clap", "audio", "audioset")], without=[(queries.key, ids)])
+    r = correction(gallery, bank.blocks(connection.project))          # (gallery,)
+    scores = 2 * with_one(queries) @ with_correction(gallery, r).T    # 2 q·g - r(g)
+
+r(g) is the mean of the k largest cosines from a gallery item g to a bank of unpaired items of the
+query's modality (Chowdhury et al. 2024, https://arxiv.org/abs/2410.24114). What is searched is an
+ordinary inner product: any FAISS index of [g, -r(g)/2] answers [q, 1].
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cmcr.embeddings.index import search
+from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
+from cmcr.embeddings.schema import Key, Modality
+from cmcr.errors import UsageError
+from cmcr.typed import typed
+
+Hubness = Literal["none", "nnn"]
+NNN: Hubness = "nnn"
+K = 5
+
+Project = Callable[[str, np.ndarray, Modality], Tensor]  # space, (n, D), modality → (n, joint)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Unpaired rows of one modality: datasets, and the numbers of the rows of each that count."""
+
+    parts: Sequence[tuple[Dataset, np.ndarray]]
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(len(rows) for _, rows in self.parts)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a result says of the correction: k, and the rows of each dataset."""
+        return {"k": K, "rows": {str(one.key): len(rows) for one, rows in self.parts}}
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What decides the correction, beside the gallery."""
+        return self.summary | {"fingerprints": [one.fingerprint for one, _ in self.parts]}
+
+    def blocks(self, project: Project) -> Iterator[Tensor]:
+        """The rows in the joint space as they are read, (block, joint)."""
+        for dataset, rows in self.parts:
+            for block in dataset.chosen(rows):
+                yield project(dataset.key.space, block, dataset.key.modality).cpu()
+
+
+def open_bank(
+    store: Path, keys: Sequence[Key], without: Iterable[tuple[Key, Sequence[str]]] = ()
+) -> Bank:
+    """The rows of those datasets `keys` that `store` has, less the items that `without` names.
+
+    `without` is datasets and ids: an item is the one of the same id in the same dataset of the
+    same modality, in whichever space. Raises UsageError when nothing is left.
+    """
+    there = set(list_datasets(store))
+    kept = []
+    for dataset in (open_dataset(store, key) for key in keys if key in there):
+        refused = {
+            name
+            for key, ids in without
+            if (key.modality, key.dataset) == (dataset.key.modality, dataset.key.dataset)
+            for name in ids
+        }
+        rows = np.arange(dataset.rows)
+        if refused:
+            rows = rows[[name not in refused for name in dataset.ids()]]
+        if len(rows):
+            kept.append((dataset, rows))
+    if not kept:
+        named = ", ".join(map(str, keys))
+        raise UsageError(
+            "there are no unpaired rows to correct hubs by"
+            + (f": none of {named} is left without what is searched for and in" if named else
+               ": the connection was made from none of the query's modality"),
+            where=store,
+            fix="connect again with such rows as --memory, or search with --hubness none",
+        )  # fmt: skip
+    return Bank(kept)
+
+
+@typed
+def correction(
+    gallery: Float[Tensor, "gallery dim"], bank: Iterable[Tensor], k: int = K
+) -> Float[Tensor, " gallery"]:
+    """r(g): the mean of the `k` largest cosines from each item to the rows of `bank`.
+
+    All are unit vectors in float32; `bank` comes in blocks of (rows, dim), of which one is held.
+    Of fewer than `k` rows it is the mean over all.
+    """
+    items = gallery.numpy()
+    best = np.empty((len(items), 0), np.float32)  # (gallery, ≤ k)
+    for block in bank:
+        nearest, _ = search(items, block.numpy(), k)  # (gallery, ≤ k)
+        best = np.concatenate([best, nearest], axis=1)
+        best = -np.sort(-best, axis=1)[:, :k]
+    return torch.from_numpy(best.mean(axis=1))
+
+
+@typed
+def with_correction(
+    gallery: Float[Tensor, "gallery dim"], r: Float[Tensor, " gallery"]
+) -> Float[Tensor, "gallery dim_and_one"]:
+    """[g, -r(g)/2], what an index is built over."""
+    return torch.cat([gallery, -r[:, None] / 2], dim=1)
+
+
+@typed
+def with_one(queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries dim_and_one"]:
+    """[q, 1], what such an index is asked: the inner product is q·g - r(g)/2."""
+    return torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)

@@ -1,0 +1,87 @@
+"""Who found whom, as `neighbours.parquet` beside the results of a retrieval.
+
+write_neighbours(folder / NEIGHBOURS_FILE, connection, (sounds, photos))
+find_neighbours(connection, sounds, photos, bank)    # one direction, corrected for hubs
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cmcr.connect import JointSpace
+from cmcr.embeddings.index import search
+from cmcr.embeddings.search.hubness import NNN, Bank, correction, with_correction, with_one
+from cmcr.evaluate.inputs.items import Items
+from cmcr.evaluate.ranking.matches import find_matches
+from cmcr.files import replacing
+
+NEIGHBOURS_FILE = "neighbours.parquet"
+TOP_K = 10
+
+_BLOCK_QUERIES = 65_536
+_NAME = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA = pa.schema(
+    {
+        "query": _NAME,
+        "query_id": pa.string(),
+        "gallery": _NAME,
+        "gallery_id": pa.string(),
+        "rank": pa.int32(),
+        "cosine": pa.float32(),
+        "match": pa.bool_(),
+        "hubness": _NAME,
+        "score": pa.float32(),
+    }
+)
+
+
+def write_neighbours(
+    path: Path, model: JointSpace, both: tuple[Items, Items], banks: Sequence[Bank] = ()
+) -> None:
+    """Write who found whom: first of `both` in the second, then the second in the first.
+
+    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`. With a
+    bank for each way follow the neighbours of the corrected search, `hubness` "nnn"; `score` is
+    what ranks them, 2 cosine - r. Of the others it is the cosine.
+    """
+    ways = (both, both[::-1])
+    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, _SCHEMA) as writer:
+        for corrected in (False, True) if banks else (False,):
+            for number, (query, gallery) in enumerate(ways):
+                bank = banks[number] if corrected else None
+                for table in find_neighbours(model, query, gallery, bank):
+                    writer.write_table(table)
+
+
+def find_neighbours(
+    model: JointSpace, query: Items, gallery: Items, bank: Bank | None = None
+) -> Iterator[pa.Table]:
+    """The neighbours of a block of queries after the other, in the columns of the file."""
+    queries, vectors = query.projected(model), gallery.projected(model)  # (items, joint) each
+    r = np.zeros(len(vectors), np.float32)  # (gallery,)
+    if bank is not None:
+        corrections = correction(vectors, bank.blocks(model.project))
+        queries, vectors = with_one(queries), with_correction(vectors, corrections)
+        r = corrections.numpy()
+    matches = find_matches(query.table, gallery.table)
+    for start in range(0, len(queries), _BLOCK_QUERIES):
+        block = queries[start : start + _BLOCK_QUERIES]
+        products, found = search(block.numpy(), vectors.numpy(), TOP_K)  # (block, k), (block, k)
+        count, k = found.shape
+        asked = start + np.repeat(np.arange(count), k)  # (block · k,)
+        cosines = (products + r[found] / 2).ravel()
+        columns = {
+            "query": pa.repeat(str(query.key), count * k).dictionary_encode(),
+            "query_id": query.table["id"].take(asked),
+            "gallery": pa.repeat(str(gallery.key), count * k).dictionary_encode(),
+            "gallery_id": gallery.table["id"].take(found.ravel()),
+            "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
+            "cosine": cosines,
+            "match": matches.pairs(asked, found.ravel()),
+            "hubness": pa.repeat("none" if bank is None else NNN, count * k).dictionary_encode(),
+            "score": cosines if bank is None else 2 * products.ravel(),
+        }
+        yield pa.table(columns, schema=_SCHEMA)
