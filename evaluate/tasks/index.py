@@ -29,7 +29,8 @@ import numpy as np
 
 from cmcr.embeddings import Key
 from cmcr.embeddings.index import Budget, choose_factory, on_gpus, search, train_index
-from cmcr.evaluate.inputs.items import Items, RowFilter, check_pair, select
+from cmcr.evaluate.inputs.items import Items, check_pair, select
+from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
 from cmcr.evaluate.results import Metrics, Row, filters_of, new_row

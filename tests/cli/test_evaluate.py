@@ -171,7 +171,7 @@ def test_a_pair_that_is_missing_is_left_out_by_name_and_the_others_are_measured(
         - {query: "clap/audio:clips", gallery: "clip/text:prompts", connection: other}
         - {query: "clap/audio:clips", gallery: "clip/text:prompts"}
 """, "- {modality: image, where: data/coco/images.csv, dataset: coco}")  # fmt: skip
-    document, said = cmcr("evaluate retrieval", code=1)
+    document, said = cmcr("evaluate retrieval", code=3)
     assert {row["query"] for row in document["results"]} == {"clap/audio:clips", "clip/image:clips"}
     first, second, third = document["left_out"]
     assert first["what"] == "the store has no dataset clap/audio:coco"
@@ -182,7 +182,7 @@ def test_a_pair_that_is_missing_is_left_out_by_name_and_the_others_are_measured(
     assert said.count("left out: retrieval of clap/audio:") == 3
     assert "3 of 4 could not be evaluated" in said
     assert (store / "results/mine/clap_audio_clips--clip_image_clips/retrieval.json").exists()
-    document, said = cmcr("evaluate zero-shot", code=1)
+    document, said = cmcr("evaluate zero-shot", code=3)
     assert document["results"][-1]["task"] == "zero-shot"
     assert "no connection 'other'" in document["left_out"][0]["what"]
 
