@@ -184,8 +184,16 @@ def results_table(rows: Sequence[Row]) -> "Group":
     """A table a task and direction, models in the order of `rows`, the best of a column in bold."""
     from rich.console import Group
 
-    directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
-    return Group(*(part for _, models in directions for part in _section(list(models))))
+    return Group(*(part for models in directions(rows) for part in _section(models)))
+
+
+def directions(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows that can be compared: of one task, one direction and one selection."""
+
+    def about(row: Row) -> tuple[Any, ...]:
+        return row["task"], row["query"], row["gallery"], row.get("selected")
+
+    return [list(models) for _, models in groupby(rows, key=about)]
 
 
 def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:

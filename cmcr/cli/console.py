@@ -77,6 +77,9 @@ Hubness = Annotated[
     Hubs, typer.Option(help="Correct hubs by unpaired rows of the query's modality: nnn.")
 ]
 
+
+INCOMPLETE = 3  # the exit code where something is missing and the rest was done
+
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 
@@ -157,8 +160,8 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
 
     missed = [one for one in done if isinstance(one, Missed)]
     if missed and len(missed) == len(done):
-        for one in missed[1:]:
-            say(f"evaluate  {one}")
+        for other in missed[1:]:
+            say(f"evaluate  {other}")
         raise missed[0].error
     for one in done:
         say(f"evaluate  {one}")
@@ -171,9 +174,9 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
 
 
 def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:
-    """End with exit code 1 where something was left out."""
+    """End with the exit code of incomplete work where something was left out."""
     from cmcr.cli.recipes.tasks import Missed
 
     if missed := sum(isinstance(one, Missed) for one in done):
         say(f"{missed} of {len(done)} could not be evaluated: see `left out` above")
-        raise typer.Exit(1)
+        raise typer.Exit(INCOMPLETE)

@@ -18,7 +18,7 @@ from cmcr.connect import TRAINING_LOG, JointSpace, load_connection, read_trainin
 from cmcr.embeddings import Key, Manifest, check_store, list_datasets
 from cmcr.embeddings.schema import FAILURES, read_manifest
 from cmcr.errors import CmcrError, UsageError, near
-from cmcr.evaluate.inputs.items import RowFilter
+from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.results import Filters, Inputs, Row, filters_of, read_results
 from cmcr.evaluate.tasks.runner import RECORD
 

@@ -5,7 +5,6 @@ for table in result_tables(evaluation.rows): ...     # one a direction, the best
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cmcr.evaluate.results import (
     Row,
     best_values,
     counts_line,
+    directions,
     format_value,
     metric_names,
     model_label,
@@ -62,8 +62,7 @@ class Table:
 
 def result_tables(rows: Sequence[Row]) -> list[Table]:
     """A table a direction: models in their order, the best of each metric marked."""
-    directions = groupby(rows, key=lambda row: (row["task"], row["query"], row["gallery"]))
-    return [_results(list(models)) for _, models in directions]
+    return [_results(models) for models in directions(rows)]
 
 
 def class_tables(rows: Sequence[Row]) -> list[Table]:

@@ -11,6 +11,7 @@ import pytest
 
 from cmcr.cli.app import main
 from cmcr.embeddings import Dataset
+from cmcr.evaluate.results import directions
 
 Cmcr = Callable[..., Any]
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
@@ -171,7 +172,7 @@ def test_a_pair_that_is_missing_is_left_out_by_name_and_the_others_are_measured(
         - {query: "clap/audio:clips", gallery: "clip/text:prompts", connection: other}
         - {query: "clap/audio:clips", gallery: "clip/text:prompts"}
 """, "- {modality: image, where: data/coco/images.csv, dataset: coco}")  # fmt: skip
-    document, said = cmcr("evaluate retrieval", code=1)
+    document, said = cmcr("evaluate retrieval", code=3)
     assert {row["query"] for row in document["results"]} == {"clap/audio:clips", "clip/image:clips"}
     first, second, third = document["left_out"]
     assert first["what"] == "the store has no dataset clap/audio:coco"
@@ -182,7 +183,7 @@ def test_a_pair_that_is_missing_is_left_out_by_name_and_the_others_are_measured(
     assert said.count("left out: retrieval of clap/audio:") == 3
     assert "3 of 4 could not be evaluated" in said
     assert (store / "results/mine/clap_audio_clips--clip_image_clips/retrieval.json").exists()
-    document, said = cmcr("evaluate zero-shot", code=1)
+    document, said = cmcr("evaluate zero-shot", code=3)
     assert document["results"][-1]["task"] == "zero-shot"
     assert "no connection 'other'" in document["left_out"][0]["what"]
 
@@ -214,6 +215,18 @@ def test_a_connection_that_the_recipe_does_not_make_is_measured_on_all_its_pairs
     assert ("clap/audio:clips", "clip/image:clips") in pairs
     assert ("clap/audio:sounds", "clip/image:photos") in pairs
     assert not any("ulip" in query for query, _ in pairs)
+
+
+def test_two_selections_are_two_tables(cmcr: Cmcr, store: Path) -> None:
+    places = '{query: "clap/audio:clips", gallery: "clip/text:prompts"'
+    recipe(store.parent, f"""
+      zero_shot:
+        - {places}}}
+        - {places}, query_where: split=test}}
+""")  # fmt: skip
+    rows = cmcr("evaluate zero-shot")[0]["results"]
+    assert [len(models) for models in directions(rows)] == [4, 4]
+    assert [one[0]["selected"]["query"]["items"] for one in directions(rows)] == [40, 8]
 
 
 def test_the_table_and_the_page_say_what_was_selected(

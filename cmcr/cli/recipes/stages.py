@@ -106,8 +106,8 @@ def extract_datasets(
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
     for source, dataset, kind in sources:
-        made = {} if kind is None else {"index": None if kind == "none" else kind}
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **made, **options)
+        made: dict[str, Any] = {} if kind is None else {"index": None if kind == "none" else kind}
+        yield work(store, encoder, source, dataset, space=space, licence=licence, **options, **made)
 
 
 def given_flags(

@@ -181,17 +181,13 @@ def _find(ground: Ground, place: str) -> "Key":
 
 def _what_makes(ground: Ground, place: str) -> str | None:
     """The command of the recipe that makes a dataset, and what it reads."""
-    space, modality, dataset = parse_place(place)
-    for section in ground.recipe.extract if ground.recipe else ():
+    name, recipe, store = ground
+    if recipe is None:
+        return None
+    for section in recipe.extract:
         for source in section.sources:
-            if (space_of(section.encoder), source.modality, source.dataset) == (
-                space,
-                modality,
-                dataset,
-            ):
-                store = f" --store {ground.store}" if ground.store != ground.recipe.store else ""
-                return (
-                    f"`cmcr extract --encoder {section.encoder} --pipeline {ground.name}{store}` "
-                    f"makes it, of {source.where}"
-                )
+            if (space_of(section.encoder), source.modality, source.dataset) == parse_place(place):
+                here = "" if store == recipe.store else f" --store {store}"
+                command = f"cmcr extract --encoder {section.encoder} --pipeline {name}{here}"
+                return f"`{command}` makes it, of {source.where}"
     return None
