@@ -53,6 +53,7 @@ cmcr.evaluate.results
 
 cmcr.embeddings
 cmcr.cli
+cmcr.cli.check
 cmcr.cli.recipes
 cmcr.serve
 cmcr

@@ -26,6 +26,15 @@ NoRecipe = Annotated[bool, typer.Option("--no-pipeline", help="Take nothing from
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+MaxFailures = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of a source's inputs that may be bad.",
+        show_default="the recipe's, else 0.01",
+    ),
+]
 Replace = Annotated[
     bool,
     typer.Option(
@@ -132,14 +141,17 @@ def _cell(value: Any) -> str:
     return text[:8] if len(text) == 64 else text
 
 
-def show(done: list[Any], as_json: bool) -> None:
-    """The rows of finished evaluations, as JSON or as tables with where the pictures are."""
+def show(done: list[Any], as_json: bool, **more: Any) -> None:
+    """The rows of finished evaluations, as JSON or as tables with where the pictures are.
+
+    `more` stands beside them in JSON.
+    """
     from cmcr.evaluate import results_table
 
     rows = [row for evaluated in done for row in evaluated.rows]
     for evaluated in done:
         say(f"evaluate  {evaluated}")
     if as_json:
-        answer({"results": rows})
+        answer({"results": rows, **more})
     else:
         _print(results_table(rows))

@@ -7,12 +7,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cmcr.cli.recipes.ground import Ground
 from cmcr.cli.recipes.pipelines import (
     ConnectSection,
     ExtractSection,
+    SourceSection,
     read_sources,
     space_of,
 )
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from cmcr.connect import Connected
     from cmcr.embeddings import Key
     from cmcr.embeddings.verify import Health
-    from cmcr.extract import Preview, Summary
+    from cmcr.extract import Encoder, Preview, Source, Summary
 
 
 def choose_sources(
@@ -63,11 +65,20 @@ def choose_sources(
 
 
 def extract_datasets(
-    section: ExtractSection, store: Path, device: str, *, dry_run: bool = False, **options: Any
+    section: ExtractSection,
+    store: Path,
+    device: str,
+    *,
+    dry_run: bool = False,
+    max_failures: float | None = None,
+    encoder: "Encoder | None" = None,
+    opened: "Mapping[SourceSection, Source]" = MappingProxyType({}),
+    **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
-    With `dry_run` each is looked at instead, and nothing is written.
+    `max_failures` counts before that of the source; `encoder` and sources in `opened` are not
+    loaded and opened again. With `dry_run` each is looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
@@ -84,6 +95,9 @@ def extract_datasets(
     space = space_of(section.encoder)
     sources = []
     for wanted in section.sources:
+        if wanted in opened:
+            sources.append((opened[wanted], wanted))
+            continue
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if dry_run and (wanted.regions or "").startswith("torchvision"):
             raise UsageError(
@@ -93,13 +107,18 @@ def extract_datasets(
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted.dataset))
-    encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
+        sources.append((source, wanted))
+    if encoder is None:
+        encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
-    for source, dataset in sources:
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
+    for source, wanted in sources:
+        allowed = wanted.max_failures if max_failures is None else max_failures
+        limit = {} if allowed is None else {"max_failures": allowed}
+        yield work(
+            store, encoder, source, wanted.dataset, space=space, licence=licence, **limit, **options
+        )
 
 
 def given_flags(
