@@ -91,7 +91,7 @@ def test_a_look_says_what_is_there_and_what_it_takes_and_writes_nothing(
     cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path
 ) -> None:
     recipe()
-    document, said = cmcr("run --check")
+    document, _ = cmcr("run --check")
     assert not (tmp_path / "S").exists()
     left = {one["dataset"]: (one["state"], one["left"]) for one in document["datasets"]}
     assert left["digits-clip/image:photos"] == ("to do", 12)
@@ -102,7 +102,7 @@ def test_a_look_says_what_is_there_and_what_it_takes_and_writes_nothing(
     assert "digits-clip/text:texts" in document["seconds_unknown_for"]
     assert document["missing"] == document["skipped"] == []
     assert cmcr("run")[0]["results"]
-    document, said = cmcr("run --check")
+    document, _ = cmcr("run --check")
     assert (document["items"], document["bytes"]) == (0, 0)
     assert {one["state"] for one in document["datasets"]} == {"there"}
 
@@ -264,8 +264,9 @@ def test_more_may_fail_where_the_flag_or_the_recipe_says_so(
     assert cmcr("run")[0]["results"]
     line = "extract --encoder digits-clap --pipeline own --store E"
     assert cmcr(line)[0]["datasets"][1]["failures"] == 2
-    assert "--max-failures 0.05 allows" in (
-        cmcr(f"{line[:-1]}F --max-failures 0.05", code=1)[0]["error"]["what"]
+    assert (
+        "--max-failures 0.05 allows"
+        in (cmcr(f"{line[:-1]}F --max-failures 0.05", code=1)[0]["error"]["what"])
     )
 
 

@@ -35,6 +35,7 @@ NEEDS = {"data", "duckdb", "gpu", "install", "network", "weights"}
 MARKED = {
     ("README.md", "network"): 1,
     ("README.md", "weights"): 1,
+    ("cli.md", "data"): 1,
     ("connections.md", "gpu"): 1,
     ("connections.md", "network"): 1,
     ("connections.md", "weights"): 1,

@@ -3,9 +3,9 @@
     seconds("clip", "image", 1_281_167, device)     # None where no rate was measured
     size(1_281_167, 512, "Flat")                    # bytes of Parquet parts and index
 
-A rate is a measurement: `python benchmarks/extract.py` of this repository, on the machine that
-docs/performance.md describes, at the encoders' real size. Another encoder, variant or device has
-none here; `cmcr extract --dry-run` measures it where it is to run.
+A rate is a measurement, at the encoder's real size, and docs/performance.md says how it was made
+and on what machine. Another encoder, variant or device has none here, a GPU among them; `cmcr
+extract --dry-run` measures where it is to run.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,9 @@ RATES: Mapping[tuple[str, Modality], float] = {  # inputs a second on two cores
     ("clip", "image"): 14.5,
     ("clip", "text"): 82.6,
     ("clap", "audio"): 7.6,
+    ("clap", "text"): 11.8,
     ("ulip", "pointcloud"): 2.5,
+    ("ulip", "image"): 4.4,
 }
 MEASURED_ON = "2 cores of an AMD EPYC"
 _ROW = 300  # bytes of a row beside its embedding: ids, places, hashes; more with long texts
