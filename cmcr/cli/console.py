@@ -71,6 +71,8 @@ class Amp(StrEnum):
     fp16 = "fp16"
 
 
+INCOMPLETE = 3  # the exit code where something is missing and the rest was done
+
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 

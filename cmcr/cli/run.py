@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cmcr.cli.console import (
+    INCOMPLETE,
     Device,
     Json,
     MaxFailures,
@@ -15,8 +16,6 @@ from cmcr.cli.console import (
     say,
     show,
 )
-
-INCOMPLETE = 3  # the exit code where something is missing
 
 
 def run(

@@ -10,6 +10,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from cmcr.cli.check.costs import seconds
+from cmcr.cli.check.look import look
+from cmcr.cli.recipes.ground import Ground
+from cmcr.cli.recipes.pipelines import load_pipelines
 from cmcr.embeddings import Key, open_dataset
 
 Cmcr = Callable[..., Any]
@@ -171,7 +175,37 @@ def test_a_list_whose_files_lie_nowhere_is_told_before_anything_is_embedded(
     assert lack["where"] == str(tmp_path / "away/0.png")
 
 
+def test_a_table_that_selects_rows_which_there_are_not_is_told(
+    recipe: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe()
+    monkeypatch.chdir(tmp_path)
+    own = load_pipelines().named("own")
+    pair = own.evaluate.retrieval[0]
+    for label, skipped in (("a", 0), ("c", 1)):
+        chosen = pair.model_copy(update={"query_where": (f"label={label}",)})
+        asked = own.evaluate.model_copy(update={"retrieval": [chosen]})
+        ground = Ground("own", own.model_copy(update={"evaluate": asked}), Path("S"))
+        outlook = look(ground, "cpu")
+        assert len(outlook.skipped) == len(outlook.lacks) == skipped
+        assert len(outlook.recipe.evaluate.retrieval) == 1 - skipped
+    (lack,) = outlook.lacks
+    assert lack.what == "no row of digits-clap/audio:sounds with label=c; it has label: a, b"
+
+
+def test_the_rates_are_of_the_processor_and_a_gpu_has_none() -> None:
+    assert seconds("clip", "image", 1450, "cpu") == pytest.approx(100)
+    assert seconds("clip", "image", 1450, "cuda:0") is None
+    assert seconds("clip:ViT-L-14/openai", "image", 1450, "cpu") is None
+
+
 # weights
+
+
+def test_doctor_names_the_tokenizers(cmcr: Cmcr) -> None:
+    findings = [one["state"] for one in cmcr("doctor")[0]["findings"]]
+    assert "tokenizer: roberta-base of the hub: vocab.json, merges.txt, tokenizer.json" in findings
+    assert "tokenizer: CLIP's, comes with open_clip" in findings
 
 
 def test_run_takes_weights_and_does_nothing_the_second_time(

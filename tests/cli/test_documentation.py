@@ -42,7 +42,7 @@ MARKED = {
     ("demo.md", "data"): 1,
     ("encoders.md", "install"): 1,
     ("hf.md", "weights"): 1,
-    ("reproduce.md", "data"): 8,
+    ("reproduce.md", "data"): 9,
     ("reproduce.md", "network"): 2,
     ("sources.md", "weights"): 2,
     ("store.md", "duckdb"): 1,

@@ -166,7 +166,11 @@ def _measure(one: Dataset, store: Path, encoder: "Encoder | None", device: str) 
     left = 0 if one.finished else one.left
     if left is not None:
         one.seconds = seconds(one.encoder, one.key.modality, left, device)
-        one.bytes = None if dim is None else size(left, dim, getattr(one.source, "index", "Flat"))
+        one.bytes = None if dim is None else size(left, dim, _index(one.source))
+
+
+def _index(source: SourceSection) -> str:
+    return getattr(source, "index", None) or "Flat"
 
 
 def _nearest(place: Path) -> Path:

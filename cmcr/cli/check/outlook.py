@@ -185,13 +185,14 @@ class Outlook:
 
     def _time(self) -> str:
         unknown = self._unknown()
-        how = "`cmcr extract --encoder NAME --dry-run` measures it"
-        if len(unknown) == len([one for one in self.to_do if one.left != 0]):
-            return f"in a time that was not measured for this encoder and device ({how})"
-        told = f"about {duration(self.seconds)} at the rates of {MEASURED_ON}"
+        told = []
+        if self.seconds:
+            told.append(f"about {duration(self.seconds)} at the rates of {MEASURED_ON}")
         if unknown:
-            told += f", and what {_some(unknown)} take, which was not measured ({how})"
-        return told
+            which = f" for {_some(unknown)}" if self.seconds else ""
+            where = "" if self.device == "cpu" else " on a GPU"
+            told.append(f"no rate known{where}{which} (`cmcr extract --dry-run` measures one)")
+        return ", ".join(told) or "no time"
 
 
 def _counts(states: Mapping[str, int]) -> str:

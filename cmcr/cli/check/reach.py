@@ -57,13 +57,13 @@ def within_reach(
             connect.append(section)
     made = {section.name for section in connect} | set(connections(ground.store))
     tables = _Tables(there, made, ground.recipe.connect[0].name, datasets, opened)
-    able = {}
+    able: dict[str, list[BaseModel]] = {}
     for task in EvaluateSection.model_fields:
         able[task] = []
         for section in getattr(ground.recipe.evaluate, task):
-            if missing := "; ".join(tables.lacking(section)):
+            if why := "; ".join(tables.lacking(section)):
                 name = " in ".join(getattr(section, s) for s in _SIDES if hasattr(section, s))
-                skipped.append(Skipped(f"evaluate {task.replace('_', '-')}", name, missing))
+                skipped.append(Skipped(f"evaluate {task.replace('_', '-')}", name, why))
             else:
                 able[task].append(section)
     evaluate = ground.recipe.evaluate.model_copy(update=able)
@@ -155,13 +155,13 @@ class _Tables:
             f"{column}: {', '.join(value for value, _ in values.most_common(_SHOWN)) or 'nothing'}"
             for column, values in seen.items()
         )
-        wanted = ", ".join(f"{column}={','.join(values)}" for column, values in where.items())
+        asked = ", ".join(f"{column}={','.join(values)}" for column, values in where.items())
         place = str(source.description.get("where"))
         one = published_in(Path(place))
         fix = f"select another in {side}_where of the recipe"
         if one is not None:
             fix = f"`cmcr prepare {one.name} --split all --from FOLDER`, or {fix}"
-        return [Lack(f"no row of {key} with {wanted}; it has {has}", place, fix)]
+        return [Lack(f"no row of {key} with {asked}; it has {has}", place, fix)]
 
 
 def _annotations(paths: Sequence[Path]) -> Iterator[Lack]:

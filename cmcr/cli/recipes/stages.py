@@ -114,11 +114,9 @@ def extract_datasets(
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
     for source, wanted in sources:
-        allowed = wanted.max_failures if max_failures is None else max_failures
-        limit = {} if allowed is None else {"max_failures": allowed}
-        yield work(
-            store, encoder, source, wanted.dataset, space=space, licence=licence, **limit, **options
-        )
+        limits = [one for one in (max_failures, wanted.max_failures) if one is not None]
+        chosen = options | {"max_failures": limits[0]} if limits else options
+        yield work(store, encoder, source, wanted.dataset, space=space, licence=licence, **chosen)
 
 
 def given_flags(
