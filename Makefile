@@ -1,19 +1,23 @@
 # make demo   the main job, on the world that ships with the package
 # make test   style, types and tests
+# make recipes  the paper's recipes on made-up data sets and random weights: some ten minutes
 #
-# Both make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
+# All make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
 # is another: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test style types tests
+.PHONY: demo test recipes style types tests
 
 demo: $(READY)
 	$(BIN)/cmcr run
 
 test: style types tests
+
+recipes: $(READY)
+	$(BIN)/python tests/recipes.py
 
 style: $(READY)
 	$(BIN)/ruff check .

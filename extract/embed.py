@@ -94,7 +94,8 @@ def extract(
     Raises UsageError for a modality that the encoder does not take or an index that FAISS does not
     know, EncoderError when it lacks what it needs for it, MismatchError when the dataset holds rows
     built with different settings or of another state of the source, SourceError when more than
-    `max_failures` (a share of the inputs) could not be embedded; what is finished is kept.
+    `max_failures` (a share of the inputs) could not be embedded; what is finished is kept, and a
+    dataset that was finished before is not judged again.
     """
     if not 0 <= shard_index < num_shards:
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
@@ -129,7 +130,9 @@ def extract(
         )
         summary = Summary(key, folder, skipped=source.skipped, pattern=source.pattern)
         summary.updated = known is not None
-        if not is_complete(job.folder):
+        # A finished dataset stays one, whatever limit it was finished under.
+        judged = not is_complete(job.folder)
+        if judged:
             make_parts(job, summary, max_failures)
             _refuse_moved(job)
             summary.finished = finish(job.folder, description, parts) is not None
@@ -141,7 +144,8 @@ def extract(
             summary.fail(read_failures(job.folder))
             if index is not None and not index_is_current(data, index):
                 build_index(data, index)
-        refuse_too_many(summary, max_failures, job.folder)
+        if judged or known is not None:
+            refuse_too_many(summary, max_failures, job.folder)
         if known is not None and summary.finished:
             put_in_place(store, key)
     return summary

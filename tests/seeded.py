@@ -32,13 +32,13 @@ SMALL_CLIP = "ViT-S-32-alt"  # 256-d; it has no published weights
 # clip
 
 
-def clip_checkpoint(folder: Path, seed: int = 0) -> Path:
+def clip_checkpoint(folder: Path, seed: int = 0, model: str = SMALL_CLIP) -> Path:
     """open_clip's file of its own model."""
     import open_clip
 
     torch.manual_seed(seed)
     path = folder / f"clip-{seed}.safetensors"
-    save_file(open_clip.create_model(SMALL_CLIP).state_dict(), path)
+    save_file(open_clip.create_model(model).state_dict(), path)
     return path
 
 

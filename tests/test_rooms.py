@@ -55,6 +55,7 @@ cmcr.embeddings.search
 cmcr.embeddings
 
 cmcr.cli
+cmcr.cli.check
 cmcr.cli.recipes
 cmcr.serve
 cmcr

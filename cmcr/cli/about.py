@@ -185,7 +185,9 @@ def _weights_here() -> Iterator[Finding]:
                 f"encoder {name}",
                 "weights not on this machine",
                 "fetched at first use where there is network; else give the publisher's file to "
-                "--checkpoint",
+                f"--checkpoint, to `cmcr run` as --checkpoint {name}=FILE",
             )
+        if spec.tokenizer:
+            yield Finding(f"encoder {name}", f"tokenizer: {spec.tokenizer}")
         for missing in spec.lacks():
             yield Finding(f"encoder {name}", missing.what, missing.fix)

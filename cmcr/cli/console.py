@@ -30,6 +30,15 @@ NoRecipe = Annotated[bool, typer.Option("--no-pipeline", help="Take nothing from
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Index = Annotated[str, typer.Option(help="FAISS factory string, or none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+MaxFailures = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of a source's inputs that may be bad.",
+        show_default="the recipe's, else 0.01",
+    ),
+]
 Replace = Annotated[
     bool,
     typer.Option(
@@ -150,10 +159,11 @@ def _cell(value: Any) -> str:
     return text[:8] if len(text) == 64 else text
 
 
-def show(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
+def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> None:
     """The rows of finished evaluations, as JSON or as tables, and what was left out.
 
-    Raises the error of the first that was left out when nothing was measured.
+    `more` stands beside them in JSON. Raises the error of the first that was left out when nothing
+    was measured.
     """
     from cmcr.cli.recipes.tasks import Missed
     from cmcr.evaluate import results_table
@@ -168,7 +178,7 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
     rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
     if as_json:
         left_out = {"left_out": [one.as_dict() for one in missed]} if missed else {}
-        answer({"results": rows} | left_out)
+        answer({"results": rows, **left_out, **more})
     else:
         _print(results_table(rows))
 

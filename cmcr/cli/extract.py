@@ -9,6 +9,7 @@ from cmcr.cli.console import (
     Amp,
     Device,
     Json,
+    MaxFailures,
     NoRecipe,
     Precision,
     Recipe,
@@ -76,9 +77,7 @@ def extract(
     device: Device = "auto",
     shard_index: Annotated[int, typer.Option(help="Which of --num-shards this is.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Processes that share the parts.")] = 1,
-    max_failures: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the inputs that may be bad.")
-    ] = 0.01,
+    max_failures: MaxFailures = None,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Annotated[
         str | None,

@@ -5,11 +5,34 @@ from typing import Annotated
 
 import typer
 
-from cmcr.cli.console import Device, Json, Store, answer, say, show, stop_if_missed
+from cmcr.cli.console import (
+    INCOMPLETE,
+    Device,
+    Json,
+    MaxFailures,
+    Store,
+    answer,
+    print_table,
+    say,
+    show,
+    stop_if_missed,
+)
 
 
 def run(
     pipeline: Annotated[str | None, typer.Argument(help="A recipe.")] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ENCODER=FILE",
+            help="Weights of one of its encoders, in the publisher's own layout. Can be repeated.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say what is there, what is missing and what it takes: stop."),
+    ] = False,
+    max_failures: MaxFailures = None,
     store: Store = None,
     device: Device = "auto",
     update: Annotated[
@@ -22,9 +45,12 @@ def run(
 ) -> None:
     """Extract, connect and evaluate a whole recipe, skipping what is up to date.
 
-    What the recipe connects follows it: where it or its data changed, its connections are made
-    anew, the old ones kept until then. An imported connection of that name stays.
+    All that it needs is looked at first. What is missing is listed, what hangs on it is skipped,
+    the rest is done, and the exit code is 3. What the recipe connects follows it: where it or its
+    data changed, its connections are made anew, the old ones kept until then. An imported
+    connection of that name stays.
     """
+    from cmcr.cli.check.look import look
     from cmcr.cli.recipes.ground import Ground
     from cmcr.cli.recipes.pipelines import load_pipelines
     from cmcr.cli.recipes.searches import choose_searches
@@ -33,14 +59,34 @@ def run(
     from cmcr.connect import can_be_made_again
 
     pipelines = load_pipelines()
-    recipe = pipelines.named(pipeline)
+    recipe = pipelines.named(pipeline).with_checkpoints(checkpoint or [])
     place = store or recipe.store
     ground = Ground(pipeline or pipelines.default, recipe, place)
     say(ground.line("run", *(section.name for section in recipe.connect)))
-    for section in recipe.extract:
-        for summary in extract_datasets(section, place, device, update=update):
+    outlook = look(ground, device)
+    code = INCOMPLETE if outlook.lacks else 0
+    if check:
+        if as_json:
+            answer(outlook.as_dict())
+        else:
+            print_table([one.as_line() for one in outlook.datasets])
+            print(outlook)
+        raise typer.Exit(code)
+    say(f"check     {outlook}")
+    able = outlook.recipe
+    for section in able.extract:
+        for summary in extract_datasets(
+            section,
+            place,
+            device,
+            max_failures=max_failures,
+            encoder=outlook.encoders.pop(section.encoder, None),
+            opened=outlook.opened,
+            update=update,
+        ):
             say(f"extract   {summary}")
-    for connection in recipe.connect:
+    outlook.encoders.clear()
+    for connection in able.connect:
         connected = connect_spaces(
             connection.config,
             connection.name,
@@ -51,15 +97,19 @@ def run(
             say=lambda line: say(f"connect   {line}"),
         )
         say(f"connect   {connected}")
-    searches = choose_searches(ground, {}) if recipe.evaluate.retrieval else []
+    ground = ground._replace(recipe=recipe.model_copy(update={"evaluate": able.evaluate}))
+    searches = choose_searches(ground, {}) if able.evaluate.retrieval else []
     done = [
         *do_jobs(ground, "retrieval", searches),
         *run_tasks(ground),
         *do_jobs(ground, "gap", searches),
     ]
-    show(done, as_json)
+    show(done, as_json, **outlook.missing())
+    if outlook.lacks:
+        say(f"incomplete: {outlook.told()}")
     say(f"to look at it all: cmcr report {place}")
     stop_if_missed(done)
+    raise typer.Exit(code)
 
 
 def init(

@@ -296,4 +296,5 @@ CLAP = EncoderSpec(
     licence="CC0-1.0",
     weights_present=lambda: weights_cached(REPOSITORY, f"{DEFAULT}.pt"),
     lacks=missing_tokenizer,
+    tokenizer=f"{TOKENIZER} of the hub: {', '.join(TOKENIZER_FILES)}",
 )

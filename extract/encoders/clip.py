@@ -301,4 +301,5 @@ CLIP = EncoderSpec(
     weights_present=lambda: any(
         weights_cached(DEFAULT_REPOSITORY, name) for name in (SAFETENSORS, PICKLED)
     ),
+    tokenizer="CLIP's, comes with open_clip; some variants have one of the hub's",
 )

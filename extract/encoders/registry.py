@@ -72,6 +72,7 @@ class EncoderSpec:
     licence: str  # of the weights
     weights_present: Callable[[], bool] | None  # None where the name alone is no model
     lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the fix
+    tokenizer: str | None = None  # what makes tokens of texts, and where it comes from
 
 
 def registered() -> dict[str, EntryPoint]:

@@ -273,4 +273,5 @@ ULIP = EncoderSpec(
     dim=DIM,
     licence="BSD-3-Clause (code; none stated for the weights)",
     weights_present=lambda: weights_cached(REPO, FILE),
+    tokenizer="CLIP's, comes with open_clip",
 )

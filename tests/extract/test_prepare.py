@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import h5py
 import numpy as np
 import pytest
-import soundfile
-from PIL import Image
+from miniatures import RATE, cloud, picture, sound, text, video
 from typer.testing import CliRunner
 
 from cmcr.cli.app import app
@@ -23,7 +21,6 @@ from cmcr.extract import Item, open_source, prepare_dataset, published_sets
 from cmcr.extract.media.decode import decode
 from cmcr.extract.prepare import making
 
-RATE = 8_000
 CLOUD = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 MODALITIES: dict[str, Modality] = {
     "images.csv": "image",
@@ -32,48 +29,6 @@ MODALITIES: dict[str, Modality] = {
     "captions.csv": "text",
     "texts.tsv": "text",
 }
-
-
-def video(path: Path, seconds: float = 2.0) -> Path:
-    """Ten pictures a second, brighter by the second, and a tone that is louder by the second."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), mode="w") as container:
-        pictures = container.add_stream("mpeg4", rate=10)
-        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
-        tone = container.add_stream("aac", rate=RATE, layout="mono")
-        for number in range(int(seconds * 10)):
-            shade = np.full((32, 32, 3), min(255, 8 * (number // 10)), np.uint8)
-            container.mux(pictures.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")))
-        container.mux(pictures.encode(None))
-        for start in range(0, int(seconds * RATE), 1024):
-            wave = np.sin(np.arange(1024) * 0.3) * min(1.0, (start // RATE) / 32)
-            frame = av.AudioFrame.from_ndarray(
-                wave[None].astype(np.float32), format="fltp", layout="mono"
-            )
-            frame.rate, frame.pts = RATE, start
-            container.mux(tone.encode(frame))
-        container.mux(tone.encode(None))
-    return path
-
-
-def sound(path: Path, seconds: float = 0.1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, 0.1 * np.sin(np.arange(int(seconds * RATE))), RATE)
-
-
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), "green").save(path)
-
-
-def text(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
-
-
-def cloud(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, content, allow_pickle=True)
 
 
 # Each writes a miniature of which one item is missing.

@@ -39,7 +39,8 @@ class SourceSection(_Section):
     """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
 
     With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
-    of point clouds that points upwards, `index` a FAISS factory string or none.
+    of point clouds that points upwards, `index` a FAISS factory string or none, `max_failures` the
+    share of the inputs that may be bad.
     """
 
     modality: Modality
@@ -49,6 +50,7 @@ class SourceSection(_Section):
     regions: str | None = None
     up: Literal["y", "z"] = "y"
     index: str | None = None
+    max_failures: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class ExtractSection(_Section):
@@ -190,6 +192,21 @@ class Pipeline(_Section):
                 return section
         return None
 
+    def with_checkpoints(self, given: Sequence[str]) -> "Pipeline":
+        """The recipe with the weights that the ENCODER=FILE of --checkpoint name.
+
+        Raises UsageError for what is none, an encoder that the recipe does not have, or a file
+        that is not there.
+        """
+        files = dict(_checkpoint(text, self.encoders) for text in given)
+        extract = [
+            section.model_copy(
+                update={"checkpoint": files.get(section.encoder, section.checkpoint)}
+            )
+            for section in self.extract
+        ]
+        return self.model_copy(update={"extract": extract})
+
     @property
     def encoders(self) -> list[str]:
         """The encoders that something goes through."""
@@ -199,6 +216,26 @@ class Pipeline(_Section):
     def spaces(self) -> set[str]:
         """The spaces that are connected."""
         return {space for section in self.connect for space in section.spaces}
+
+
+def _checkpoint(text: str, encoders: Sequence[str]) -> tuple[str, Path]:
+    """Encoder and file; an encoder's own name may have `=` in it, as `ulip:points=10000`."""
+    encoder = next((name for name in encoders if text.startswith(f"{name}=")), None)
+    if encoder is None:
+        wanted, equals, _ = text.partition("=")
+        raise UsageError(
+            f"the recipe has no encoder {wanted!r}" if equals else f"{text!r} is not ENCODER=FILE",
+            where=f"--checkpoint {text}",
+            fix=near(wanted, encoders),
+        )
+    path = Path(text.removeprefix(f"{encoder}=")).expanduser()
+    if not path.exists():
+        raise UsageError(
+            f"there is no such file of weights for {encoder}",
+            where=path.absolute(),
+            fix="give the publisher's file, downloaded, by its path",
+        )
+    return encoder, path
 
 
 class PipelinesFile(_Section):

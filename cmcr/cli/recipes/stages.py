@@ -7,12 +7,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cmcr.cli.recipes.ground import Ground
 from cmcr.cli.recipes.pipelines import (
     ConnectSection,
     ExtractSection,
+    SourceSection,
     read_sources,
     space_of,
 )
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from cmcr.connect import Connected
     from cmcr.embeddings import Key
     from cmcr.embeddings.verify import Health
-    from cmcr.extract import Preview, Summary
+    from cmcr.extract import Encoder, Preview, Source, Summary
 
 
 def choose_sources(
@@ -69,12 +71,16 @@ def extract_datasets(
     *,
     dry_run: bool = False,
     index: str | None = None,
+    max_failures: float | None = None,
+    encoder: "Encoder | None" = None,
+    opened: "Mapping[SourceSection, Source]" = MappingProxyType({}),
     **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
-    `index` is a FAISS factory string or "none", without it the source's own. With `dry_run` each is
-    looked at instead, and nothing is written.
+    `index` is a FAISS factory string or "none", and counts before the source's own, as
+    `max_failures` does; `encoder` and sources in `opened` are not loaded and opened again. With
+    `dry_run` each is looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
@@ -91,6 +97,9 @@ def extract_datasets(
     space = space_of(section.encoder)
     sources = []
     for wanted in section.sources:
+        if wanted in opened:
+            sources.append((opened[wanted], wanted))
+            continue
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if dry_run and (wanted.regions or "").startswith("torchvision"):
             raise UsageError(
@@ -100,14 +109,29 @@ def extract_datasets(
         if wanted.regions:
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted.dataset, index or wanted.index))
-    encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
+        sources.append((source, wanted))
+    if encoder is None:
+        encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
-    for source, dataset, kind in sources:
-        made: dict[str, Any] = {} if kind is None else {"index": None if kind == "none" else kind}
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **options, **made)
+    for source, wanted in sources:
+        chosen: dict[str, Any] = {}
+        if kind := index or wanted.index:
+            chosen["index"] = None if kind == "none" else kind
+        limits = [one for one in (max_failures, wanted.max_failures) if one is not None]
+        if limits:
+            chosen["max_failures"] = limits[0]
+        yield work(
+            store,
+            encoder,
+            source,
+            wanted.dataset,
+            space=space,
+            licence=licence,
+            **options,
+            **chosen,
+        )
 
 
 def given_flags(

@@ -1,0 +1,1 @@
+"""What a recipe needs, looked at before it is run."""
