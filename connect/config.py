@@ -25,7 +25,9 @@ from cmcr.errors import UsageError
 ProjectorPreset = Literal["mlp", "linear", "residual"]
 HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
 
-Method = Literal["c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity", "auto"]
+Method = Literal[
+    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity"
+]
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
 Distance = Literal["plain", "squared"]
 
@@ -36,7 +38,7 @@ class ConnectConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     spaces: tuple[str, str] = Field(
-        description="space 1 and space 2; all methods but c-mcr take 1 into 2, which stays"
+        description="space 1 and space 2; all methods but cca and c-mcr take 1 into 2, which stays"
     )
     via: Modality = Field(description="b, the modality that both spaces have")
     train: tuple[str, ...] = Field(
@@ -49,7 +51,8 @@ class ConnectConfig(BaseModel):
     )
     method: Method = "c-mcr"
     centre: bool = Field(
-        default=False, description="subtract the mean embedding of each modality first"
+        default=False,
+        description="subtract the mean embedding of each modality first; cca and residual always do",
     )
     ridge_strength: float = Field(default=1e-3, gt=0, description="ridge: weight of ‖W‖²")
     seed: int = Field(default=0, ge=0, description="initial weights, order of items, noise")
@@ -63,7 +66,7 @@ class ConnectConfig(BaseModel):
     projector: ProjectorPreset = Field(
         default="mlp",
         description="mlp: as published for CLIP-CLAP (ex-mcr: as for Ex-MCR); linear: for "
-        "CLIP-ULIP; residual: a closed form and an MLP that begins at zero",
+        "CLIP-ULIP; residual: cca and beside it an MLP that begins at zero",
     )
     joint_dim: int = Field(
         default=512, ge=1, description="dimensions of c-mcr's joint space, with mlp or linear"
@@ -125,8 +128,15 @@ class ConnectConfig(BaseModel):
         return float(self.method == "ex-mcr") if self.cross_weight is None else self.cross_weight
 
     @property
+    def whitened(self) -> bool:
+        """Whether each modality goes through its own covariance first: `cca`, and what starts so."""
+        return self.method in ("cca", "ex-cca") or "residual" in self.heads
+
+    @property
     def heads(self) -> tuple[HeadKind, HeadKind]:
         """The heads of space 1 and space 2."""
+        if self.method == "cca":
+            return "matrix", "matrix"
         if self.method == "c-mcr":
             return self.projector, self.projector
         if self.method == "ex-mcr":
@@ -137,7 +147,8 @@ class ConnectConfig(BaseModel):
     def model_name(self) -> str:
         """The method as it stands in a table of results: `c-mcr`, `procrustes-centred`, ..."""
         residual = "residual" in self.heads
-        return self.method + "-residual" * residual + "-centred" * self.centre
+        centred = self.centre and not self.whitened
+        return self.method + "-residual" * residual + "-centred" * centred
 
 
 def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:

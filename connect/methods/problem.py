@@ -8,6 +8,7 @@ problem.finished(projectors)       # the connection, with its record
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,15 +20,18 @@ from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.connection import Connection
-from cmcr.connect.connection.projectors import Means, Projector
+from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
-from cmcr.connect.methods.closed_forms import mean_embedding
+from cmcr.connect.methods.cca import Spread
 from cmcr.connect.spaces.aggregation import aggregate
 from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, validate
 from cmcr.devices import float32
+from cmcr.embeddings import Modality
+
+Spreads = Mapping[Modality, Spread]
 
 LEAST, MOST = 32, 4096  # rows that are held out
 DISTRACTORS = 16_384  # bridge items of the fit that are searched among, besides
@@ -116,10 +120,10 @@ class Data:
         )
 
     @cached_property
-    def means(self) -> tuple[Means, Means]:
-        """The mean embedding of each modality of both spaces; every centred method has these."""
+    def spreads(self) -> tuple[Spreads, Spreads]:
+        """Where each modality of both spaces lies: of the bridge pairs, and of the memory."""
         first, second = self.spaces
-        return _means(first, self.fitted.first), _means(second, self.fitted.second)
+        return _spreads(first, self.fitted.first), _spreads(second, self.fitted.second)
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,13 @@ class Problem:
 
     @property
     def joint_dim(self) -> int:
-        """Dimensions of the joint space: what c-mcr is told, else those of space 2."""
-        free = self.config.method == "c-mcr" and self.config.projector != "residual"
-        return self.config.joint_dim if free else self.data.spaces[1].dim
+        """Dimensions of the joint space: of space 2 where that stays, else of the smaller space for
+        cca and what starts from it, and what c-mcr is told.
+        """
+        config, (first, second) = self.config, self.data.spaces
+        if "identity" in config.heads:
+            return second.dim
+        return min(first.dim, second.dim) if config.whitened else config.joint_dim
 
     def score(self, projectors: tuple[Projector, ...], held: Held | None = None) -> Validated:
         """`validate` for projectors in evaluation mode, which move to the device of `held`.
@@ -169,7 +177,12 @@ class Problem:
         opened = space_records(self.data.spaces)
         first, second = (
             space.model_copy(
-                update={"head": head, "centred": tuple(one.means), "turned": one.turned}
+                update={
+                    "head": head,
+                    "centred": tuple(one.means),
+                    "turned": one.turned,
+                    "whitened": tuple(one.whitenings),
+                }
             )
             for space, head, one in zip(opened, self.config.heads, projectors, strict=True)
         )
@@ -222,12 +235,11 @@ def _encoder(space: SpaceData) -> dict[str, str]:
     return {name: str(made_by[name]) for name in names if made_by.get(name)}
 
 
-def _means(space: SpaceData, bridge: Rows) -> Means:
-    """The mean embedding of each modality of `space`: of the bridge pairs, and of the memory."""
-    means = {space.bridge_modality: mean_embedding(bridge.batches(), space.dim).float()}
+def _spreads(space: SpaceData, bridge: Rows) -> Spreads:
+    spreads: dict[Modality, Spread] = {space.bridge_modality: Spread(bridge.batches, space.dim)}
     if space.memory_modality is not None:
-        means[space.memory_modality] = mean_embedding(space.memory_blocks(), space.dim).float()
-    return means
+        spreads[space.memory_modality] = Spread(space.memory_blocks, space.dim)
+    return spreads
 
 
 def _changed_data(record: Record, spaces: Spaces) -> list[str]:

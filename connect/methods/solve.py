@@ -4,8 +4,8 @@
     for name, connection in baselines(store, record).items():
         connection.project(space, embeddings, modality)
 
-`identity`, `procrustes`, `procrustes-centred`, `ridge` and `ridge-centred` stand in every table
-of results, so that a user sees whether a trained projector earned its keep.
+`identity`, `procrustes`, `procrustes-centred`, `ridge`, `ridge-centred` and `cca` stand in every
+table of results, so that a user sees whether a trained projector earned its keep.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cmcr.connect.connection.connection import Connection
-from cmcr.connect.connection.projectors import Means, Projector, make_heads
+from cmcr.connect.connection.projectors import Projector, make_heads
 from cmcr.connect.connection.record import Record
-from cmcr.connect.methods.closed_forms import Moments, moments, procrustes, ridge
+from cmcr.connect.methods.cca import canonical, cross, into_second
+from cmcr.connect.methods.closed_forms import moments, procrustes, ridge
 from cmcr.connect.methods.problem import Problem, pose
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.loop import train
-from cmcr.connect.training.validation import DECIDES
 from cmcr.embeddings import list_datasets
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import MismatchError
@@ -51,17 +51,67 @@ def start(problem: Problem) -> tuple[Projector, Projector]:
             fix="--method procrustes takes spaces of any dimensions",
         )
     heads = make_heads(config.heads, (first.dim, second.dim), problem.joint_dim, config.seed)
-    means: tuple[Means, Means] = problem.data.means if config.centre else ({}, {})
-    projectors = (Projector(heads[0], means[0]), Projector(heads[1], means[1]))
+    projectors = (_projector(problem, 0, heads[0]), _projector(problem, 1, heads[1]))
     if config.method == "ex-mcr" and first.memory_modality is not None:
         projectors[0].turn = _identity_layer(first.dim)
         projectors[0].turned = (first.memory_modality,)
-    if "matrix" in config.heads or "residual" in config.heads:
-        matrix = _best_matrix(problem, means)  # (D1, D2)
-        _base(heads[0]).weight.data = matrix.T.float().contiguous()
-    if config.heads[1] == "residual":
-        _base(heads[1]).weight.data = torch.eye(second.dim)
+    matrices = _canonical(problem, projectors) if config.whitened else _linear(problem, projectors)
+    for head, matrix in zip(heads, matrices, strict=True):
+        layer = getattr(head, "base", head)  # what a residual starts from, or all that there is
+        if matrix is not None and isinstance(layer, nn.Linear):
+            layer.weight.data = matrix.T.float().contiguous()
     return projectors
+
+
+def _projector(problem: Problem, side: int, head: nn.Module) -> Projector:
+    """Centred and whitened as the config says; whitening leaves a space alone that is to stay."""
+    config, spreads = problem.config, problem.data.spreads[side]
+    if not config.whitened:
+        centred = spreads if config.centre else {}
+        return Projector(head, {modality: one.mean for modality, one in centred.items()})
+    if config.heads[side] == "identity":
+        return Projector(head)
+    return Projector(
+        head,
+        {modality: one.mean for modality, one in spreads.items()},
+        whitenings={modality: one.whitening for modality, one in spreads.items()},
+    )
+
+
+def _canonical(
+    problem: Problem, projectors: tuple[Projector, Projector]
+) -> tuple[Tensor, Tensor | None]:
+    """What cca multiplies by on either side, (D1, joint) and (D2, joint), float64.
+
+    None where space 2 stays.
+    """
+    data, via = problem.data, problem.config.via
+    spreads = data.spreads[1]
+    means = {modality: one.mean for modality, one in spreads.items()}
+    whitenings = {modality: one.whitening for modality, one in spreads.items()}
+    second = Projector(projectors[1].head, means, whitenings=whitenings)
+    u, v = canonical(cross(data.fitted, (projectors[0], second), via))
+    if problem.config.heads[1] != "identity":
+        return u, v
+    searched = whitenings[data.spaces[1].memory_modality or via]
+    return into_second(u, v, searched, torch.stack(list(means.values()))), None
+
+
+def _linear(
+    problem: Problem, projectors: tuple[Projector, Projector]
+) -> tuple[Tensor | None, None]:
+    """W of procrustes or ridge, (D1, D2), float64; None where nothing starts from one."""
+    config, fitted = problem.config, problem.data.fitted
+    if "matrix" not in config.heads:
+        return None, None
+    mean1, mean2 = (
+        projector.means.get(config.via, torch.zeros(rows.shape[1])).double()
+        for projector, rows in zip(projectors, (fitted.first, fitted.second), strict=True)
+    )
+    pairs = moments(fitted.first, fitted.second, mean1, mean2)
+    if config.method == "ridge":
+        return ridge(pairs, config.ridge_strength), None
+    return procrustes(pairs), None
 
 
 def closed_forms(problem: Problem) -> list[Problem]:
@@ -72,6 +122,7 @@ def closed_forms(problem: Problem) -> list[Problem]:
         for centre in (False, True)
     ]
     first, second = problem.data.spaces
+    variants.append(problem.variant(method="cca", centre=False))
     if first.dim == second.dim:
         variants.insert(0, problem.variant(method="identity", centre=False))
     return variants
@@ -110,46 +161,11 @@ def _identity_alone(record: Record) -> dict[str, Connection]:
     return {"identity": Connection(bare, tuple(Projector(nn.Identity()) for _ in record.spaces))}
 
 
-def _best_matrix(problem: Problem, means: tuple[Means, Means]) -> Tensor:
-    """W of the closed form, (D1, D2), float64; a residual takes the one that validates best."""
-    pairs = _moments(problem, means)
-    if problem.config.method == "ridge":
-        return ridge(pairs, problem.config.ridge_strength)
-    rotation = procrustes(pairs)
-    if "residual" not in problem.config.heads or problem.data.held is None:
-        return rotation
-    held = problem.data.held.to("cpu")
-
-    def validated(matrix: Tensor) -> float:
-        head = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
-        head.weight.data = matrix.T.float()
-        projectors = (Projector(head, means[0]), Projector(nn.Identity(), means[1]))
-        return problem.score(projectors, held).scores[DECIDES]
-
-    return max(rotation, ridge(pairs, problem.config.ridge_strength), key=validated)
-
-
-def _moments(problem: Problem, means: tuple[Means, Means]) -> Moments:
-    blocks = (problem.data.fitted.first, problem.data.fitted.second)
-    mean1, mean2 = (
-        mean.get(problem.config.via, torch.zeros(block.shape[1])).double()
-        for mean, block in zip(means, blocks, strict=True)
-    )
-    return moments(*blocks, mean1, mean2)
-
-
 def _identity_layer(dim: int) -> nn.Linear:
     """An identity-initialised linear layer: Ex-MCR's Head1 at its start."""
     layer = nn.Linear(dim, dim)
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)
-    return layer
-
-
-def _base(head: nn.Module) -> nn.Linear:
-    """What holds the closed form: the head itself, or the base of a residual."""
-    layer = getattr(head, "base", head)
-    assert isinstance(layer, nn.Linear)
     return layer
 
 
