@@ -82,6 +82,7 @@ class Record(BaseModel):
     held_out: int = 0
     unmatched: tuple[int, int] = (0, 0)  # bridge rows whose id the other space does not have
     validation: dict[str, float] = {}
+    ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written

@@ -106,14 +106,15 @@ def canonical(
 def into_second(
     first: Float[Tensor, "d1 joint"],
     second: Float[Tensor, "d2 joint"],
-    whitening2: Float[Tensor, "d2 d2"],
+    whitenings2: Float[Tensor, "modalities d2 d2"],
     means2: Float[Tensor, "modalities d2"],
 ) -> Float[Tensor, "d1 d2"]:
     """The W that takes unit(z₁A₁) into space 2 as it is: U f² Vᵀ A₂, across the means of space 2.
 
-    Its cosines with x₂ rank as those in the joint space do, but for the length of z₂A₂. A
-    direction along a mean would only prefer some rows to all others, whatever they are searched
-    with.
+    A₂ is the mean of its modalities', for W does not know which is searched. Its cosines with x₂
+    rank as those in the joint space do, but for the length of z₂A₂. A direction along a mean would
+    only prefer some rows to all others, whatever they are searched with.
     """
     means = means2.T.double()
-    return (w := first @ second.T @ whitening2.double()) - w @ means @ torch.linalg.pinv(means)
+    w = first @ second.T @ whitenings2.double().mean(dim=0)
+    return w - w @ means @ torch.linalg.pinv(means)

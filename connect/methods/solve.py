@@ -11,6 +11,7 @@ table of results, so that a user sees whether a trained projector earned its kee
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,31 +19,72 @@ from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.projectors import Projector, make_heads
 from cmcr.connect.connection.record import Record
 from cmcr.connect.methods.cca import canonical, cross, into_second
-from cmcr.connect.methods.closed_forms import moments, procrustes, ridge
+from cmcr.connect.methods.closed_forms import procrustes, ridge
 from cmcr.connect.methods.problem import Problem, pose
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.loop import train
+from cmcr.connect.training.schedule import scheduled
+from cmcr.connect.training.validation import DECIDES, Validated
 from cmcr.embeddings import list_datasets
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import MismatchError
 
 
+STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of ridge, tried
+USUAL = 1e-3  # where there are too few pairs to try
+
+
 def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
     """The connection of one method; what training leaves on its way goes to `folder`.
 
-    A closed form maps space 1 into space 2, which stays. Raises MismatchError for `identity`
-    between spaces of different D or for fewer than two pairs, CmcrError for a loss that is not
-    finite.
+    A closed form is fitted on all pairs, and validated on those that it did not see. Raises
+    MismatchError for `identity` between spaces of different D or for fewer than two pairs,
+    CmcrError for a loss that is not finite.
     """
-    projectors = start(problem)
     if problem.config.trained:
-        _train(problem, projectors, folder, tensorboard)
-    return problem.finished(projectors)
+        problem = filled_in(problem)
+        projectors, _ = fit(problem, folder, tensorboard)
+        seen = {} if problem.data.held is None else problem.score(projectors).scores
+        return problem.finished(projectors, seen)
+    problem = filled_in(problem.on(problem.data.whole))
+    validated = cross_validated(problem) if problem.config.validation else None
+    return problem.finished(start(problem), validated.scores if validated else {})
+
+
+def filled_in(problem: Problem) -> Problem:
+    """What the config leaves open, as the pairs want it: ridge's strength, batch size, epochs."""
+    config = problem.config
+    if config.trained:
+        config = scheduled(config, len(problem.data.fitted))
+        return problem.variant(batch_size=config.batch_size, epochs=config.epochs)
+    if config.method != "ridge" or config.ridge_strength is not None:
+        return problem
+    tried = [problem.variant(ridge_strength=strength) for strength in STRENGTHS]
+    validated = [cross_validated(one) for one in tried]
+    likelihoods = [one.scores[DECIDES] for one in validated if one]
+    best = int(np.argmax(likelihoods)) if likelihoods else STRENGTHS.index(USUAL)
+    return tried[best]
+
+
+def cross_validated(problem: Problem) -> Validated | None:
+    """What a closed form does with each pair that it did not see; None with too few pairs."""
+    found = [one.score(start(one)) for one in map(problem.on, problem.data.folds)]
+    if not found:
+        return None
+    rows = [len(one.each) for one in found]
+    scores = {
+        name: float(np.average([one.scores[name] for one in found], weights=rows))
+        for name in found[0].scores
+    }
+    return Validated(scores, torch.cat([one.each for one in found]))
 
 
 def start(problem: Problem) -> tuple[Projector, Projector]:
-    """Both projectors as a method has them before training; for a closed form this is all."""
+    """Both projectors as a method has them before training; for a closed form this is all.
+
+    The config leaves nothing open that the method needs (`filled_in`).
+    """
     config, (first, second) = problem.config, problem.data.spaces
     if config.method == "identity" and first.dim != second.dim:
         raise MismatchError(
@@ -55,7 +97,7 @@ def start(problem: Problem) -> tuple[Projector, Projector]:
     if config.method == "ex-mcr" and first.memory_modality is not None:
         projectors[0].turn = _identity_layer(first.dim)
         projectors[0].turned = (first.memory_modality,)
-    matrices = _canonical(problem, projectors) if config.whitened else _linear(problem, projectors)
+    matrices = _canonical(problem, projectors) if config.whitened else (_linear(problem), None)
     for head, matrix in zip(heads, matrices, strict=True):
         layer = getattr(head, "base", head)  # what a residual starts from, or all that there is
         if matrix is not None and isinstance(layer, nn.Linear):
@@ -93,25 +135,20 @@ def _canonical(
     u, v = canonical(cross(data.fitted, (projectors[0], second), via))
     if problem.config.heads[1] != "identity":
         return u, v
-    searched = whitenings[data.spaces[1].memory_modality or via]
-    return into_second(u, v, searched, torch.stack(list(means.values()))), None
+    each = torch.stack(list(whitenings.values())), torch.stack(list(means.values()))
+    return into_second(u, v, *each), None
 
 
-def _linear(
-    problem: Problem, projectors: tuple[Projector, Projector]
-) -> tuple[Tensor | None, None]:
+def _linear(problem: Problem) -> Tensor | None:
     """W of procrustes or ridge, (D1, D2), float64; None where nothing starts from one."""
-    config, fitted = problem.config, problem.data.fitted
+    config = problem.config
     if "matrix" not in config.heads:
-        return None, None
-    mean1, mean2 = (
-        projector.means.get(config.via, torch.zeros(rows.shape[1])).double()
-        for projector, rows in zip(projectors, (fitted.first, fitted.second), strict=True)
-    )
-    pairs = moments(fitted.first, fitted.second, mean1, mean2)
+        return None
+    pairs = problem.data.centred_moments if config.centre else problem.data.moments
     if config.method == "ridge":
-        return ridge(pairs, config.ridge_strength), None
-    return procrustes(pairs), None
+        assert config.ridge_strength is not None
+        return ridge(pairs, config.ridge_strength)
+    return procrustes(pairs)
 
 
 def closed_forms(problem: Problem) -> list[Problem]:
@@ -139,10 +176,15 @@ def baselines(store: Path, record: Record) -> dict[str, Connection]:
     used = {name for space in record.spaces for name in space.datasets}
     if record.config is None or not used <= set(map(str, list_datasets(store))):
         return _identity_alone(record)
+    asked = {"ridge_strength": (record.requested or record.config).ridge_strength}
+    if not record.held_out:
+        asked["validation"] = 0
     fitted = {}
-    for problem in closed_forms(pose(store, record.config)):
-        projectors = start(problem)
-        fitted[problem.config.model_name] = Connection(problem.record(projectors), projectors)
+    for problem in closed_forms(pose(store, record.config.model_copy(update=asked))):
+        known = record.ridge_strengths.get(problem.config.model_name)
+        ready = problem.variant(ridge_strength=known) if known else filled_in(problem)
+        projectors = start(ready)
+        fitted[ready.config.model_name] = Connection(ready.record(projectors), projectors)
     return fitted
 
 
@@ -169,14 +211,15 @@ def _identity_layer(dim: int) -> nn.Linear:
     return layer
 
 
-def _train(
-    problem: Problem, projectors: tuple[Projector, Projector], folder: Path, tensorboard: bool
-) -> None:
-    data = problem.data
-    identity = _identity(problem.record(projectors))
+def fit(
+    problem: Problem, folder: Path, tensorboard: bool = False, until: int | None = None
+) -> tuple[tuple[Projector, Projector], int]:
+    """The projectors of a trained method, and the epoch that they are of, `until` at most."""
+    data, projectors = problem.data, start(problem)
+    identity = _identity(problem.record(projectors), until)
     for projector in projectors:
         projector.to(data.device)
-    train(
+    epoch = train(
         problem.config,
         TrainingSet(data.fitted.first, data.pseudo[0], data.fitted.second, data.pseudo[1]),
         projectors,
@@ -186,14 +229,17 @@ def _train(
         device=data.device,
         validate=None if data.held is None else lambda: problem.score(projectors),
         tensorboard=tensorboard,
+        until=until,
     )
+    return projectors, epoch
 
 
 def _modalities(space: SpaceData) -> tuple[Modality, Modality | None]:
     return space.bridge_modality, space.memory_modality
 
 
-def _identity(record: Record) -> str:
+def _identity(record: Record, until: int | None) -> str:
     """Hex digest of all that decides the weights: a checkpoint of another is not taken up."""
     decisive = record.model_dump(mode="json", exclude={"model_sha256", "validation"})
+    decisive["until"] = until
     return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()
