@@ -15,9 +15,8 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.load import load_connection
 from cmcr.connect.connection.record import CARD, CONFIG, MODEL, Record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
-from cmcr.connect.methods.auto import METHODS, choose, read_methods
+from cmcr.connect.methods.auto import METHODS, choose, keep_to, read_methods, warning
 from cmcr.connect.methods.problem import pose
-from cmcr.connect.methods.solve import solve
 from cmcr.connect.replace import NEW, differences, refuse, settle, take_place
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
@@ -37,12 +36,13 @@ class Connected:
     path: Path
     record: Record = field(repr=False)
     fresh: bool  # False: it was there already, made from the same config and datasets
-    # The validation of each method that `auto` compared; empty where one was named. Of a chain
-    # "link-1: MODEL".
+    # The validation of each method that was looked at: all that `auto` compares, or the closed forms
+    # beside the one that was named. Of a chain "link-1: MODEL".
     methods: Mapping[str, Mapping[str, float]] = field(repr=False)
     health: Mapping[Key, Health] = field(repr=False)  # of each dataset with two rows or more
     instead: tuple[str, ...] = ()  # how the one differed that it took the place of
     bridges: tuple[str, ...] = ()  # what each link of a chain was made from
+    warnings: tuple[str, ...] = ()  # that a closed form does clearly better
 
     def __str__(self) -> str:
         names = " and ".join(space.name for space in self.record.spaces)
@@ -103,7 +103,7 @@ def connect(
             if record is None:
                 if rank() == 0:
                     _clear(place)
-                method = choose if config.method == "auto" else solve
+                method = choose if config.method == "auto" else keep_to
                 connection = method(problem, place, tensorboard)
                 if rank() == 0:
                     connection.save(place)
@@ -113,7 +113,9 @@ def connect(
                 if others:
                     take_place(folder)
             wait_for_all()
-    return Connected(folder, record, fresh, read_methods(folder), health, tuple(others))
+    told = (told,) if (told := warning(folder)) else ()
+    return Connected(folder, record, fresh, read_methods(folder), health, tuple(others),
+                     warnings=told)  # fmt: skip
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def _make(plan: Plan, folder: Path, place: Path, *, replace: bool) -> Connected:
     joints: list[str] = []
     methods: dict[str, Mapping[str, float]] = {}
     health: dict[Key, Health] = {}
-    bridges, fresh = [], False
+    bridges, warnings, fresh = [], [], False
     for number, space in enumerate(plan.spaces[1:], 1):
         bridge = find_bridge(plan.store, space, plan.spaces[:number], **_chosen(plan.settings))
         if links:
@@ -135,6 +135,7 @@ def _make(plan: Plan, folder: Path, place: Path, *, replace: bool) -> Connected:
                        opened=opened)  # fmt: skip
         fresh |= made.fresh
         methods |= {f"link-{number}: {model}": one for model, one in made.methods.items()}
+        warnings += [f"link-{number}: {told}" for told in made.warnings]
         health |= _outer(made.health, plan.spaces)
         bridges.append(f"{space} via {bridge.via} of {bridge.member}")
         links.append(load_pair(made.path))
@@ -143,7 +144,8 @@ def _make(plan: Plan, folder: Path, place: Path, *, replace: bool) -> Connected:
     if rank() == 0 and (fresh or not (place / CONFIG).exists()):
         chain.save(place)
     wait_for_all()
-    return Connected(folder, chain.record, fresh, methods, health, bridges=tuple(bridges))
+    return Connected(folder, chain.record, fresh, methods, health, bridges=tuple(bridges),
+                     warnings=tuple(warnings))  # fmt: skip
 
 
 def _chosen(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@
     config = read_config(section, where="pipelines.yaml")
     config = with_overrides(config, ["noise_variance=0", "epochs=100"])
 
-The defaults are the paper's for CLIP-CLAP (arXiv 2305.14381, section 4.1).
+The defaults of c-mcr are the paper's for CLIP-CLAP (arXiv 2305.14381, section 4.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,9 @@ from cmcr.errors import UsageError
 ProjectorPreset = Literal["mlp", "linear", "residual"]
 HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
 
-Method = Literal["c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity", "auto"]
+Method = Literal[
+    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity"
+]
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
 Distance = Literal["plain", "squared"]
 
@@ -36,7 +38,7 @@ class ConnectConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     spaces: tuple[str, str] = Field(
-        description="space 1 and space 2; all methods but c-mcr take 1 into 2, which stays"
+        description="space 1 and space 2; all methods but cca and c-mcr take 1 into 2, which stays"
     )
     via: Modality = Field(description="b, the modality that both spaces have")
     train: tuple[str, ...] = Field(
@@ -47,23 +49,27 @@ class ConnectConfig(BaseModel):
         description="datasets of the other modality of each space: DATASET, or "
         "SPACE/MODALITY:DATASET where the name alone fits two modalities of a space",
     )
-    method: Method = "c-mcr"
+    method: Method = "auto"
     centre: bool = Field(
-        default=False, description="subtract the mean embedding of each modality first"
+        default=False,
+        description="subtract the mean embedding of each modality first; cca and residual always do",
     )
-    ridge_strength: float = Field(default=1e-3, gt=0, description="ridge: weight of ‖W‖²")
+    ridge_strength: float | None = Field(
+        default=None, gt=0, description="ridge: weight of ‖W‖²; by held-out pairs where it is not set"
+    )
     seed: int = Field(default=0, ge=0, description="initial weights, order of items, noise")
     validation: float = Field(
         default=0.1,
         ge=0,
         le=0.5,
-        description="share of the bridge pairs that is held back, at least 32 and at most 4096",
+        description="share of the bridge pairs that training holds back, at least 32 and at most "
+        "2048; closed forms hold back each pair once, up to 4096; 0: nothing",
     )
 
     projector: ProjectorPreset = Field(
         default="mlp",
         description="mlp: as published for CLIP-CLAP (ex-mcr: as for Ex-MCR); linear: for "
-        "CLIP-ULIP; residual: a closed form and an MLP that begins at zero",
+        "CLIP-ULIP; residual: cca and beside it an MLP that begins at zero",
     )
     joint_dim: int = Field(
         default=512, ge=1, description="dimensions of c-mcr's joint space, with mlp or linear"
@@ -84,14 +90,22 @@ class ConnectConfig(BaseModel):
     distance: Distance = Field(default="plain", description="of L_intra: ‖x - y‖ or ‖x - y‖²")
     learning_rate: float = Field(default=1e-3, gt=0, description="AdamW; falls to 0 as a cosine")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW")
-    epochs: int = Field(default=36, ge=1, description="passes over the bridge pairs")
-    batch_size: int = Field(
-        default=10_240, ge=4, description="at most; an epoch is cut into equal batches"
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="passes over the bridge pairs; 36, more with fewer than 35,000 pairs",
+    )
+    batch_size: int | None = Field(
+        default=None,
+        ge=4,
+        description="at most, for an epoch is cut into equal batches; 10,240 with 2.33 M pairs, "
+        "fewer with fewer",
     )
     patience: int = Field(
         default=10,
         ge=1,
-        description="epochs that validate clearly worse than the best before training stops",
+        description="validations that are clearly worse than the best before training stops, one "
+        "an epoch, 100 a run at most",
     )
 
     @field_validator("spaces")
@@ -125,8 +139,15 @@ class ConnectConfig(BaseModel):
         return float(self.method == "ex-mcr") if self.cross_weight is None else self.cross_weight
 
     @property
+    def whitened(self) -> bool:
+        """Whether each modality goes through its own covariance first: `cca`, and what starts so."""
+        return self.method in ("cca", "ex-cca") or "residual" in self.heads
+
+    @property
     def heads(self) -> tuple[HeadKind, HeadKind]:
         """The heads of space 1 and space 2."""
+        if self.method == "cca":
+            return "matrix", "matrix"
         if self.method == "c-mcr":
             return self.projector, self.projector
         if self.method == "ex-mcr":
@@ -137,7 +158,8 @@ class ConnectConfig(BaseModel):
     def model_name(self) -> str:
         """The method as it stands in a table of results: `c-mcr`, `procrustes-centred`, ..."""
         residual = "residual" in self.heads
-        return self.method + "-residual" * residual + "-centred" * self.centre
+        centred = self.centre and not self.whitened
+        return self.method + "-residual" * residual + "-centred" * centred
 
 
 def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:

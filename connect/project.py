@@ -154,7 +154,7 @@ def _encoder(connection: JointSpace) -> dict[str, Any]:
     record = connection.record
     if not record.model_sha256:
         raise UsageError("the connection was never saved", fix="connection.save(folder) first")
-    decisive = {"name", "head", "centred", "turned"}
+    decisive = {"name", "head", "centred", "turned", "whitened"}
     return {
         "encoder": record.model,
         "checkpoint_sha256": record.model_sha256,

@@ -31,7 +31,11 @@ def connect(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="c-mcr, ex-mcr, linear, procrustes, ridge, identity; auto tries all."),
+        typer.Option(
+            help="cca, ex-cca, c-mcr, ex-mcr, linear, procrustes, ridge, identity; auto takes what "
+            "held-out pairs show to be best.",
+            show_default="the recipe's, else auto",
+        ),
     ] = None,
     train: Names = None,
     memory: Annotated[
@@ -82,12 +86,12 @@ def connect(
     if not speaks:
         return
     say(str(connected))
-    if connected.methods and not as_json:
+    if connected.methods and fields.get("method", "auto") == "auto" and not as_json:
         print_table([{"method": name, **scores} for name, scores in connected.methods.items()])
-        print("behind: standard errors behind the best; up to 2 the held-out pairs show nothing")
+        print("behind: standard errors behind the closed form; within 2 the pairs show nothing")
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
-                "methods": connected.methods,
+                "methods": connected.methods, "warnings": connected.warnings,
                 "health": {str(key): vars(one) for key, one in connected.health.items()},
         })  # fmt: skip
 

@@ -5,7 +5,8 @@ connection.check("clap", dataset.encoder_identity)
 joint = connection.project("clap", dataset.embeddings())      # (rows, joint), unit norm
 connection.push_to_hub("me/clip-clap")
 
-NAME/model.safetensors   Head_A.*, turn_A.* and mean_A.MODALITY of space 1, with B of space 2
+NAME/model.safetensors   Head_A.*, turn_A.*, mean_A.MODALITY and whitening_A.MODALITY of space 1,
+                         with B of space 2
 NAME/config.json         the record; written last: without it a connection is unfinished
 NAME/README.md           the model card
 NAME/training.jsonl      one row an epoch, for trained connections
@@ -48,9 +49,13 @@ class Connection(JointSpace):
         self.device = torch.device("cpu")
 
     def knows(self, space: str, modality: Modality) -> bool:
-        """Whether `modality` of `space` can be projected: a centred one needs its mean."""
+        """Whether `modality` of `space` can be projected: a centred one needs its mean.
+
+        Where it is whitened, one without rows of its own is treated as the bridge is.
+        """
         return any(
-            record.name == space and (not record.centred or modality in record.centred)
+            record.name == space
+            and (not record.centred or modality in record.centred or bool(record.whitened))
             for record in self.record.spaces
         )
 
@@ -88,7 +93,7 @@ class Connection(JointSpace):
                 "and none was named",
                 fix=f"project(..., modality=...), such as {special[0]!r}",
             )
-        if record.centred and modality not in record.centred:
+        if record.centred and modality not in record.centred and not record.whitened:
             raise MismatchError(
                 f"the connection has no mean for {space}/{modality}",
                 fix=f"it has: {', '.join(record.centred)}; connect again with that as memory",
@@ -135,7 +140,11 @@ def _projector(
         }
         module.load_state_dict(own, assign=True)
     means = {modality: state[f"mean_{letter}.{modality}"] for modality in space.centred}
-    return Projector(head, means, turn, space.turned)
+    whitenings = {modality: state[f"whitening_{letter}.{modality}"] for modality in space.whitened}
+    for modality, matrix in whitenings.items():
+        if matrix.shape != (space.dim, space.dim) or modality not in means:
+            raise KeyError(f"whitening_{letter}.{modality} is {tuple(matrix.shape)}")
+    return Projector(head, means, turn, space.turned, whitenings)
 
 
 def _state(projectors: tuple[Projector, ...]) -> dict[str, Tensor]:
@@ -147,4 +156,5 @@ def _state(projectors: tuple[Projector, ...]) -> dict[str, Tensor]:
         ):
             state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
         state |= {f"mean_{letter}.{name}": mean for name, mean in projector.means.items()}
+        state |= {f"whitening_{letter}.{name}": a for name, a in projector.whitenings.items()}
     return {name: value.contiguous().cpu() for name, value in state.items()}

@@ -59,6 +59,8 @@ def _space(space: SpaceRecord) -> str:
     lines.append(f"- head: `{space.head}`, {space.dim} dimensions in")
     if space.centred:
         lines.append(f"- centred: {', '.join(space.centred)}")
+    if space.whitened:
+        lines.append(f"- whitened, each by its own covariance: {', '.join(space.whitened)}")
     lines += [f"- data: `{name}` ({digest[:12]})" for name, digest in space.datasets.items()]
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from cmcr.embeddings import Modality
 from cmcr.typed import typed
 
 Means = Mapping[Modality, Tensor]
+Whitenings = Mapping[Modality, Tensor]
 
 
 def _linear(dim: int, channels: int) -> nn.Linear:
@@ -121,25 +122,36 @@ def make_heads(
 
 @dataclass
 class Projector:
-    """f of one space: its embeddings centred, turned, and taken through the head."""
+    """f of one space: its embeddings centred, whitened, turned, and taken through the head."""
 
     head: nn.Module
     means: Means = field(default_factory=dict)  # (D,) of each modality; none: not centred
     turn: nn.Module = field(default_factory=nn.Identity)  # Ex-MCR's `Head1`, within the space
     turned: tuple[Modality, ...] = ()  # the modalities that go through it
+    # A, (D, D), of each modality that has a mean; none: not whitened. Where there are some, a
+    # modality without rows of its own has those of the first, the bridge.
+    whitenings: Whitenings = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Projector":
         """Move to `device`; returns itself."""
         self.head.to(device)
         self.turn.to(device)
         self.means = {modality: mean.to(device) for modality, mean in self.means.items()}
+        self.whitenings = {modality: a.to(device) for modality, a in self.whitenings.items()}
         return self
 
     @typed
     def centre(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n d"]:
-        """Unit vectors: of `x` itself, or of its difference from the mean of `modality`."""
+        """Unit vectors: of `x` itself, or of its difference from the mean of `modality`, or of
+        that times A.
+        """
         x = F.normalize(x.float(), dim=1)
-        return x if modality is None or not self.means else F.normalize(x - self.means[modality])
+        if modality is None or not self.means:
+            return x
+        if modality not in self.means and self.whitenings:
+            modality = next(iter(self.whitenings))
+        z = F.normalize(x - self.means[modality])
+        return F.normalize(z @ self.whitenings[modality]) if self.whitenings else z
 
     @typed
     def join(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n joint"]:

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from cmcr.connect.config import ConnectConfig, HeadKind
 from cmcr.embeddings import Modality
@@ -50,6 +56,13 @@ class SpaceRecord(BaseModel):
     head: HeadKind = "identity"
     centred: tuple[Modality, ...] = ()  # modalities whose mean is subtracted
     turned: tuple[Modality, ...] = ()  # modalities that Ex-MCR's Head1 is for
+    whitened: tuple[Modality, ...] = ()  # modalities with a matrix of their own; then all of them
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is not whitened is written as it was before anything could be."""
+        content: dict[str, Any] = fields(self)
+        return content if self.whitened else {k: v for k, v in content.items() if k != "whitened"}
 
 
 class Record(BaseModel):
@@ -69,6 +82,7 @@ class Record(BaseModel):
     held_out: int = 0
     unmatched: tuple[int, int] = (0, 0)  # bridge rows whose id the other space does not have
     validation: dict[str, float] = {}
+    ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written

@@ -8,6 +8,7 @@ problem.finished(projectors)       # the connection, with its record
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +20,24 @@ from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.connection import Connection
-from cmcr.connect.connection.projectors import Means, Projector
+from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
-from cmcr.connect.methods.closed_forms import mean_embedding
-from cmcr.connect.spaces.aggregation import aggregate
+from cmcr.connect.methods.cca import Spread
+from cmcr.connect.methods.closed_forms import Moments, moments
 from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
-from cmcr.connect.training.validation import Held, Validated, validate
+from cmcr.connect.training.validation import Held, Validated, hold, same, validate
 from cmcr.devices import float32
+from cmcr.embeddings import Modality
 
-LEAST, MOST = 32, 4096  # rows that are held out
-DISTRACTORS = 16_384  # bridge items of the fit that are searched among, besides
+Spreads = Mapping[Modality, Spread]
+
+LEAST, MOST = 32, 2048  # rows that are held out
+DISTRACTORS = 6_144  # bridge items of the fit that are searched among, besides
+SEARCHING = 2_048  # memory rows that search, of each space
+FOLDS = 5
+LEAST_FOLDED, FOLDED = 10, 4_096  # up to so many pairs each is held out once; of more some are
 
 
 def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
@@ -82,23 +89,55 @@ class Data:
         """The pairs that a method may see."""
         return self.pairs.subset(self.rows[0])
 
+    def part(self, fit: np.ndarray, held: np.ndarray) -> "Data":
+        """The same data, with these rows of `pairs` to fit on and those held out."""
+        other = dataclasses.replace(self)
+        other.pairs, other.rows = self.pairs, (fit, held)
+        other.unpaired, other.searching = self.unpaired, self.searching
+        return other
+
+    @cached_property
+    def whole(self) -> "Data":
+        """The same data with nothing held out."""
+        return self.part(np.arange(len(self.pairs)), np.arange(0))
+
+    @cached_property
+    def folds(self) -> list["Data"]:
+        """What may be seen, cut for cross-validation; items that say the same are in one fold.
+
+        None where there are too few pairs, one where there are many.
+        """
+        seen = self.rows[0]
+        random = np.random.default_rng(self.seed)
+        if len(seen) < LEAST_FOLDED:
+            return []
+        if len(seen) > FOLDED:
+            order = random.permutation(len(seen))
+            return [self.part(seen[np.sort(order[MOST:])], seen[np.sort(order[:MOST])])]
+        one, two = (float32(rows[:], "cpu") for rows in (self.fitted.first, self.fitted.second))
+        fold = _folds(same((one, two), len(seen)).numpy(), random)
+        return [self.part(seen[fold != k], seen[fold == k]) for k in np.unique(fold)]
+
     @cached_property
     def held(self) -> Held | None:
         """The pairs held out, for `validate` to search with and among, on the device."""
         if not len(self.rows[1]):
             return None
-        back, others = self.pairs.subset(self.rows[1]), self.fitted.subset(slice(0, DISTRACTORS))
-        bridge = [
-            torch.cat([float32(one[:], self.device), float32(two[:], self.device)])
-            for one, two in ((back.first, others.first), (back.second, others.second))
-        ]
-        pseudo = [
-            aggregate(block[: len(back)], space.memory_blocks(), self.memory_temperature)
-            if space.memory
-            else None
-            for space, block in zip(self.spaces, bridge, strict=True)
-        ]
-        return Held(len(back), (bridge[0], bridge[1]), (pseudo[0], pseudo[1]))
+        random = np.random.default_rng(self.seed)
+        drawn = np.sort(random.permutation(len(self.fitted))[:DISTRACTORS])
+        back, others = self.pairs.subset(self.rows[1]), self.fitted.subset(drawn)
+        one, two = (
+            torch.cat([float32(rows[:], self.device), float32(more[:], self.device)])
+            for rows, more in ((back.first, others.first), (back.second, others.second))
+        )
+        a, c = (None if x is None else float32(x, self.device) for x in self.searching)
+        return hold((one, two), len(back), (a, c))
+
+    @cached_property
+    def searching(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Some rows of the memory of either space, drawn over all of it; None without one."""
+        first, second = (_some(space, SEARCHING, self.seed) for space in self.spaces)
+        return first, second
 
     @cached_property
     def pseudo(self) -> tuple[Rows | None, Rows | None]:
@@ -116,10 +155,37 @@ class Data:
         )
 
     @cached_property
-    def means(self) -> tuple[Means, Means]:
-        """The mean embedding of each modality of both spaces; every centred method has these."""
-        first, second = self.spaces
-        return _means(first, self.fitted.first), _means(second, self.fitted.second)
+    def unpaired(self) -> tuple[Spreads, Spreads]:
+        """Where the memory of either space lies."""
+        first, second = (
+            {} if one.memory_modality is None
+            else {one.memory_modality: Spread(one.memory_blocks, one.dim)}
+            for one in self.spaces
+        )  # fmt: skip
+        return first, second
+
+    @cached_property
+    def spreads(self) -> tuple[Spreads, Spreads]:
+        """Where each modality of either space lies, the bridge first."""
+        first, second = (
+            {space.bridge_modality: Spread(rows.batches, space.dim)} | dict(memory)
+            for space, rows, memory in zip(
+                self.spaces, (self.fitted.first, self.fitted.second), self.unpaired, strict=True
+            )
+        )
+        return first, second
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Moments of the pairs that a method may see."""
+        first, second = self.fitted.first, self.fitted.second
+        return moments(first, second, *(_origin(rows) for rows in (first, second)))
+
+    @cached_property
+    def centred_moments(self) -> Moments:
+        """The same about the mean of the bridge modality in either space."""
+        mean1, mean2 = (next(iter(one.values())).mean.double() for one in self.spreads)
+        return moments(self.fitted.first, self.fitted.second, mean1, mean2)
 
 
 @dataclass(frozen=True)
@@ -128,39 +194,54 @@ class Problem:
 
     config: ConnectConfig
     data: Data
+    asked: ConnectConfig | None = None  # what was asked for, where it is not `config` itself
+
+    @property
+    def requested(self) -> ConnectConfig:
+        """What was asked for: `auto` becomes another method, what is left open is filled in."""
+        return self.asked or self.config
 
     def variant(self, **changes: Any) -> "Problem":
         """The same data for another method: a config that differs in `changes`."""
-        return dataclasses.replace(self, config=self.config.model_copy(update=changes))
+        config = self.config.model_copy(update=changes)
+        return dataclasses.replace(self, config=config, asked=self.requested)
 
     @property
     def joint_dim(self) -> int:
-        """Dimensions of the joint space: what c-mcr is told, else those of space 2."""
-        free = self.config.method == "c-mcr" and self.config.projector != "residual"
-        return self.config.joint_dim if free else self.data.spaces[1].dim
-
-    def score(self, projectors: tuple[Projector, ...], held: Held | None = None) -> Validated:
-        """`validate` for projectors in evaluation mode, which move to the device of `held`.
-
-        `held` are the data's own if None, and there have to be some.
+        """Dimensions of the joint space: of space 2 where that stays, else of the smaller space for
+        cca and what starts from it, and what c-mcr is told.
         """
-        held = held or self.data.held
+        config, (first, second) = self.config, self.data.spaces
+        if "identity" in config.heads:
+            return second.dim
+        return min(first.dim, second.dim) if config.whitened else config.joint_dim
+
+    def on(self, data: Data) -> "Problem":
+        """The same method for other data."""
+        return dataclasses.replace(self, data=data)
+
+    def score(self, projectors: tuple[Projector, ...]) -> Validated:
+        """`validate` for projectors in evaluation mode, which move to the data's device.
+
+        Something has to be held out.
+        """
+        held = self.data.held
         assert held is not None
         for projector in projectors:
             projector.to(held.bridge[0].device)
 
-        def project(side: int, rows: Tensor, pseudo: bool) -> Tensor:
+        def project(side: int, rows: Tensor, memory: bool) -> Tensor:
             space = self.data.spaces[side]
-            modality = space.memory_modality if pseudo else space.bridge_modality
+            modality = space.memory_modality if memory else space.bridge_modality
             return projectors[side].project(rows, modality)
 
         return validate(project, held)
 
-    def finished(self, projectors: tuple[Projector, Projector]) -> Connection:
-        """The connection of `projectors`, with how well it does on what was held out."""
-        record = self.record(projectors)
-        if self.data.held is not None:
-            record = record.model_copy(update={"validation": self.score(projectors).scores})
+    def finished(
+        self, projectors: tuple[Projector, Projector], validation: Mapping[str, float]
+    ) -> Connection:
+        """The connection of `projectors`, with how well its method does on what it did not see."""
+        record = self.record(projectors).model_copy(update={"validation": dict(validation)})
         return Connection(record, projectors).to("cpu")
 
     def record(self, projectors: tuple[Projector, Projector]) -> Record:
@@ -169,7 +250,12 @@ class Problem:
         opened = space_records(self.data.spaces)
         first, second = (
             space.model_copy(
-                update={"head": head, "centred": tuple(one.means), "turned": one.turned}
+                update={
+                    "head": head,
+                    "centred": tuple(one.means),
+                    "turned": one.turned,
+                    "whitened": tuple(one.whitenings),
+                }
             )
             for space, head, one in zip(opened, self.config.heads, projectors, strict=True)
         )
@@ -177,7 +263,7 @@ class Problem:
             model=self.config.model_name,
             via=self.config.via,
             config=self.config,
-            requested=self.config,
+            requested=self.requested,
             spaces=(first, second),
             joint_dim=self.joint_dim,
             pairs=len(pairs),
@@ -191,7 +277,7 @@ class Problem:
         """What tells the connection of `record` from the one of this problem; [] if up to date."""
         if record.requested is None:
             return [f"it was imported from {record.imported.get('file', 'elsewhere')}"]
-        old, new = record.requested.model_dump(), self.config.model_dump()
+        old, new = record.requested.model_dump(), self.requested.model_dump()
         changed = [name for name in new if old[name] != new[name]]
         told = [f"{name}: {_text(old[name])} → {_text(new[name])}" for name in changed]
         if {"spaces", "via", "train", "memory"}.isdisjoint(changed):
@@ -222,12 +308,26 @@ def _encoder(space: SpaceData) -> dict[str, str]:
     return {name: str(made_by[name]) for name in names if made_by.get(name)}
 
 
-def _means(space: SpaceData, bridge: Rows) -> Means:
-    """The mean embedding of each modality of `space`: of the bridge pairs, and of the memory."""
-    means = {space.bridge_modality: mean_embedding(bridge.batches(), space.dim).float()}
-    if space.memory_modality is not None:
-        means[space.memory_modality] = mean_embedding(space.memory_blocks(), space.dim).float()
-    return means
+def _some(space: SpaceData, count: int, seed: int) -> np.ndarray | None:
+    if not space.memory:
+        return None
+    rows = Rows([part for dataset in space.memory for part in dataset.parts()])
+    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
+
+
+def _folds(same: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The fold of each of n items, (n,); `same` is (n, n), what says the same goes together."""
+    fold = np.full(len(same), -1)
+    for number, item in enumerate(random.permutation(len(same))):
+        fold[same[item] & (fold < 0)] = number
+    _, group = np.unique(fold, return_inverse=True)  # in the order that they were drawn in
+    if group.max() == 0:  # all say the same
+        group = random.permutation(len(same))
+    return group % FOLDS
+
+
+def _origin(rows: Rows) -> Tensor:
+    return torch.zeros(rows.shape[1], dtype=torch.float64)
 
 
 def _changed_data(record: Record, spaces: Spaces) -> list[str]:

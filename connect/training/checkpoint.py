@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.distributed import rank, wait_for_all
 from cmcr.connect.training.objective import TERMS
+from cmcr.connect.training.schedule import epochs_a_round
 from cmcr.connect.training.validation import Validated, clearly_worse
 from cmcr.errors import StoreError
 from cmcr.files import replacing
@@ -47,7 +48,20 @@ class TrainingState:
     @property
     def out_of_patience(self) -> bool:
         """Whether the epoch that is kept is too long ago to go on."""
-        return self.kept is not None and self.epoch - self.kept["epoch"] >= self.config.patience
+        patience = self.config.patience * epochs_a_round(self.epochs)
+        return self.kept is not None and self.epoch - self.kept["epoch"] >= patience
+
+    @property
+    def epochs(self) -> int:
+        """How many there are to be."""
+        assert self.config.epochs is not None
+        return self.config.epochs
+
+    @property
+    def round_ends(self) -> bool:
+        """Whether the epoch in hand is one to validate and to save after."""
+        number = self.epoch + 1
+        return number % epochs_a_round(self.epochs) == 0 or number == self.epochs
 
     def epoch_order(self, count: int) -> Tensor:
         """The rows in the order of this epoch, (count,); the same however often it is asked for."""
@@ -68,17 +82,24 @@ class TrainingState:
         self._begin_epoch()
 
     def judge(self, epoch: int, validated: Validated) -> None:
-        """Keep a copy of the weights, unless those of an epoch before did clearly better."""
-        if self.best is None or validated.each.mean() > self.best.mean():
+        """Keep a copy of the weights, unless those of an epoch before did clearly better.
+
+        A residual has something to lose: it keeps the weights that did best, its start if need be.
+        """
+        better = self.best is None or bool(validated.each.mean() > self.best.mean())
+        if self.best is None or better:
             self.best = validated.each
-        if not clearly_worse(validated.each, self.best):
+        residual = self.config.projector == "residual"
+        if better or not (residual or clearly_worse(validated.each, self.best)):
             weights = {name: value.clone() for name, value in self.modules.state_dict().items()}
             self.kept = {"epoch": epoch, "modules": weights}
 
-    def take_kept(self) -> None:
-        """Go back to the weights that were kept, where there is a validation."""
-        if self.kept is not None:
-            self.modules.load_state_dict(self.kept["modules"])
+    def take_kept(self) -> int:
+        """Go back to the weights that were kept, where there is a validation; gives their epoch."""
+        if self.kept is None:
+            return self.epoch
+        self.modules.load_state_dict(self.kept["modules"])
+        return int(self.kept["epoch"])
 
     def save(self, path: Path, identity: str) -> None:
         """Write the state, whole or not at all."""

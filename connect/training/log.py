@@ -66,9 +66,9 @@ class Curves:
         """Add the row of one more epoch."""
         self.log.append(row)
         note = f"loss {row['loss']:.3f} {sparkline([one['loss'] for one in self.log])}"
-        if "validation_mrr" in row:
-            note += f"  validation {row['validation_mrr']:.3f} "
-            note += sparkline([one["validation_mrr"] for one in self.log])
+        validated = [one["validation_mrr"] for one in self.log if "validation_mrr" in one]
+        if validated:
+            note += f"  validation {validated[-1]:.3f} {sparkline(validated)}"
         self.advance(1, note)
         if self.events is not None:
             for name in row.keys() - {"epoch", "step"}:

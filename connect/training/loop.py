@@ -117,12 +117,16 @@ def train(
     device: str = "cpu",
     validate: Callable[[], Validated] | None = None,
     tensorboard: bool = False,
-) -> None:
+    until: int | None = None,
+) -> int:
     """Train `projectors` in place; a checkpoint of the same `identity` in `folder` is taken up.
+
+    The config says batch size and epochs (`schedule.scheduled`); `until` stops after so many of
+    them. Gives the epoch whose weights were kept.
 
     The loss is the sum of the terms that `objective` names, minimised by AdamW. With
     `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
-    the start counting as epoch 0; `config.patience` epochs that do end the run. Raises CmcrError
+    the start counting as epoch 0; `config.patience` validations that do end the run. Raises CmcrError
     when the loss is no longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after
     a signal.
     """
@@ -137,15 +141,17 @@ def train(
     write_training(folder / TRAINING_LOG, state.log)
     trainer = Trainer(config, projectors, modalities)
     batches = Batches(data, device)
+    assert config.batch_size is not None
     count = math.ceil(len(batches) / config.batch_size)
+    last = state.epochs if until is None else until
     rows = math.ceil(len(batches) / count)
     with (
         threads_for(rows**2 * max(data.bridge1.shape[1], data.bridge2.shape[1])),
         freed_memory_kept(),
-        Curves(folder, config.epochs, state.log, tensorboard) as curves,
+        Curves(folder, last, state.log, tensorboard) as curves,
         _signals() as stopped,
     ):
-        while len(state.log) < config.epochs and not state.out_of_patience:
+        while len(state.log) < last and not state.out_of_patience:
             modules.train()
             for number, batch in batches.epoch(state.epoch_order(len(batches)), count, state.batch):
                 take_step(state, trainer, batch, state.epoch * count + number, count)
@@ -159,21 +165,25 @@ def train(
                 "step": (state.epoch + 1) * count,
                 "lr": learning_rate(config, (state.epoch + 1) * count - 1, count),
             } | dict(zip(TERMS, means, strict=True))
-            if validate is not None:
+            ends = state.round_ends
+            if validate is not None and ends:
                 modules.eval()
                 validated = validate()
                 row |= {f"validation_{name}": score for name, score in validated.scores.items()}
                 state.judge(state.epoch + 1, validated)
             state.finish_epoch(row)
             write_training(folder / TRAINING_LOG, state.log)
-            state.save(folder / CHECKPOINT, identity)
+            if ends:
+                state.save(folder / CHECKPOINT, identity)
             curves.show(row)
-    state.take_kept()
+    kept = state.take_kept()
     modules.eval()
+    return kept
 
 
 def learning_rate(config: ConnectConfig, step: int, count: int) -> float:
     """Cosine decay from `config.learning_rate` at step 0 to zero after the last epoch."""
+    assert config.epochs is not None
     steps = config.epochs * count
     return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 

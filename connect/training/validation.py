@@ -1,12 +1,13 @@
 """How well a connection carries across the bridge, measured without one paired item.
 
-    seen, held_out = split(config, count=len(pairs))   # numbers of rows; no fit sees the second
-    validate(project, held).scores                     # {"hit_rate@1": …, "mrr": …}
+    held = hold(bridge, count, memory)     # the first `count` bridge items are held out
+    validate(project, held).scores         # {"hit_rate@1": …, "mrr": …, "log_likelihood": …}
 
-The pseudo partner of a held-out bridge item searches for the item itself in the other space,
-ã → b² and c̃ → b¹, and the two pseudo partners of an item for each other, ã ↔ c̃. They lie where
-their modalities lie, so what hinders real images and audio hinders them too. Held-out items are
-few: a difference that they cannot show (`clearly_worse`) decides nothing.
+What searches is what will search: memory rows, each called by the bridge item that is nearest to it
+within its own space, and in the other space it has to find the item of that name. Methods are told
+apart by the log-likelihood of that, at the best of a few temperatures: it ranks them as a test
+does where first places do not (docs/methods.md). Items that say the same count as one. Held-out
+items are few: a difference that they cannot show (`clearly_worse`) decides nothing.
 """
 
 from collections.abc import Callable
@@ -14,62 +15,126 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-DECIDES = "mrr"  # which number of `validate` does
+DECIDES = "log_likelihood"  # which number of `validate` does
 CLEAR = 2  # standard errors
+TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
+SAME = 0.8  # of two items with higher cosines in both spaces, centred, neither is a mistake
+WORST = -100.0  # the log-likelihood of what is not a number, or rounds to nothing
 
-# side (0 or 1), rows, whether they are pseudo partners → in the joint space, unit norm
+# side (0 or 1), rows, whether they are of the memory's modality → in the joint space, unit norm
 Project = Callable[[int, Tensor, bool], Tensor]
+
+
+class Queries(NamedTuple):
+    """Rows of one space, and the held-out item that each is to find in the other."""
+
+    rows: Tensor  # (q, D)
+    items: Tensor  # (q,), numbers below n
+    memory: bool  # of the memory's modality, or the bridge items themselves
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bridge items kept back, and others to search among; bridge (n + others, D), pseudo (n, D)."""
+    """Bridge items kept back, and others to search among: n of n + others."""
 
-    count: int  # n
-    bridge: tuple[Tensor, Tensor]
-    pseudo: tuple[Tensor | None, Tensor | None]
+    bridge: tuple[Tensor, Tensor]  # (n + others, D) each, the held-out ones first
+    queries: tuple[Queries, Queries]
+    same: Tensor  # (n, n + others), which of them say what an item says; it does itself
 
     def to(self, device: torch.device | str) -> "Held":
         """The same on `device`."""
         one, two = (block.to(device) for block in self.bridge)
-        a, c = (None if block is None else block.to(device) for block in self.pseudo)
-        return Held(self.count, (one, two), (a, c))
+        a, c = (Queries(q.rows.to(device), q.items.to(device), q.memory) for q in self.queries)
+        return Held((one, two), (a, c), self.same.to(device))
 
 
 class Validated(NamedTuple):
     """What the held-out items say."""
 
     scores: dict[str, float]  # of all
-    each: Tensor  # (n,) the mean reciprocal rank of each item, whose mean is `DECIDES`
+    each: Tensor  # (n,) the mean log-likelihood of each item's queries, whose mean is `DECIDES`
+
+
+def hold(
+    bridge: tuple[Tensor, Tensor], count: int, memory: tuple[Tensor | None, Tensor | None]
+) -> Held:
+    """`Held` of bridge items whose first `count` are kept back, and of (m, D) memory rows."""
+    one, two = (_queries(x, count, rows) for x, rows in zip(bridge, memory, strict=True))
+    return Held(bridge, (one, two), same(bridge, count))
+
+
+def same(bridge: tuple[Tensor, Tensor], count: int) -> Tensor:
+    """Which of the items say what each of the first `count` says, in both spaces; (count, items)."""
+    found = torch.ones(count, len(bridge[0]), dtype=torch.bool, device=bridge[0].device)
+    for x in bridge:
+        z = _centred(x)
+        found &= z[:count] @ z.T > SAME
+    found.fill_diagonal_(True)  # noqa: FBT003
+    return found
+
+
+def _queries(bridge: Tensor, count: int, memory: Tensor | None) -> Queries:
+    """The memory rows whose nearest bridge item is held out; for an item without, its nearest."""
+    if memory is None:
+        return Queries(bridge[:count], torch.arange(count, device=bridge.device), memory=False)
+    cosines = _centred(memory) @ _centred(bridge).T  # (m, n + others)
+    named = cosines.argmax(dim=1)
+    rows = torch.nonzero(named < count).flatten()
+    found = torch.zeros(count, dtype=torch.bool, device=bridge.device)
+    found[named[rows]] = True
+    without = torch.nonzero(~found).flatten()
+    rows = torch.cat([rows, cosines[:, without].argmax(dim=0)])
+    return Queries(memory[rows], torch.cat([named[named < count], without]), memory=True)
+
+
+def _centred(x: Tensor) -> Tensor:
+    units = F.normalize(x, dim=1)
+    return F.normalize(units - units.mean(dim=0), dim=1)
 
 
 @torch.no_grad()
 def validate(project: Project, held: Held) -> Validated:
-    """Share of first places and mean reciprocal rank, the mean of all ways there are.
+    """Share of first places, mean reciprocal rank and log-likelihood, the mean of both ways.
 
-    Without any memory the bridge items themselves search: b¹ → b² and b² → b¹. Ties count
-    against the connection.
+    Where a space has no memory its bridge items themselves search. Ties count against the
+    connection, and so does what is not a number.
     """
-    bridge = [project(side, held.bridge[side], False) for side in (0, 1)]
-    pseudo = [
-        None if block is None else project(side, block, True)
-        for side, block in enumerate(held.pseudo)
-    ]
-    ways = [(pseudo[0], bridge[1]), (pseudo[1], bridge[0]), (pseudo[0], pseudo[1])]
-    ways.append((pseudo[1], pseudo[0]))
-    there = [
-        (queries, gallery)
-        for queries, gallery in ways
-        if queries is not None and gallery is not None
-    ]
-    if not there:
-        there = [(bridge[side][: held.count], bridge[1 - side]) for side in (0, 1)]
-    ranks = torch.stack([_own_rank(queries, gallery) for queries, gallery in there])  # (ways, n)
-    each = ranks.double().reciprocal().mean(dim=0)  # (n,)
-    hits = (ranks == 1).double().mean().item()
-    return Validated({"hit_rate@1": hits, "mrr": each.mean().item()}, each)
+    found = []
+    for side, queries in enumerate(held.queries):
+        gallery = project(1 - side, held.bridge[1 - side], False)
+        cosines = project(side, queries.rows, queries.memory) @ gallery.T  # (q, n + others)
+        right = held.same[queries.items]
+        best = cosines.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        rank = 1 + (~(cosines < best - 1e-6) & ~right).sum(dim=1)  # (q,)
+        each = torch.stack([(rank == 1).double(), rank.double().reciprocal(),
+                            _log_likelihood(cosines, right)])  # fmt: skip
+        found.append(_by_item(each, queries.items, len(held.same)))  # (3, n)
+    first, reciprocal, likelihood = torch.stack(found).mean(dim=0)
+    values = (first, reciprocal, likelihood)
+    names = ("hit_rate@1", "mrr", DECIDES)
+    return Validated(
+        {name: value.mean().item() for name, value in zip(names, values, strict=True)}, likelihood
+    )
+
+
+def _log_likelihood(cosines: Tensor, right: Tensor) -> Tensor:
+    """log Σ_right softmax(cosines/T) of each row, (q,), at the T that is best for their mean."""
+    below = cosines - cosines.amax(dim=1, keepdim=True)
+    tried = []
+    for temperature in TEMPERATURES:
+        shares = (below / temperature).exp_()  # (q, n + others)
+        likelihood = ((shares * right).sum(dim=1) / shares.sum(dim=1)).double().log()
+        tried.append(likelihood.nan_to_num(nan=WORST).clamp(min=WORST))
+    return max(tried, key=lambda one: float(one.mean()))
+
+
+def _by_item(each: Tensor, items: Tensor, count: int) -> Tensor:
+    """The mean of the columns of (k, q) that belong to one item, (k, count)."""
+    sums = each.new_zeros(len(each), count).index_add_(1, items, each)
+    return sums / items.bincount(minlength=count)
 
 
 def behind(one: Tensor, other: Tensor) -> float:
@@ -82,9 +147,3 @@ def behind(one: Tensor, other: Tensor) -> float:
 def clearly_worse(one: Tensor, other: Tensor) -> bool:
     """Whether the items do worse by more than two standard errors."""
     return behind(one, other) > CLEAR
-
-
-def _own_rank(queries: Tensor, gallery: Tensor) -> Tensor:
-    """The rank at which query i finds row i of the gallery, (n,), from 1."""
-    scores = queries @ gallery.T  # (n, rows)
-    return (scores >= scores.diagonal()[:, None] - 1e-6).sum(dim=1)

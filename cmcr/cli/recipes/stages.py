@@ -214,7 +214,7 @@ def connect_spaces(
     """Train or solve the connection `name`, or the chain where there are more than two spaces.
 
     Another connection of that name is refused, unless `replace` it is. `say` is told of embeddings
-    that do not tell their rows apart.
+    that do not tell their rows apart, and of a closed form that does clearly better.
     """
     from cmcr.connect import connect, connect_chain, read_config
     from cmcr.devices import find_device
@@ -226,8 +226,11 @@ def connect_spaces(
 
     place = str(find_device(device))
     if len(fields["spaces"]) > 2:
-        return connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
+        made = connect_chain(store, fields["spaces"], fields, name=name, out=out, device=place,
                              tensorboard=tensorboard, replace=replace, opened=opened)  # fmt: skip
-    config = read_config(fields)
-    return connect(store, config, name=name, out=out, device=place, tensorboard=tensorboard,
-                   replace=replace, opened=opened)  # fmt: skip
+    else:
+        made = connect(store, read_config(fields), name=name, out=out, device=place,
+                       tensorboard=tensorboard, replace=replace, opened=opened)  # fmt: skip
+    for told in made.warnings:
+        say(f"warning: {told}")
+    return made
