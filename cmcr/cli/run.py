@@ -32,15 +32,17 @@ def run(
     from cmcr.cli.recipes.tasks import run_tasks
     from cmcr.connect import can_be_made_again
     from cmcr.evaluate import evaluate_gap, evaluate_retrieval
+    from cmcr.extract import workers_kept
 
     pipelines = load_pipelines()
     recipe = pipelines.named(pipeline)
     place = store or recipe.store
     ground = Ground(pipeline or pipelines.default, recipe, place)
     say(ground.line("run", *(section.name for section in recipe.connect)))
-    for section in recipe.extract:
-        for summary in extract_datasets(section, place, device, update=update):
-            say(f"extract   {summary}")
+    with workers_kept():
+        for section in recipe.extract:
+            for summary in extract_datasets(section, place, device, update=update):
+                say(f"extract   {summary}")
     for connection in recipe.connect:
         connected = connect_spaces(
             connection.config,

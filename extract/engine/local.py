@@ -56,6 +56,7 @@ class Job:
     mine: range
     batch_size: int
     workers: int
+    item_timeout: float
     autocast: Autocast | None
     known: Known | None
 
@@ -184,11 +185,13 @@ def encoded(
     """Decode and encode `batches`; yields each part when its last batch is through."""
     modality = job.source.modality
     loaded_batches = _timed(
-        load(batches, job.encoder, modality, job.workers), summary.seconds, "read"
+        load(batches, job.encoder, modality, job.workers, job.item_timeout), summary.seconds, "read"
     )
     rows: Rows | None = None
     for loaded, vectors in _timed(
-        encode_batches(job.encoder, modality, loaded_batches, job.autocast),
+        encode_batches(
+            job.encoder, modality, loaded_batches, job.autocast, patience=job.item_timeout
+        ),
         summary.seconds,
         "encode",
         inner="read",

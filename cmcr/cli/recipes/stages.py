@@ -78,6 +78,7 @@ def extract_datasets(
         open_regions,
         open_source,
         preview_extraction,
+        workers_kept,
     )
 
     place = str(find_device(device))
@@ -98,8 +99,9 @@ def extract_datasets(
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
-    for source, dataset in sources:
-        yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
+    with workers_kept():
+        for source, dataset in sources:
+            yield work(store, encoder, source, dataset, space=space, licence=licence, **options)
 
 
 def given_flags(
