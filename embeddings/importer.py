@@ -24,6 +24,7 @@ from cmcr.errors import MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
 
 PART_ROWS = 65_536
+_ROUNDING = 1e-3  # of a unit vector
 _OWN = ("id", "uri", "text", "label", "group")
 
 
@@ -68,8 +69,7 @@ def import_embeddings(
         rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
         with claim(folder, part, wait=True) as mine:
             if mine:
-                block = matrix[rows].astype(np.float32)  # (rows of the part, D)
-                block /= np.linalg.norm(block, axis=1, keepdims=True)
+                block = unit(matrix[rows])  # (rows of the part, D)
                 cut = {name: values[rows] for name, values in columns.items()}
                 write_part(folder, description, part, cut, block)
     finish(folder, description, parts)
@@ -134,13 +134,13 @@ def read_array(path: Path) -> np.ndarray:
 
 def check_vectors(matrix: np.ndarray, path: Path) -> None:
     """Raise SourceError when a row of `matrix` cannot be made a unit vector."""
-    norms = np.concatenate(
+    lengths = np.concatenate(
         [
-            np.linalg.norm(matrix[start : start + PART_ROWS].astype(np.float64), axis=1)
+            np.linalg.norm(unit(matrix[start : start + PART_ROWS]), axis=1)
             for start in range(0, len(matrix), PART_ROWS)
         ]
     )  # (rows,)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < _ROUNDING))
     if len(bad):
         raise SourceError(
             f"{len(bad)} of {len(matrix)} rows hold NaN or infinity or are zero, "
@@ -148,6 +148,18 @@ def check_vectors(matrix: np.ndarray, path: Path) -> None:
             where=path,
             fix="leave those rows out of the array and of its metadata",
         )
+
+
+def unit(block: np.ndarray) -> np.ndarray:
+    """(rows, D) of any length as float32 unit vectors; NaN or zero where there is no direction.
+
+    Divided by its largest value first, no row is too long or too short for its norm.
+    """
+    exact = block.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact /= np.abs(exact).max(axis=1, keepdims=True)
+        exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    return exact.astype(np.float32)
 
 
 def read_metadata(path: Path) -> pa.Table:

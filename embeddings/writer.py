@@ -144,6 +144,11 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
 
     Raises StoreError when a part is damaged or of another description.
     """
+    with locked(folder / ".lock", wait=True):
+        return _finish(folder, description, parts)
+
+
+def _finish(folder: Path, description: Description, parts: int) -> Manifest | None:
     paths = [folder / part_name(index) for index in range(parts)]
     if not all(path.exists() for path in paths):
         return None

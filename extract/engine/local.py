@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cmcr.embeddings import Description
-from cmcr.embeddings.inventory import Input, write_inputs
+from cmcr.embeddings.inventory import Input, read_ids, write_inputs
 from cmcr.embeddings.parts import (
     Failure,
     failures_so_far,
@@ -288,8 +288,17 @@ def refuse_too_many(summary: Summary, max_failures: float, folder: Path) -> None
 
 def moved(job: Job) -> SourceError:
     """The error for a source that is not what it was when it was opened."""
+    now = [item.id for item in job.source.items()]
+    parts = [ids for ids in read_ids(job.folder, job.parts) if ids is not None]
+    embedded = {id for ids in parts for id in ids}
+    left, gone = (id for id in now if id not in embedded), sorted(embedded.difference(now))
+    told = [f"{job.source.total:,} items when it was opened, {len(now):,} now"]
+    if gone:
+        told.append(f"{len(gone):,} gone (first: {gone[0]})")
+    if len(parts) == job.parts and (first := next(left, None)):
+        told.append(f"{1 + sum(1 for _ in left):,} not embedded (first: {first})")
     return SourceError(
-        "the source changed while it was being embedded",
+        f"the source changed while it was being embedded: {', '.join(told)}",
         where=job.source.description["where"],
         fix="run the command again with --update when it is at rest; what is embedded is kept",
     )
