@@ -35,7 +35,14 @@ from cmcr.extract.engine.content import in_threads
 from cmcr.extract.engine.encode import Autocast, encode_batches
 from cmcr.extract.engine.known import Known, Taken
 from cmcr.extract.engine.summary import Summary
-from cmcr.extract.engine.workers import Batch, Loaded, failure, load
+from cmcr.extract.engine.workers import (
+    LARGEST_BATCH,
+    Batch,
+    Loaded,
+    content_bytes,
+    failure,
+    load,
+)
 from cmcr.extract.items import Item
 from cmcr.extract.sources.source import Source
 from cmcr.progress import progress
@@ -140,8 +147,8 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
                 of_part = iter(sorted(of_part, key=lambda placed: len(placed[1].content or "")))
             if job.known is not None:
                 of_part = _unknown(job.known, of_part, taken.setdefault(part, []))
-            chosen = list(itertools.islice(of_part, job.batch_size))
-            while following := list(itertools.islice(of_part, job.batch_size)):
+            chosen = _chosen(of_part, job.batch_size)
+            while following := _chosen(of_part, job.batch_size):
                 yield _batch(part, chosen, last=False)
                 chosen = following
             yield _batch(part, chosen, last=True)
@@ -149,6 +156,16 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
             held.close()
             for _ in of_part:
                 pass
+
+
+def _chosen(of_part: Iterator[tuple[int, Item]], most: int) -> list[tuple[int, Item]]:
+    """The next items of a batch: fewer than `most` where they hold their media, and large ones."""
+    chosen: list[tuple[int, Item]] = []
+    held = 0
+    while len(chosen) < most and held < LARGEST_BATCH and (placed := next(of_part, None)):
+        chosen.append(placed)
+        held += content_bytes(placed[1])
+    return chosen
 
 
 def _batch(part: int, chosen: list[tuple[int, Item]], last: bool) -> Batch:

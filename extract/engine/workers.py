@@ -41,6 +41,7 @@ GIVING_WAY = 5  # a fourth of a core on which another process is busy
 PREFETCH = 2  # batches ahead of the encoder, for each worker
 TRIES = 3  # processes that an input may cost; it is alone with the last
 FEWEST = 8  # inputs that cannot all be bad, the first ones
+LARGEST_BATCH = 1 << 28  # bytes of media that lie in memory before they are decoded
 ENOUGH = 1 << 30  # bytes with which a process that runs alone is not short of memory
 
 
@@ -251,7 +252,11 @@ class Crew:
         taken, room = 0, self.workers * PREFETCH
         for number in itertools.count():
             while number not in done:
-                while taken - number < room and (following := next(source, None)):
+                while (
+                    taken - number < room
+                    and sum(map(_content_bytes, self.batches.values())) < 2 * LARGEST_BATCH
+                    and (following := next(source, None))
+                ):
                     taken += 1
                     self.batches[following[0]] = following[1]
                     self.todo.append(following[0])
@@ -397,6 +402,15 @@ class Crew:
             where=type(self.decoding).__module__,
             fix="look at what the encoder imports; --workers 0 does it in this process",
         )
+
+
+def content_bytes(item: Item) -> int:
+    """The encoded media that the item itself holds."""
+    return len(item.content) if isinstance(item.content, bytes) else 0
+
+
+def _content_bytes(batch: Batch) -> int:
+    return sum(map(content_bytes, batch.items))
 
 
 def _is_recorded(item: Item) -> bool:
