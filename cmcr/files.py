@@ -4,12 +4,14 @@ with replacing(path) as unfinished: write(unfinished)   # path appears at once, 
 with locked(path) as mine: ...                          # mine is False: another process has it
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,6 +65,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file; raises OSError for a pipe or a device too, which might never answer."""
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(opened, "rb") as file:
+        if not stat.S_ISREG(os.fstat(opened).st_mode):
+            raise OSError(errno.EINVAL, "not a file but a pipe, a socket or a device", str(path))
+        return file.read()
 
 
 def write_text(target: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from cmcr.embeddings.reader import Dataset
 from cmcr.errors import StoreError, UsageError
-from cmcr.files import locked, replacing, sha256_file, write_json
+from cmcr.files import locked, read_regular, replacing, sha256_file, write_json
 from cmcr.progress import progress
 from cmcr.typed import typed
 
@@ -95,8 +95,8 @@ def about_index(dataset: Dataset) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        about = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
         return None
     known = isinstance(about, dict) and about.keys() >= {"factory", "manifest_sha256", "sha256"}
     return about if known else None

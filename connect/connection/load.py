@@ -44,8 +44,8 @@ def load_pair(path: Path) -> Connection:
         raise StoreError("the weights are not the ones that were written", where=model, fix=REMAKE)
     try:
         return Connection(record, projectors_of(record, load_file(model)))
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[-1].strip()
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise StoreError(
             f"the weights do not fit the record: {reason}", where=model, fix=REMAKE
         ) from None
