@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 
@@ -69,11 +70,18 @@ def _sync_folder(folder: Path) -> None:
 
 def read_regular(path: Path) -> bytes:
     """The bytes of a file; raises OSError for a pipe or a device too, which might never answer."""
-    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(opened, "rb") as file:
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise OSError(errno.EINVAL, "not a file but a pipe, a socket or a device", str(path))
+    with _regular(path) as file:
         return file.read()
+
+
+def _regular(path: Path) -> BufferedReader:
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode):
+        return file
+    file.close()
+    number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+    raise OSError(number, f"{os.strerror(number)}: no regular file", str(path))
 
 
 def write_text(target: Path, text: str) -> None:
@@ -90,7 +98,7 @@ def write_json(target: Path, value: object) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    with _regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

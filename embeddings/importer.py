@@ -7,9 +7,12 @@ Metadata: .parquet, .csv, .tsv or .jsonl, one row an embedding, with any of id, 
 label, group and columns of its own.
 """
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -117,12 +120,17 @@ def read_array(path: Path) -> np.ndarray:
         array = readers[path.suffix](path)
     except FileNotFoundError:
         raise UsageError("there is no such file", where=path, fix="name one that is") from None
-    except (OSError, ValueError, pa.ArrowException, KeyError, EOFError) as error:
+    except (
+        OSError, ValueError, TypeError, pa.ArrowException, KeyError, EOFError, AttributeError,
+        BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise SourceError(
             f"the array cannot be read: {error}",
             where=path,
             fix="save a plain floating-point array, without pickled objects",
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise SourceError("the file holds something else than arrays", where=path)
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise SourceError(
             f"embeddings are a (rows, D) array of floats, this is {array.dtype} {array.shape}",
@@ -195,6 +203,12 @@ def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
             f"{rows} embeddings, but metadata for {table.num_rows}",
             where=path,
             fix="give one row of metadata an embedding, in the same order",
+        )
+    if doubled := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise SourceError(
+            f"the metadata has the column {doubled[0]} more than once",
+            where=path,
+            fix="give each column a name of its own",
         )
     columns: dict[str, list[Any]] = {"id": [str(row) for row in range(rows)]}
     for name in table.column_names:
