@@ -10,8 +10,9 @@ with freed_memory_kept(): ...              # steps that allocate the same again 
 import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -71,6 +72,37 @@ def threads_for(operations: int) -> Iterator[int]:
             yield threads
     finally:
         torch.set_num_threads(before)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still take; None where the system does not say.
+
+    What the machine has left, or less where a control group (a container) allows less.
+    """
+    left = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        left.append(int(available.split()[1]) << 10)
+    for folder, limit, used, freed in _control_groups():
+        with suppress(OSError, ValueError):  # "max": no limit
+            most = int((folder / limit).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            cached = sum(int(line.split()[1]) for line in lines if line.split()[0] == freed)
+            left.append(most - int((folder / used).read_text()) + cached)
+    return min(left, default=None)
+
+
+def _control_groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Folders that limit memory, with the names of their files and of what can be freed there."""
+    root = Path("/sys/fs/cgroup")
+    own = Path()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        own = Path(next(line[4:] for line in lines if line.startswith("0::/")))
+    for folder in (root / own, *(root / above for above in own.parents)):
+        yield folder, "memory.max", "memory.current", "inactive_file"
+    yield root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
 
 Vectors: TypeAlias = np.ndarray | Tensor | Sequence[Sequence[float]]

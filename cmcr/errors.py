@@ -15,6 +15,7 @@ Each says what is wrong, where, and how to mend it.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 _LISTED = 20
 
@@ -29,6 +30,9 @@ class CmcrError(Exception):
         self.where = None if where is None else str(where)
         self.fix = fix
         super().__init__(what, where, fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as it travels from a worker process
+        return _again, (type(self), self.args, vars(self))
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -73,6 +77,12 @@ class VersionError(StoreError):
 
 class MismatchError(CmcrError):
     """Two artefacts that do not belong together."""
+
+
+def _again(kind: type[CmcrError], args: tuple[Any, ...], fields: dict[str, Any]) -> CmcrError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(fields)
+    return error
 
 
 def near(wanted: str, there: Iterable[str]) -> str:

@@ -4,12 +4,17 @@ with replacing(path) as unfinished: write(unfinished)   # path appears at once, 
 with locked(path) as mine: ...                          # mine is False: another process has it
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 
@@ -17,18 +22,66 @@ from pathlib import Path
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its name when the block ends without error.
 
-    The name starts with a dot and carries the process id, so that readers of the folder pass
-    it over and two processes never write the same one.
+    The name starts with a dot, so that readers of the folder pass it over, and ends at random, so
+    that no other process has it, on this machine or another. Those that killed processes left of
+    this target are taken away.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    _sweep(target)
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    # O_EXCL follows no link, and the mode is what the user's umask leaves of it.
+    held = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, target)
+        _sync_folder(target.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _sweep(target: Path) -> None:
+    """Take away unfinished files of `target` that no process holds any more."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+|[0-9a-f]{{16}})")
+    with os.scandir(target.parent) as entries:
+        left = [entry.path for entry in entries if name.fullmatch(entry.name)]
+    for path in left:
+        with suppress(OSError):  # another process has it, or has taken it away
+            held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(held)
+
+
+def _sync_folder(folder: Path) -> None:
+    """See that the names in `folder` outlive a power cut; not every file system can."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a file; raises OSError for a pipe or a device too, which might never answer."""
+    with _regular(path) as file:
+        return file.read()
+
+
+def _regular(path: Path) -> BufferedReader:
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode):
+        return file
+    file.close()
+    number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+    raise OSError(number, f"{os.strerror(number)}: no regular file", str(path))
 
 
 def write_text(target: Path, text: str) -> None:
@@ -45,7 +98,7 @@ def write_json(target: Path, value: object) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
+    with _regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -54,12 +54,12 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
 
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not _is_watched(console)) as bar:
         task = bar.add_task(title, total=total, note="")

@@ -7,9 +7,12 @@ Metadata: .parquet, .csv, .tsv or .jsonl, one row an embedding, with any of id, 
 label, group and columns of its own.
 """
 
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,7 @@ from cmcr.errors import MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
 
 PART_ROWS = 65_536
+_ROUNDING = 1e-3  # of a unit vector
 _OWN = ("id", "uri", "text", "label", "group")
 
 
@@ -68,8 +72,7 @@ def import_embeddings(
         rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
         with claim(folder, part, wait=True) as mine:
             if mine:
-                block = matrix[rows].astype(np.float32)  # (rows of the part, D)
-                block /= np.linalg.norm(block, axis=1, keepdims=True)
+                block = unit(matrix[rows])  # (rows of the part, D)
                 cut = {name: values[rows] for name, values in columns.items()}
                 write_part(folder, description, part, cut, block)
     finish(folder, description, parts)
@@ -117,12 +120,17 @@ def read_array(path: Path) -> np.ndarray:
         array = readers[path.suffix](path)
     except FileNotFoundError:
         raise UsageError("there is no such file", where=path, fix="name one that is") from None
-    except (OSError, ValueError, pa.ArrowException, KeyError, EOFError) as error:
+    except (
+        OSError, ValueError, TypeError, pa.ArrowException, KeyError, EOFError, AttributeError,
+        BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise SourceError(
             f"the array cannot be read: {error}",
             where=path,
             fix="save a plain floating-point array, without pickled objects",
         ) from error
+    if not isinstance(array, np.ndarray):
+        raise SourceError("the file holds something else than arrays", where=path)
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise SourceError(
             f"embeddings are a (rows, D) array of floats, this is {array.dtype} {array.shape}",
@@ -134,13 +142,13 @@ def read_array(path: Path) -> np.ndarray:
 
 def check_vectors(matrix: np.ndarray, path: Path) -> None:
     """Raise SourceError when a row of `matrix` cannot be made a unit vector."""
-    norms = np.concatenate(
+    lengths = np.concatenate(
         [
-            np.linalg.norm(matrix[start : start + PART_ROWS].astype(np.float64), axis=1)
+            np.linalg.norm(unit(matrix[start : start + PART_ROWS]), axis=1)
             for start in range(0, len(matrix), PART_ROWS)
         ]
     )  # (rows,)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < _ROUNDING))
     if len(bad):
         raise SourceError(
             f"{len(bad)} of {len(matrix)} rows hold NaN or infinity or are zero, "
@@ -148,6 +156,18 @@ def check_vectors(matrix: np.ndarray, path: Path) -> None:
             where=path,
             fix="leave those rows out of the array and of its metadata",
         )
+
+
+def unit(block: np.ndarray) -> np.ndarray:
+    """(rows, D) of any length as float32 unit vectors; NaN or zero where there is no direction.
+
+    Divided by its largest value first, no row is too long or too short for its norm.
+    """
+    exact = block.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        exact /= np.abs(exact).max(axis=1, keepdims=True)
+        exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    return exact.astype(np.float32)
 
 
 def read_metadata(path: Path) -> pa.Table:
@@ -183,6 +203,12 @@ def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
             f"{rows} embeddings, but metadata for {table.num_rows}",
             where=path,
             fix="give one row of metadata an embedding, in the same order",
+        )
+    if doubled := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise SourceError(
+            f"the metadata has the column {doubled[0]} more than once",
+            where=path,
+            fix="give each column a name of its own",
         )
     columns: dict[str, list[Any]] = {"id": [str(row) for row in range(rows)]}
     for name in table.column_names:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from cmcr.embeddings.reader import Dataset
 from cmcr.errors import StoreError, UsageError
-from cmcr.files import replacing, sha256_file, write_json
+from cmcr.files import locked, read_regular, replacing, sha256_file, write_json
 from cmcr.progress import progress
 from cmcr.typed import typed
 
@@ -63,18 +63,19 @@ def build_index(dataset: Dataset, factory: str = "Flat") -> None:
             where=dataset.folder,
             fix="another --index, such as Flat or HNSW32, or none",
         ) from error
-    with replacing(dataset.folder / INDEX) as unfinished:
-        faiss.write_index(index, str(unfinished))
-    write_json(
-        dataset.folder / ABOUT,
-        {
-            "factory": factory,
-            "metric": "inner product",
-            "rows": dataset.rows,
-            "manifest_sha256": dataset.fingerprint,
-            "sha256": sha256_file(dataset.folder / INDEX),
-        },
-    )
+    with locked(dataset.folder / ".lock", wait=True):  # the two files belong together
+        with replacing(dataset.folder / INDEX) as unfinished:
+            faiss.write_index(index, str(unfinished))
+        write_json(
+            dataset.folder / ABOUT,
+            {
+                "factory": factory,
+                "metric": "inner product",
+                "rows": dataset.rows,
+                "manifest_sha256": dataset.fingerprint,
+                "sha256": sha256_file(dataset.folder / INDEX),
+            },
+        )
 
 
 def index_is_current(dataset: Dataset, factory: str) -> bool:
@@ -94,8 +95,8 @@ def about_index(dataset: Dataset) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        about = json.loads(read_regular(path))
+    except (OSError, ValueError, RecursionError):
         return None
     known = isinstance(about, dict) and about.keys() >= {"factory", "manifest_sha256", "sha256"}
     return about if known else None

@@ -109,8 +109,11 @@ def part_metadata(path: Path) -> dict[str, Any] | None:
         return None
     if not metadata or METADATA_KEY not in metadata:
         return None
-    loaded: dict[str, Any] = json.loads(metadata[METADATA_KEY])
-    return loaded
+    try:
+        loaded = json.loads(metadata[METADATA_KEY])
+    except (ValueError, RecursionError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
 
 
 def part_contents(path: Path) -> tuple[int, list[Failure]]:
@@ -128,14 +131,7 @@ def failures_so_far(folder: Path) -> list[Failure]:
 
 def describe_part(path: Path, description: Description) -> Part:
     """The manifest's line for a finished part. Raises StoreError when it holds NaN."""
-    footer = pq.read_metadata(path)
-    rows = footer.num_rows
-    offset = 0
-    if rows:
-        column = footer.schema.names.index("element")
-        chunk = footer.row_group(0).column(column)
-        size = rows * description.dim * np.dtype(description.precision).itemsize
-        offset = chunk.data_page_offset + chunk.total_compressed_size - size
+    rows, offset = block_of(path, description)
     part = Part(
         name=path.name,
         rows=rows,
@@ -146,6 +142,26 @@ def describe_part(path: Path, description: Description) -> Part:
     if not all_finite(part_view(path.parent, part, description)):
         raise StoreError("an embedding holds NaN or infinity", where=path, fix=REMAKE)
     return part
+
+
+def block_of(path: Path, description: Description) -> tuple[int, int]:
+    """The rows of a part, and the byte at which the block of its embeddings starts.
+
+    Raises StoreError where its footer does not say.
+    """
+    try:
+        footer = pq.read_metadata(path)
+        rows: int = footer.num_rows
+        if not rows:
+            return 0, 0
+        chunk = footer.row_group(0).column(footer.schema.names.index("element"))
+        size = rows * description.dim * np.dtype(description.precision).itemsize
+        offset: int = chunk.data_page_offset + chunk.total_compressed_size - size
+    except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+        raise StoreError(f"a part is damaged: {error}", where=path, fix=REMAKE) from None
+    if not 0 <= offset <= path.stat().st_size - size:
+        raise StoreError("a part is damaged: its embeddings are cut", where=path, fix=REMAKE)
+    return rows, offset
 
 
 def part_view(folder: Path, part: Part, description: Description) -> np.ndarray:

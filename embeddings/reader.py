@@ -8,7 +8,7 @@ for block in dataset.batches(65536):  # (≤ 65536, D), for datasets larger than
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmcr.embeddings.parts import part_metadata, part_view
+from cmcr.embeddings.parts import block_of, part_metadata, part_view
 from cmcr.embeddings.schema import (
-    MODALITIES,
+    MANIFEST,
     REMAKE,
     Key,
     Manifest,
@@ -186,9 +186,15 @@ def check_part(folder: Path, part: Part, manifest: Manifest) -> None:
     if path.stat().st_size != part.bytes or sha256_file(path) != part.sha256:
         raise StoreError("a part is not the one that was written", where=path, fix=REMAKE)
     metadata = part_metadata(path)
-    if metadata is None or metadata["description"] != manifest.identity:
+    if metadata is None or metadata.get("description") != manifest.identity:
         raise StoreError(
             "a part was built with other settings than its dataset", where=path, fix=REMAKE
+        )
+    if block_of(path, manifest) != (part.rows, part.offset):
+        raise StoreError(
+            f"the manifest's line for {part.name} is not of that part",
+            where=folder / MANIFEST,
+            fix="delete it and run the command that made the dataset again: the parts are kept",
         )
     view = part_view(folder, part, manifest)
     if not all_finite(view):
@@ -202,6 +208,6 @@ def list_datasets(store: Path) -> list[Key]:
         space, modality, dataset = (
             part.partition("=")[2] for part in folder.relative_to(store).parts
         )
-        if modality in MODALITIES:
-            keys.append(Key(space, modality, dataset))
+        with suppress(UsageError):  # a folder of somebody else's
+            keys.append(Key(space, modality, dataset))  # type: ignore[arg-type]
     return sorted(keys)

@@ -13,11 +13,19 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cmcr.errors import (
     EncoderError,
@@ -27,6 +35,7 @@ from cmcr.errors import (
     VersionError,
     near,
 )
+from cmcr.files import read_regular
 
 REMAKE = "delete that file and run the command that made the dataset again"
 
@@ -96,9 +105,9 @@ class Description(BaseModel):
     space: str
     modality: Modality
     dataset: str
-    dim: int
+    dim: int = Field(gt=0)
     precision: Precision = "float16"
-    part_rows: int
+    part_rows: int = Field(gt=0)
     columns: tuple[str, ...] = ()
     numbers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     encoder: dict[str, Any]
@@ -147,11 +156,11 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    rows: int
-    bytes: int
+    name: str = Field(pattern=r"^part-[0-9]{5,}\.parquet$")
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
     sha256: str
-    offset: int
+    offset: int = Field(ge=0)
 
 
 class Manifest(Description):
@@ -160,6 +169,13 @@ class Manifest(Description):
     rows: int
     failures: int
     parts: list[Part]
+
+    @model_validator(mode="after")
+    def _totals(self) -> Self:
+        counted = sum(part.rows for part in self.parts)
+        if counted != self.rows:
+            raise ValueError(f"it counts {self.rows:,} rows, its parts have {counted:,}")
+        return self
 
 
 def identity(description: Mapping[str, Any]) -> str:
@@ -238,7 +254,7 @@ def read_manifest_bytes(folder: Path) -> tuple[Manifest, bytes]:
     """The manifest, and the bytes that it is read from. Raises as `read_manifest` does."""
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         return parse_description(Manifest, content, path), content
     except FileNotFoundError:
         raise StoreError(
@@ -246,6 +262,8 @@ def read_manifest_bytes(folder: Path) -> tuple[Manifest, bytes]:
             where=folder,
             fix="run the command that was making it again; it goes on where it stopped",
         ) from None
+    except OSError as error:
+        raise unreadable(error.strerror or str(error), path) from None
 
 
 def parse_description(kind: type[Described], content: bytes, path: Path) -> Described:
@@ -259,7 +277,14 @@ def parse_description(kind: type[Described], content: bytes, path: Path) -> Desc
         if isinstance(version, int) and version != SCHEMA_VERSION:
             raise VersionError(version, SCHEMA_VERSION, where=path)
         return kind.model_validate_json(content)
-    except ValueError as error:
-        raise StoreError(
-            f"the manifest cannot be read: {str(error).splitlines()[0]}", where=path, fix=REMAKE
-        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise unreadable(f"{key} {first['msg']}".strip(), path) from None
+    except (ValueError, RecursionError) as error:
+        raise unreadable((str(error).splitlines() or [type(error).__name__])[0], path) from None
+
+
+def unreadable(reason: str, path: Path) -> StoreError:
+    """The error for a manifest, or a description, that cannot be read."""
+    return StoreError(f"the manifest cannot be read: {reason}", where=path, fix=REMAKE)

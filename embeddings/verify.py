@@ -1,19 +1,22 @@
 """Look at a whole store: what there is (`cmcr info`), and whether it is ok (`cmcr verify`)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
 
 from cmcr.embeddings.index import ABOUT, INDEX, about_index
 from cmcr.embeddings.parts import RELIST, read_failures
-from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
-from cmcr.embeddings.schema import FAILURES, Key, read_manifest
+from cmcr.embeddings.reader import Dataset, check_part, list_datasets, open_dataset
+from cmcr.embeddings.schema import FAILURES, MANIFEST, Key, read_manifest
 from cmcr.embeddings.writer import fresh_store
-from cmcr.errors import CmcrError, StoreError, UsageError
+from cmcr.errors import CmcrError, StoreError, UsageError, VersionError
 from cmcr.files import sha256_file
 
 
@@ -76,7 +79,7 @@ def describe_store(store: Path) -> list[dict[str, Any]]:
 
 
 def verify_store(store: Path) -> Iterator[Verdict]:
-    """Re-hash and check every dataset: parts, norms, failures, index. Stops at none.
+    """Re-hash and check every dataset: parts, norms, failures, index. Stops at no damage.
 
     Ids may occur more than once: several captions of one image share its id. An update that was
     not finished is named, too.
@@ -85,15 +88,50 @@ def verify_store(store: Path) -> Iterator[Verdict]:
     for key in list_datasets(fresh_store(store)):
         yield Verdict(key, 0, _unfinished_update(store, key))
     for key in list_datasets(store):
-        try:
-            dataset = open_dataset(store, key)
-            _check_rows(dataset)
-            _check_failures(dataset)
-            _check_index(dataset)
-        except CmcrError as problem:
-            yield Verdict(key, 0, problem)
-        else:
-            yield Verdict(key, dataset.rows, None)
+        problems = list(_problems(store, key))
+        yield from (Verdict(key, 0, problem) for problem in problems)
+        if not problems:
+            yield Verdict(key, open_dataset(store, key, check=False).rows, None)
+
+
+def _problems(store: Path, key: Key) -> Iterator[CmcrError]:
+    """Everything that is wrong with a dataset."""
+    whole = None
+    with _caught(key.folder(store)) as caught:
+        whole = open_dataset(store, key)
+    first = next(iter(caught), None)
+    if isinstance(first, VersionError) or not (key.folder(store) / MANIFEST).exists():
+        yield from caught
+        return
+    dataset = whole
+    if dataset is None:
+        with _caught(key.folder(store)) as caught:
+            dataset = open_dataset(store, key, check=False)
+        yield from caught
+    if dataset is None:
+        return
+    checks = [partial(check, dataset) for check in (_check_rows, _check_failures, _check_index)]
+    if whole is None:
+        manifest = dataset.manifest
+        parts = [partial(check_part, dataset.folder, part, manifest) for part in manifest.parts]
+        checks = [*parts, *checks[1:]]
+    for check in checks:
+        with _caught(dataset.folder) as caught:
+            check()
+        yield from caught
+
+
+@contextmanager
+def _caught(folder: Path) -> Iterator[list[CmcrError]]:
+    """What goes wrong in a block, as an error that can be told."""
+    problems: list[CmcrError] = []
+    try:
+        yield problems
+    except CmcrError as problem:
+        problems.append(problem)
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        problems.append(StoreError(f"it cannot be read: {what}", where=folder))
 
 
 def _unfinished_update(store: Path, key: Key) -> StoreError:

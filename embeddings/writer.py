@@ -28,9 +28,10 @@ from cmcr.embeddings.schema import (
     canonical_json,
     parse_description,
     read_manifest,
+    unreadable,
 )
 from cmcr.errors import MismatchError, StoreError
-from cmcr.files import locked, replacing, sha256_file, write_text
+from cmcr.files import locked, read_regular, replacing, sha256_file, write_text
 
 _BEGUN = ".description.json"
 
@@ -56,7 +57,11 @@ def begun(folder: Path) -> Description | None:
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
     if (folder / _BEGUN).exists():
-        return parse_description(Description, (folder / _BEGUN).read_bytes(), folder / _BEGUN)
+        try:
+            content = read_regular(folder / _BEGUN)
+        except OSError as error:
+            raise unreadable(error.strerror or str(error), folder / _BEGUN) from None
+        return parse_description(Description, content, folder / _BEGUN)
     return None
 
 
@@ -144,6 +149,11 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
 
     Raises StoreError when a part is damaged or of another description.
     """
+    with locked(folder / ".lock", wait=True):
+        return _finish(folder, description, parts)
+
+
+def _finish(folder: Path, description: Description, parts: int) -> Manifest | None:
     paths = [folder / part_name(index) for index in range(parts)]
     if not all(path.exists() for path in paths):
         return None
@@ -152,11 +162,11 @@ def finish(folder: Path, description: Description, parts: int) -> Manifest | Non
         metadata = part_metadata(path)
         if metadata is None:
             raise StoreError("a part is damaged", where=path, fix=REMAKE)
-        if metadata["description"] != description.identity:
+        if metadata.get("description") != description.identity:
             raise StoreError(
                 "a part was built with other settings than its dataset", where=path, fix=REMAKE
             )
-        failures += metadata["failures"]
+        failures += metadata.get("failures", [])
     lines = [describe_part(path, description) for path in paths]
     manifest = Manifest(
         **description.model_dump(),

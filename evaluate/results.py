@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
 from cmcr.embeddings import Key
 from cmcr.errors import StoreError
-from cmcr.files import write_text
+from cmcr.files import read_regular, write_text
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -167,17 +167,34 @@ def write_results(path: Path, rows: list[Row], inputs: Inputs, files: list[str])
 def read_results(path: Path) -> Results:
     """What `write_results` wrote. Raises StoreError for a file that is missing or damaged."""
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_regular(path))
+        if not isinstance(read["inputs"], dict) or not isinstance(read["results"], list):
+            raise TypeError("no list of results and their inputs")
         for row in read["results"]:
-            if lacking := Row.__required_keys__ - row.keys():
-                raise KeyError(min(lacking))
+            _check_row(row)
         return Results(results=read["results"], inputs=read["inputs"], files=read["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
-            "the results cannot be read",
+            f"the results cannot be read: {(str(error).splitlines() or ['nothing in it'])[0]}",
             where=path,
             fix="delete the file and run the evaluation again",
         ) from error
+
+
+def _check_row(row: Any) -> None:
+    """Raise TypeError or KeyError for what is no row."""
+    if lacking := Row.__required_keys__ - row.keys():
+        raise KeyError(min(lacking))
+    if not all(isinstance(row[name], str) for name in Row.__required_keys__ - {"metrics"}):
+        raise TypeError("a name in a row is no text")
+    intervals = [value for both in row.get("intervals", {}).values() for value in _two(both)]
+    if not all(isinstance(value, int | float) for value in [*row["metrics"].values(), *intervals]):
+        raise TypeError("a metric is no number")
+
+
+def _two(interval: Sequence[Any]) -> Sequence[Any]:
+    low, high = interval
+    return low, high
 
 
 def results_table(rows: Sequence[Row]) -> "Group":
@@ -215,6 +232,7 @@ def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
 
 def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     metrics = [row["metrics"] for row in rows]
     names = [
@@ -236,7 +254,7 @@ def _table(rows: Sequence[Row]) -> "Table":
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
             if with_interval and name == _WITH_INTERVAL:
                 cells.append(_half_width(row.get("intervals", {}).get(name)))
-        table.add_row(model_label(row), *cells)
+        table.add_row(Text(model_label(row)), *cells)
     return table
 
 

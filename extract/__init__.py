@@ -13,6 +13,7 @@ from cmcr.extract.encoders.registry import (
     registered,
 )
 from cmcr.extract.engine.summary import Summary
+from cmcr.extract.engine.workers import workers_kept
 from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media
 from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
@@ -47,4 +48,5 @@ __all__ = [
     "preview_extraction",
     "published_sets",
     "registered",
+    "workers_kept",
 ]

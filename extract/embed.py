@@ -52,7 +52,7 @@ from cmcr.extract.engine.encode import BATCH_SIZES, Amp, Autocast, encode_batche
 from cmcr.extract.engine.known import Known, read_known
 from cmcr.extract.engine.local import Job, make_parts, moved, refuse_too_many
 from cmcr.extract.engine.summary import Summary
-from cmcr.extract.engine.workers import Batch, load
+from cmcr.extract.engine.workers import ITEM_TIMEOUT, Batch, load
 from cmcr.extract.sources.source import HashIds, Source
 from cmcr.files import locked
 
@@ -73,6 +73,7 @@ def extract(
     amp: Amp = "auto",
     part_rows: int = PART_ROWS,
     workers: int | None = None,
+    item_timeout: float = ITEM_TIMEOUT,
     max_failures: float = MAX_FAILURES,
     shard_index: int = 0,
     num_shards: int = 1,
@@ -85,8 +86,9 @@ def extract(
 
     The space is called `space`, else as the encoder is. `batch_size` None is a size that suits
     the modality; one that does not fit into the device's memory is halved. `amp` is the automatic
-    mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; `index` is
-    a FAISS factory string, None for no index. `licence` is that of the weights, written down.
+    mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; an input
+    that keeps one of them for more than `item_timeout` seconds fails. `index` is a FAISS factory
+    string, None for no index. `licence` is that of the weights, written down.
     Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
     and whichever finds all parts there writes the manifest. With `update` the dataset follows a
     source that changed: what is known is taken over, what failed is tried again.
@@ -109,7 +111,7 @@ def extract(
     key = description.key
     folder = key.folder(store)
     processes = cores() if workers is None else workers
-    retry = partial(_any_succeeds, encoder, source, autocast, processes)
+    retry = partial(_any_succeeds, encoder, source, autocast, processes, item_timeout)
     with _held(store, key, alone=update):
         description, known = _find_known(store, description, source, update, retry)
         if known is None and update:
@@ -125,6 +127,7 @@ def extract(
             mine=range(shard_index, parts, num_shards),
             batch_size=batch_size or BATCH_SIZES[source.modality],
             workers=processes,
+            item_timeout=item_timeout,
             autocast=autocast,
             known=known,
         )
@@ -268,13 +271,14 @@ def _any_succeeds(
     source: Source,
     autocast: Autocast | None,
     workers: int,
+    item_timeout: float,
     failures: Sequence[Failure],
 ) -> bool:
     """Whether an input that failed can be embedded now; they are tried until one can."""
     failed = {(failure["id"], failure["uri"]) for failure in failures}
     items = (item for item in source.items() if (item.id, item.uri) in failed)
     batches = (Batch(0, [item], [0], last=True) for item in items)
-    loaded = load(batches, encoder, source.modality, min(workers, len(failed)))
+    loaded = load(batches, encoder, source.modality, min(workers, len(failed)), item_timeout)
     encoded = encode_batches(encoder, source.modality, loaded, autocast)
     return any(np.isfinite(vectors).all(axis=1).any() for _, vectors in encoded)
 

@@ -139,7 +139,7 @@ def _measure(
     worker = Decoding(encoder, source.modality)
     for _ in range(2):
         started = time.perf_counter()
-        loaded = worker.__getitems__(batch)
+        loaded = worker.load(batch)
         decoded = time.perf_counter()
         _encode(encoder, source, loaded, autocast)
         encoded = time.perf_counter()

@@ -71,3 +71,17 @@ def refuse(code: int, *arguments: str | Path, cwd: Path | None = None) -> str:
     done = cmcr(*arguments, cwd=cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr
+
+
+def below(pid: int) -> list[int]:
+    """The processes that `pid` started, and those that they started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if status[0] != "Z":
+            parents[int(folder.name)] = int(status[1])
+    children = [child for child, parent in parents.items() if parent == pid]
+    return [*children, *(deeper for child in children for deeper in below(child))]

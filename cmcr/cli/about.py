@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -134,6 +135,16 @@ def _devices() -> Iterator[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     yield Finding("cpu", f"{cores} cores, {memory:.0f} GiB of memory")
+    with suppress(OSError):
+        shared = os.statvfs("/dev/shm")
+        free = shared.f_bavail * shared.f_frsize / 2**20
+        yield Finding(
+            "shared memory",
+            f"{free:,.0f} MiB free in /dev/shm; decoding processes need none of it",
+            "several GPUs in a container do (NCCL): docker run --shm-size 1g"
+            if free < 512
+            else None,
+        )
     if not torch.cuda.is_available():
         yield Finding(
             "cuda",

@@ -13,6 +13,7 @@ when it runs, so `cmcr --help` is quick.
 
 import errno
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -94,6 +95,7 @@ def main() -> None:
     So does one of the system's about a file: a full disk, a folder that cannot be written to. With
     `--json` an error is a document too: {"error": {"what", "where", "fix", "type"}}.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         code = app(standalone_mode=False)
     except CmcrError as error:

@@ -1,6 +1,7 @@
 """Options that several commands take, and how commands answer: messages, JSON, tables."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -89,13 +90,19 @@ Hubness = Annotated[
 
 INCOMPLETE = 3  # the exit code where something is missing and the rest was done
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 
 
 def say(text: str) -> None:
     """A message to the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(text), file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """`text` without what would steer a terminal: a name from outside may hold anything."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def answer(document: Any) -> None:
@@ -106,6 +113,7 @@ def answer(document: Any) -> None:
 def print_table(lines: list[dict[str, Any]]) -> None:
     """Print rows of equal kind as a table; a hash is cut to eight digits, nothing else is."""
     from rich.table import Table
+    from rich.text import Text
 
     names = list(dict.fromkeys(name for line in lines for name in line))
     table = Table(box=None, pad_edge=False)
@@ -115,7 +123,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
         else:
             table.add_column(name, overflow="fold")
     for line in lines:
-        table.add_row(*(_cell(line.get(name)) for name in names))
+        table.add_row(*(Text(_cell(line.get(name))) for name in names))
     _print(table)
 
 
@@ -156,7 +164,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
-    return text[:8] if len(text) == 64 else text
+    return shown(text[:8] if len(text) == 64 else text)
 
 
 def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> None:

@@ -74,6 +74,12 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Decoding processes.", show_default="one a core")
     ] = None,
+    item_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="SECONDS", help="For one input to be decoded, else it fails."
+        ),
+    ] = 300.0,
     device: Device = "auto",
     shard_index: Annotated[int, typer.Option(help="Which of --num-shards this is.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Processes that share the parts.")] = 1,
@@ -118,6 +124,7 @@ def extract(
         amp=amp.value,
         part_rows=part_rows,
         workers=workers,
+        item_timeout=item_timeout,
         max_failures=max_failures,
         shard_index=shard_index,
         num_shards=num_shards,

@@ -57,6 +57,7 @@ def run(
     from cmcr.cli.recipes.stages import connect_spaces, extract_datasets
     from cmcr.cli.recipes.tasks import do_jobs, run_tasks
     from cmcr.connect import can_be_made_again
+    from cmcr.extract import workers_kept
 
     pipelines = load_pipelines()
     recipe = pipelines.named(pipeline).with_checkpoints(checkpoint or [])
@@ -74,17 +75,18 @@ def run(
         raise typer.Exit(code)
     say(f"check     {outlook}")
     able = outlook.recipe
-    for section in able.extract:
-        for summary in extract_datasets(
-            section,
-            place,
-            device,
-            max_failures=max_failures,
-            encoder=outlook.encoders.pop(section.encoder, None),
-            opened=outlook.opened,
-            update=update,
-        ):
-            say(f"extract   {summary}")
+    with workers_kept():
+        for section in able.extract:
+            for summary in extract_datasets(
+                section,
+                place,
+                device,
+                max_failures=max_failures,
+                encoder=outlook.encoders.pop(section.encoder, None),
+                opened=outlook.opened,
+                update=update,
+            ):
+                say(f"extract   {summary}")
     outlook.encoders.clear()
     for connection in able.connect:
         connected = connect_spaces(

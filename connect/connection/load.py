@@ -3,6 +3,7 @@
 connection = load_connection(store / "connections" / "clip-clap")      # or "OWNER/NAME"
 """
 
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -40,12 +41,12 @@ def load_pair(path: Path) -> Connection:
     path = current(path)
     record = read_record(path)
     model = path / MODEL
-    if not model.exists() or sha256_file(model) != record.model_sha256:
+    if not model.is_file() or sha256_file(model) != record.model_sha256:
         raise StoreError("the weights are not the ones that were written", where=model, fix=REMAKE)
     try:
         return Connection(record, projectors_of(record, load_file(model)))
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[-1].strip()
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise StoreError(
             f"the weights do not fit the record: {reason}", where=model, fix=REMAKE
         ) from None
@@ -67,4 +68,10 @@ def chain_content(path: Path) -> tuple[list[str], list[str]]:
             raise StoreError("the chain's record cannot be read", where=path / CONFIG, fix=REMAKE)
     assert links is not None
     assert joints is not None
+    if len(joints) != len(links) - 1 or not all(re.fullmatch(r"link-[0-9]+", n) for n in links):
+        raise StoreError(
+            "the chain's record cannot be read: its links are not those of a chain",
+            where=path / CONFIG,
+            fix=REMAKE,
+        )
     return links, joints

@@ -25,6 +25,7 @@ from pydantic import (
 from cmcr.connect.config import ConnectConfig, HeadKind
 from cmcr.embeddings import Modality
 from cmcr.errors import StoreError, VersionError
+from cmcr.files import read_regular
 
 FORMAT = 2  # of config.json
 CONFIG = "config.json"
@@ -115,12 +116,14 @@ def read_content(path: Path) -> dict[str, Any]:
     """
     path = current(path)
     try:
-        content = json.loads((path / CONFIG).read_bytes())
+        content = json.loads(read_regular(path / CONFIG))
     except FileNotFoundError:
         raise StoreError(
             "there is no finished connection: config.json is not there", where=path, fix=REMAKE
         ) from None
-    except ValueError as error:
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from None
     found = content.get("format") if isinstance(content, dict) else None
     if not isinstance(found, int):

@@ -2,7 +2,8 @@
 
     partners = pseudo_partners(store, space, pairs.first, temperature=0.01, device="cuda")
 
-STORE/pseudo/DIGEST/part-00000.npy   (65,536 or fewer, D) float16, in the order of the pairs
+STORE/pseudo/DIGEST/part-00000.npy      (65,536 or fewer, D) float16, in the order of the pairs
+                    part-00000.sha256   of the file, looked at before it is used
 
 The digest is of the bridge rows, the memory and the temperature, so what is there can be used by
 every connection for which these are the same. A part is a unit of work: several processes share
@@ -10,6 +11,7 @@ the parts, and a killed run loses at most the ones it was in. The folder can be 
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,8 +25,10 @@ from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.spaces.pairs import Rows
 from cmcr.devices import tensor
 from cmcr.embeddings.schema import canonical_json
-from cmcr.files import locked, replacing
+from cmcr.files import locked, replacing, sha256_file, write_text
 from cmcr.progress import progress
+
+log = logging.getLogger(__name__)
 
 PART_ROWS = 65_536
 
@@ -42,15 +46,31 @@ def pseudo_partners(
         for number in range(rank(), len(parts), world_size()):
             rows = slice(number * PART_ROWS, min((number + 1) * PART_ROWS, len(bridge)))
             with locked(parts[number].with_suffix(".lock"), wait=True):
-                if not parts[number].exists():
+                if not _is_whole(parts[number]):
                     memory = memory or _Memory(space, device)
                     queries = tensor(bridge[rows], device)  # (≤ PART_ROWS, D)
                     found = aggregate(queries, memory, temperature)
                     with replacing(parts[number]) as unfinished, unfinished.open("wb") as file:
                         np.save(file, found.half().cpu().numpy())
+                    write_text(_digest_file(parts[number]), sha256_file(parts[number]) + "\n")
             bar(rows.stop - rows.start)
     wait_for_all()
     return Rows([np.load(part, mmap_mode="r") for part in parts])
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part is there as it was written; what is not is made again."""
+    digest = _digest_file(part)
+    if not part.is_file() or not digest.is_file():
+        return False
+    whole = digest.read_text(errors="replace").strip() == sha256_file(part)
+    if not whole:
+        log.warning("%s is not as it was written, and is made again", part)
+    return whole
+
+
+def _digest_file(part: Path) -> Path:
+    return part.with_suffix(".sha256")
 
 
 class _Memory:

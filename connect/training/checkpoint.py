@@ -131,17 +131,22 @@ class TrainingState:
     def _take(self, path: Path, identity: str) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
+            if state["identity"] != identity:
+                return
+            self.modules.load_state_dict(state["modules"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"].cpu())
+            self.log, self.best, self.kept = state["log"], state["best"], state["kept"]
+            self.batch, self.sums = state["batch"], state["sums"]
+            self.first_bad = state["first_bad"]
+        except (
+            RuntimeError, EOFError, UnpicklingError, KeyError, TypeError, ValueError, AttributeError
+        ) as error:  # fmt: skip
             raise StoreError(
-                "the checkpoint is damaged", where=path, fix="delete it to train from the start"
+                "the checkpoint is damaged, or not one of cmcr's",
+                where=path,
+                fix="delete it to train from the start",
             ) from error
-        if state["identity"] != identity:
-            return
-        self.modules.load_state_dict(state["modules"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
-        self.log, self.best, self.kept = state["log"], state["best"], state["kept"]
-        self.batch, self.sums, self.first_bad = state["batch"], state["sums"], state["first_bad"]
 
     def _begin_epoch(self) -> None:
         self.batch = 0

@@ -72,7 +72,7 @@ def same(bridge: tuple[Tensor, Tensor], count: int) -> Tensor:
     for x in bridge:
         z = _centred(x)
         found &= z[:count] @ z.T > SAME
-    found.fill_diagonal_(True)  # noqa: FBT003
+    found.fill_diagonal_(True)
     return found
 
 

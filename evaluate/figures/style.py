@@ -5,7 +5,10 @@ title(figure, "What is seen", "How to read it")
 save(figure, path)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +71,36 @@ def plain_axes(axes: "Axes") -> None:
     axes.margins(x=0.02)
 
 
+_LATER: ContextVar[list[Callable[[], None]] | None] = ContextVar("later", default=None)
+
+
+@contextmanager
+def saved_later() -> Iterator[list[Callable[[], None]]]:
+    """Pictures that are saved in this block are saved by calling what is gathered here."""
+    later: list[Callable[[], None]] = []
+    before = _LATER.set(later)
+    try:
+        yield later
+    finally:
+        _LATER.reset(before)
+
+
 def save(figure: "Figure", path: Path) -> None:
-    """Write the PNG, whole or not at all, with nothing in it that changes from run to run."""
-    with replacing(path) as unfinished:
+    """Write the PNG, whole or not at all, with nothing in it that changes from run to run.
+
+    A label is shown as it is: what is between dollar signs is no mathematics.
+    """
+    if (later := _LATER.get()) is not None:
+        later.append(partial(_save, figure, path))
+    else:
+        _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with rc_context({"text.parse_math": False}), replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})

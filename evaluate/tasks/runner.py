@@ -20,6 +20,7 @@ from cmcr.connect import TRAINING_LOG, JointSpace, baselines, load_connection
 from cmcr.embeddings import Dataset, Key, list_datasets, open_dataset
 from cmcr.embeddings.schema import MANIFEST, canonical_json
 from cmcr.errors import StoreError
+from cmcr.evaluate.figures.style import saved_later
 from cmcr.evaluate.results import (
     Filters,
     Inputs,
@@ -142,8 +143,11 @@ def run_task(
         return Evaluated(folder, saved["results"], fresh=False)
     folder.mkdir(parents=True, exist_ok=True)
     models = Models(opened.connection, _baselines(opened) if task.with_baselines else {})
-    rows, files = task.compute(models, folder)
+    with saved_later() as pictures:
+        rows, files = task.compute(models, folder)
     write_results(file, rows, inputs, files)
+    for save in pictures:  # numbers first: a picture that cannot be drawn is made the next time
+        save()
     return Evaluated(folder, rows, fresh=True)
 
 

@@ -6,8 +6,10 @@ The copy to the device starts from page-locked memory and the vectors of a batch
 the next one has been launched, so on CUDA copying, encoding and the host's work overlap.
 """
 
+import logging
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -19,9 +21,12 @@ from cmcr.errors import EncoderError
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.engine.workers import Loaded
 
+log = logging.getLogger(__name__)
+
 Amp = Literal["auto", "off", "bf16", "fp16"]
 Autocast = Literal["bfloat16", "float16"]
 
+PATIENCE = 300.0  # seconds for one batch
 FEWEST = 8  # inputs of a first batch that cannot all be bad
 NORM_TOLERANCE = 1e-2  # of a unit vector; half precision stays well inside
 
@@ -39,9 +44,15 @@ def find_autocast(amp: Amp, device: torch.device) -> Autocast | None:
 
 
 def encode_batches(
-    encoder: Encoder, modality: Modality, batches: Iterable[Loaded], autocast: Autocast | None
+    encoder: Encoder,
+    modality: Modality,
+    batches: Iterable[Loaded],
+    autocast: Autocast | None,
+    patience: float = PATIENCE,
 ) -> Iterator[tuple[Loaded, np.ndarray]]:
     """Each batch with its vectors, (items, D) float32, in order.
+
+    A batch that takes the encoder longer than `patience` seconds is told of.
 
     A batch that does not fit into the device's memory is halved, and so are those after it. A row
     of NaN or infinity is handed on: it is the failure of one input.
@@ -51,8 +62,9 @@ def encode_batches(
     inputs or more without one finite row.
     """
     begun = False
-    for loaded, output in _launched(encoder, modality, batches, autocast):
-        vectors: np.ndarray = output.float().cpu().numpy()  # (items, D)
+    for loaded, output in _launched(encoder, modality, batches, autocast, patience):
+        with _told_of(encoder, modality, len(output), patience):
+            vectors: np.ndarray = output.float().cpu().numpy()  # (items, D)
         check_norms(encoder, modality, vectors)
         if not begun and len(vectors):
             begun = bool(np.isfinite(vectors).all(axis=1).any())
@@ -66,8 +78,31 @@ def encode_batches(
         yield loaded, vectors
 
 
+@contextmanager
+def _told_of(encoder: Encoder, modality: Modality, count: int, patience: float) -> Iterator[None]:
+    """Say so when this block takes longer than `patience` seconds: nobody else would."""
+    timer = threading.Timer(
+        patience,
+        log.warning,
+        [
+            "the encoder %s has been at one batch of %d %s inputs for %g s; Ctrl-C stops it, "
+            "and finished parts are kept", encoder.name, count, modality, patience,
+        ],
+    )  # fmt: skip
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _launched(
-    encoder: Encoder, modality: Modality, batches: Iterable[Loaded], autocast: Autocast | None
+    encoder: Encoder,
+    modality: Modality,
+    batches: Iterable[Loaded],
+    autocast: Autocast | None,
+    patience: float,
 ) -> Iterator[tuple[Loaded, Tensor]]:
     """Each batch with its vectors, (items, D) on the device, once the next one is on its way."""
     limit = 1 << 30
@@ -83,7 +118,8 @@ def _launched(
         if loaded.inputs is None:
             output = torch.empty(0, encoder.dim)
         else:
-            output, limit = _encode(encoder, modality, loaded.inputs, autocast, limit)
+            with _told_of(encoder, modality, len(loaded.inputs), patience):
+                output, limit = _encode(encoder, modality, loaded.inputs, autocast, limit)
         if waiting is not None:
             yield waiting
         waiting = loaded, output

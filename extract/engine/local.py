@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cmcr.embeddings import Description
-from cmcr.embeddings.inventory import Input, write_inputs
+from cmcr.embeddings.inventory import Input, read_ids, write_inputs
 from cmcr.embeddings.parts import (
     Failure,
     failures_so_far,
@@ -35,7 +35,14 @@ from cmcr.extract.engine.content import in_threads
 from cmcr.extract.engine.encode import Autocast, encode_batches
 from cmcr.extract.engine.known import Known, Taken
 from cmcr.extract.engine.summary import Summary
-from cmcr.extract.engine.workers import Batch, Loaded, failure, load
+from cmcr.extract.engine.workers import (
+    LARGEST_BATCH,
+    Batch,
+    Loaded,
+    content_bytes,
+    failure,
+    load,
+)
 from cmcr.extract.items import Item
 from cmcr.extract.sources.source import Source
 from cmcr.progress import progress
@@ -56,6 +63,7 @@ class Job:
     mine: range
     batch_size: int
     workers: int
+    item_timeout: float
     autocast: Autocast | None
     known: Known | None
 
@@ -139,8 +147,8 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
                 of_part = iter(sorted(of_part, key=lambda placed: len(placed[1].content or "")))
             if job.known is not None:
                 of_part = _unknown(job.known, of_part, taken.setdefault(part, []))
-            chosen = list(itertools.islice(of_part, job.batch_size))
-            while following := list(itertools.islice(of_part, job.batch_size)):
+            chosen = _chosen(of_part, job.batch_size)
+            while following := _chosen(of_part, job.batch_size):
                 yield _batch(part, chosen, last=False)
                 chosen = following
             yield _batch(part, chosen, last=True)
@@ -148,6 +156,16 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
             held.close()
             for _ in of_part:
                 pass
+
+
+def _chosen(of_part: Iterator[tuple[int, Item]], most: int) -> list[tuple[int, Item]]:
+    """The next items of a batch: fewer than `most` where they hold their media, and large ones."""
+    chosen: list[tuple[int, Item]] = []
+    held = 0
+    while len(chosen) < most and held < LARGEST_BATCH and (placed := next(of_part, None)):
+        chosen.append(placed)
+        held += content_bytes(placed[1])
+    return chosen
 
 
 def _batch(part: int, chosen: list[tuple[int, Item]], last: bool) -> Batch:
@@ -184,11 +202,13 @@ def encoded(
     """Decode and encode `batches`; yields each part when its last batch is through."""
     modality = job.source.modality
     loaded_batches = _timed(
-        load(batches, job.encoder, modality, job.workers), summary.seconds, "read"
+        load(batches, job.encoder, modality, job.workers, job.item_timeout), summary.seconds, "read"
     )
     rows: Rows | None = None
     for loaded, vectors in _timed(
-        encode_batches(job.encoder, modality, loaded_batches, job.autocast),
+        encode_batches(
+            job.encoder, modality, loaded_batches, job.autocast, patience=job.item_timeout
+        ),
         summary.seconds,
         "encode",
         inner="read",
@@ -285,8 +305,17 @@ def refuse_too_many(summary: Summary, max_failures: float, folder: Path) -> None
 
 def moved(job: Job) -> SourceError:
     """The error for a source that is not what it was when it was opened."""
+    now = [item.id for item in job.source.items()]
+    parts = [ids for ids in read_ids(job.folder, job.parts) if ids is not None]
+    embedded = {id for ids in parts for id in ids}
+    left, gone = (id for id in now if id not in embedded), sorted(embedded.difference(now))
+    told = [f"{job.source.total:,} items when it was opened, {len(now):,} now"]
+    if gone:
+        told.append(f"{len(gone):,} gone (first: {gone[0]})")
+    if len(parts) == job.parts and (first := next(left, None)):
+        told.append(f"{1 + sum(1 for _ in left):,} not embedded (first: {first})")
     return SourceError(
-        "the source changed while it was being embedded",
+        f"the source changed while it was being embedded: {', '.join(told)}",
         where=job.source.description["where"],
         fix="run the command again with --update when it is at rest; what is embedded is kept",
     )

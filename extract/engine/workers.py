@@ -1,32 +1,48 @@
 """Batches of one part, decoded and preprocessed in worker processes, in the source's order.
 
-The batches themselves are what the DataLoader's sampler yields, so items reach a worker only
-when it has room for them, and a source of any length is read as it is needed.
+    for loaded in load(batches, encoder, "audio", workers=4): ...
+
+A worker has `PREFETCH` batches before it, and items are taken from the source only as there is
+room, so a source of any length is read as it is needed. An input that ends the process that
+decodes it, or never comes back, is one failure: the process is replaced, and the rest of the batch
+is as if the input could not be decoded.
 """
 
-import multiprocessing
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import itertools
+import logging
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import wait
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from cmcr.devices import threads_for
+from cmcr.devices import free_memory, threads_for
 from cmcr.embeddings import Modality
 from cmcr.embeddings.inventory import Input
 from cmcr.embeddings.parts import Failure
 from cmcr.errors import SourceError
 from cmcr.extract.encoders.registry import Encoder
-from cmcr.extract.engine.content import measure
+from cmcr.extract.engine.content import measure, stamp
+from cmcr.extract.engine.processes import NOWHERE, Mark, Place, Worker, start
 from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
 from cmcr.extract.media.decode import decode
 
+log = logging.getLogger(__name__)
+
+ITEM_TIMEOUT = 300.0  # seconds
 GIVING_WAY = 5  # a fourth of a core on which another process is busy
 PREFETCH = 2  # batches ahead of the encoder, for each worker
+TRIES = 3  # processes that an input may cost; it is alone with the last
+FEWEST = 8  # inputs that cannot all be bad, the first ones
+LARGEST_BATCH = 1 << 28  # bytes of media that lie in memory before they are decoded
+ENOUGH = 1 << 30  # bytes with which a process that runs alone is not short of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,78 +77,63 @@ class Loaded:
         return self if self.inputs is None else replace(self, inputs=self.inputs.pin_memory())
 
 
-def load(
-    batches: Iterator[Batch], encoder: Encoder, modality: Modality, workers: int
-) -> Iterator[Loaded]:
-    """Decode and preprocess `batches` in `workers` processes (0: in this one), in order.
-
-    Workers are forked from a server that has imported what they need and holds no CUDA context.
-    Raises SourceError when a worker is killed, as a decoder's crash or too little memory does.
-    """
-    context = multiprocessing.get_context("forkserver") if workers else None
-    if context is not None:
-        imports = getattr(encoder, "worker_imports", ())
-        context.set_forkserver_preload([__name__, type(encoder).__module__, *imports])
-    loader = DataLoader(
-        Decoding(encoder, modality),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCH if workers else None,
-        multiprocessing_context=context,
-        worker_init_fn=_give_way if encoder.device.type == "cpu" else None,
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
-            raise
-        fix = (
-            "run the command again, with fewer --workers if memory ran out; finished parts are kept"
-        )
-        if "is killed by signal" not in str(error):
-            fix += (
-                '; a script of your own must call `extract` under `if __name__ == "__main__":`, or '
-                "with workers=0, for these processes import the script"
-            )
-        raise SourceError(
-            f"a process that decodes {modality} was killed: {str(error).splitlines()[0]}",
-            fix=fix,
-        ) from error
+class TimedOut(Exception):  # noqa: N818  its name is what failures.parquet says
+    """An input that was not decoded in time."""
 
 
-class Decoding(Dataset):
+class WorkerKilled(Exception):  # noqa: N818
+    """An input whose decoding ended the process."""
+
+
+class Decoding:
     """What runs in a worker: `Batch` to `Loaded`. One bad input costs only itself."""
 
     def __init__(self, encoder: Encoder, modality: Modality) -> None:
         self.preprocess = encoder.preprocess
         self.modality = modality
 
-    def __getitems__(self, batch: Batch) -> Loaded:
-        with threads_for(0):  # there is a worker for every core
-            return self.load(batch)
+    def __call__(
+        self, task: tuple[Batch, Mapping[int, Exception]], mark: Mark
+    ) -> tuple[Loaded, Tensor | None]:
+        """In a worker, the inputs apart from the rest."""
+        loaded = self.load(*task, mark)
+        return replace(loaded, inputs=None), loaded.inputs
 
-    def load(self, batch: Batch) -> Loaded:
-        """Decode and preprocess a batch, its failures set aside."""
-        items, places, inputs, failures = [], [], [], []
-        measured = {}
-        for item, place in zip(batch.items, batch.places, strict=True):
-            content = measure(item)
-            measured[place] = content.as_input(item, failed=True)
-            try:
-                known, decoded = self.decode(item)
-                inputs.append(self.preprocess(self.modality, decoded))
-            except RecordedError:
-                continue
-            except Exception as error:  # decoders raise what they like
-                failures.append(failure(item, error))
-            else:
-                items.append(known)
-                places.append(place)
-                measured[place] = content.as_input(item)
-        broken = unstackable(inputs)
-        stacked = torch.stack(inputs) if inputs and not broken else None  # (items, ...)
+    def load(
+        self,
+        batch: Batch,
+        known: Mapping[int, Exception] | None = None,
+        mark: Mark = lambda number: None,
+    ) -> Loaded:
+        """Decode and preprocess a batch, its failures set aside.
+
+        `known` are failures of items by their number in the batch, which are not tried again;
+        `mark` is told the number of each item that is begun.
+        """
+        with threads_for(0):  # there is a worker for every core
+            items, places, inputs, failures = [], [], [], []
+            measured = {}
+            for number, (item, place) in enumerate(zip(batch.items, batch.places, strict=True)):
+                mark(number)
+                found = known.get(number) if known else None
+                content = stamp(item) if found else measure(item)
+                measured[place] = content.as_input(item, failed=True)
+                try:
+                    if found:
+                        raise RecordedError(str(found)) if _is_recorded(item) else found
+                    told, decoded = self.decode(item)
+                    inputs.append(self.preprocess(self.modality, decoded))
+                except RecordedError:
+                    continue
+                except Exception as error:  # decoders raise what they like
+                    failures.append(failure(item, error))
+                else:
+                    items.append(told)
+                    places.append(place)
+                    measured[place] = content.as_input(item)
+            mark(len(batch.items))
+            broken = unstackable(inputs)
+            stacked = torch.stack(inputs) if inputs and not broken else None  # (items, ...)
         return Loaded(batch.part, items, places, stacked, failures, measured, batch.last, broken)
 
     def decode(self, item: Item) -> tuple[Item, Decoded]:
@@ -162,15 +163,270 @@ def failure(item: Item, error: Exception) -> Failure:
     return {"id": item.id, "uri": item.uri, "error": type(error).__name__, "message": message}
 
 
-def _give_way(worker: int) -> None:
-    """Where the encoder computes on the same cores, let it go first.
+def load(
+    batches: Iterator[Batch],
+    encoder: Encoder,
+    modality: Modality,
+    workers: int,
+    item_timeout: float = ITEM_TIMEOUT,
+) -> Iterator[Loaded]:
+    """Decode and preprocess `batches` in `workers` processes (0: in this one), in order.
 
-    Its threads wait for one another, so a worker that takes one core stops them all. With less
-    priority a worker decodes when the encoder has nothing to do, and then on every core. With the
-    least it would get one part in seventy of a core on which somebody else is busy.
+    An input that takes longer than `item_timeout` seconds, while this process waits for it, fails
+    as TimedOut, one that ends `TRIES` processes as WorkerKilled.
+    Raises SourceError where that is not the input's fault: nothing can be decoded, or memory is
+    short.
     """
-    os.nice(GIVING_WAY)
+    decoding = Decoding(encoder, modality)
+    if not workers:
+        loaded = map(decoding.load, batches)
+        yield from map(Loaded.pin_memory, loaded) if torch.cuda.is_available() else loaded
+        return
+    with ExitStack() as stack:
+        thread = None
+        if torch.cuda.is_available():  # batches are copied while one before them is encoded
+            thread = stack.enter_context(ThreadPoolExecutor(1, "pin"))
+        crew = Crew(encoder, decoding, workers, item_timeout)
+        stack.callback(crew.dismiss)
+        yield from crew.load(batches, thread)
 
 
-def _unchanged(loaded: Any) -> Any:
-    return loaded
+_kept: list[Worker] | None = None
+
+
+@contextmanager
+def workers_kept() -> Iterator[None]:
+    """Processes that `load` has started work for the next `load` too, and end with this block."""
+    global _kept
+    if _kept is not None:  # in such a block already
+        yield
+        return
+    _kept = []
+    try:
+        yield
+    finally:
+        ended, _kept = _kept, None
+        for worker in ended:
+            worker.end()
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker and its batches, by number; `age` is how long this process saw it at `seen`."""
+
+    worker: Worker
+    batches: deque[int] = field(default_factory=deque)
+    finished: int = 0
+    ready: bool = False
+    seen: Place | None = None
+    age: float = 0.0
+
+
+class Crew:
+    """Workers, and what was found out about inputs that end or hold them."""
+
+    def __init__(
+        self, encoder: Encoder, decoding: Decoding, workers: int, item_timeout: float
+    ) -> None:
+        imports = (type(encoder).__module__, *getattr(encoder, "worker_imports", ()))
+        self.imports = [__name__, *(module for module in imports if module != "__main__")]
+        self.niceness = GIVING_WAY if encoder.device.type == "cpu" else 0
+        self.decoding = decoding
+        self.workers = workers
+        self.timeout = item_timeout
+        self.hands: list[Hand] = []
+        self.batches: dict[int, Batch] = {}  # that are not decoded yet
+        self.todo: deque[int] = deque()  # of these, that nobody has
+        self.alone: deque[int] = deque()  # likewise, to be tried with nothing beside them
+        self.lone: int | None = None  # that is being tried so
+        self.free: int | None = None  # memory, when it began
+        self.known: dict[Hashable, Exception] = {}
+        self.strikes: Counter[Hashable] = Counter()
+        self.any_decoded = False
+        self.waited = 0.0  # seconds since hands were looked after
+
+    def load(self, batches: Iterator[Batch], thread: ThreadPoolExecutor | None) -> Iterator[Loaded]:
+        """Each batch decoded, in order, and copied to page-locked memory by `thread`."""
+        done: dict[int, Future[Loaded] | Loaded] = {}
+        source = enumerate(batches)
+        taken, room = 0, self.workers * PREFETCH
+        for number in itertools.count():
+            while number not in done:
+                while (
+                    taken - number < room
+                    and sum(map(_content_bytes, self.batches.values())) < 2 * LARGEST_BATCH
+                    and (following := next(source, None))
+                ):
+                    taken += 1
+                    self.batches[following[0]] = following[1]
+                    self.todo.append(following[0])
+                    self._hand_out()
+                self._hand_out()
+                if not self.batches:
+                    return
+                for found, loaded in self._receive():
+                    done[found] = thread.submit(loaded.pin_memory) if thread else loaded
+            one = done.pop(number)
+            yield one.result() if isinstance(one, Future) else one
+
+    def dismiss(self) -> None:
+        """End the workers, or keep those that have nothing to do where they are kept."""
+        for hand in self.hands:
+            if _kept is not None and hand.ready and not hand.batches:
+                _kept.append(hand.worker)
+            else:
+                hand.worker.end()
+        self.hands.clear()
+
+    def _hand_out(self) -> None:
+        """Give the hands what they have room for; a batch that is to be alone waits for that."""
+        while (self.todo or self.alone) and self.lone is None:
+            if self.alone and any(hand.batches for hand in self.hands):
+                return
+            hand = self._idlest()
+            if len(hand.batches) == PREFETCH:
+                return
+            if self.alone:
+                self.lone = self.alone.popleft()
+                self.free = free_memory()
+            number = self.todo.popleft() if self.lone is None else self.lone
+            hand.batches.append(number)
+            batch = self.batches[number]
+            keys = {} if not self.known else dict(enumerate(map(_key, batch.items)))
+            known = {row: self.known[key] for row, key in keys.items() if key in self.known}
+            hand.worker.give((batch, known))
+
+    def _idlest(self) -> Hand:
+        if len(self.hands) < self.workers and all(hand.batches for hand in self.hands):
+            worker = None
+            while _kept and worker is None:
+                kept = _kept.pop()
+                if kept.socket.poll():  # nothing is to come but the end
+                    kept.end()
+                else:
+                    worker = kept
+            hand = Hand(worker or start(self.imports))
+            hand.worker.take_up(self.decoding, self.niceness)
+            self.hands.append(hand)
+        return min(self.hands, key=lambda hand: len(hand.batches))
+
+    def _receive(self) -> Iterator[tuple[int, Loaded]]:
+        """What the hands have done; waits for some of it, but not for an input without end."""
+        busy = {hand.worker.socket: hand for hand in self.hands if hand.batches}
+        often = min(1.0, self.timeout / 4)
+        began = time.monotonic()
+        found = wait(list(busy), often)
+        # A longer time is one for which this process itself was stopped.
+        self.waited += min(time.monotonic() - began, 2 * often)
+        for socket in found:
+            hand = busy[socket]  # type: ignore[index]
+            try:
+                kind, answer, inputs = hand.worker.receive()
+            except (EOFError, OSError):
+                self._lose(hand)
+                continue
+            if kind == "error":
+                raise answer
+            if kind == "ready":
+                hand.ready = True
+                continue
+            number = hand.batches.popleft()
+            hand.finished += 1
+            del self.batches[number]
+            self.lone = None
+            self.any_decoded = self.any_decoded or inputs is not None
+            yield number, replace(answer, inputs=inputs)
+        if self.waited >= often:
+            self._look_after()
+
+    def _look_after(self) -> None:
+        for hand in [hand for hand in self.hands if hand.batches]:
+            place = hand.worker.place()
+            hand.age = hand.age + self.waited if place == hand.seen else 0.0
+            hand.seen = place
+            if hand.age > self.timeout:
+                self._lose(hand, in_time=False)
+        self.waited = 0.0
+
+    def _lose(self, hand: Hand, in_time: bool = True) -> None:
+        """Go on without a hand: find out which input it was at, and what that means for it."""
+        self.hands.remove(hand)
+        self.lone = None
+        self.todo.extendleft(reversed(hand.batches))
+        place = hand.worker.place() or NOWHERE
+        code = hand.worker.end()
+        if not hand.ready:
+            raise self._not_ready(code, in_time)
+        begun = max(place[0] - 1 - hand.finished, 0)
+        number = hand.batches[min(begun, len(hand.batches) - 1)]
+        items = self.batches[number].items
+        item = items[place[1]] if 0 <= place[1] < len(items) else None
+        before = map(_key, items[: place[1]]) if item else ()
+        self.any_decoded = self.any_decoded or any(key not in self.known for key in before)
+        key = number if item is None else _key(item)
+        self.strikes[key] += 1
+        if in_time and self.strikes[key] < TRIES:
+            log.warning(
+                "a process that decodes %s was killed (%s) and is replaced; if memory is short, "
+                "take fewer --workers", self.decoding.modality, _told(code),
+            )  # fmt: skip
+            if self.strikes[key] == TRIES - 1:
+                self.todo.remove(number)
+                self.alone.append(number)
+            return
+        short = code == -signal.SIGKILL and self.free is not None and self.free < ENOUGH
+        if item is None or (in_time and short):
+            raise self._killed(code, in_time)
+        if in_time:
+            found: Exception = WorkerKilled(f"it ends the process that decodes it ({_told(code)})")
+        else:
+            found = TimedOut(f"not decoded within {self.timeout:g} s (--item-timeout)")
+        self.known[key] = found
+        log.warning("%s: %s: %s", item.id, type(found).__name__, found)
+        if not self.any_decoded and len(self.known) >= FEWEST:
+            raise self._killed(code, in_time)
+
+    def _killed(self, code: int | None, in_time: bool) -> SourceError:
+        how = f"was killed: {_told(code)}" if in_time else f"gave nothing in {self.timeout:g} s"
+        some = f"{len(self.known)} inputs, and none was decoded; " if self.known else ""
+        return SourceError(
+            f"a process that decodes {self.decoding.modality} {how}",
+            fix=some + "run the command again, with fewer --workers if memory ran out, or a longer "
+            "--item-timeout; finished parts are kept",
+        )
+
+    def _not_ready(self, code: int | None, in_time: bool) -> SourceError:
+        how = f"was killed: {_told(code)}" if in_time else f"not begun in {self.timeout:g} s"
+        return SourceError(
+            f"a process that decodes {self.decoding.modality} {how}",
+            where=type(self.decoding).__module__,
+            fix="look at what the encoder imports; --workers 0 does it in this process",
+        )
+
+
+def content_bytes(item: Item) -> int:
+    """The encoded media that the item itself holds."""
+    return len(item.content) if isinstance(item.content, bytes) else 0
+
+
+def _content_bytes(batch: Batch) -> int:
+    return sum(map(content_bytes, batch.items))
+
+
+def _is_recorded(item: Item) -> bool:
+    """Whether another region stands for the picture of this one."""
+    return isinstance(item, Crop) and item.number > 0
+
+
+def _key(item: Item) -> Hashable:
+    """What ends a process: regions of a picture that does are one."""
+    item = item.picture.item if isinstance(item, Crop) else item
+    return item.id, item.uri
+
+
+def _told(code: int | None) -> str:
+    if code is None:
+        return "by whom is not known"
+    if code < 0:
+        return signal.Signals(-code).name
+    return f"it exited with {code}"

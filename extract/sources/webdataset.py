@@ -149,7 +149,9 @@ def _samples(modality: Modality, shard: Path) -> Iterator[Sample]:
                 sample = _sample(modality, file_uri(shard), key, members)
                 whole, end = whole + 1, sample.end
                 yield sample
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (
+        tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, RecursionError
+    ) as error:  # fmt: skip
         why = str(error).partition("\n")[0]
         if not whole:
             raise SourceError(
@@ -162,7 +164,8 @@ def _samples(modality: Modality, shard: Path) -> Iterator[Sample]:
             f"the tar is cut short or damaged after {whole} whole samples: {why}",
             where=shard,
             fix="fetch it again; or keep what is whole: "
-            f"{unpack} {shlex.quote(str(shard))} | head -c {end} > WHOLE.tar",
+            f"({unpack} {shlex.quote(str(shard))} | head -c {end}; head -c 1024 /dev/zero) "
+            "> WHOLE.tar",
         ) from error
 
 
@@ -170,6 +173,12 @@ def _members(tar: tarfile.TarFile) -> Iterator[Member]:
     """The regular files of a tar that are not hidden."""
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # else it remembers every one
+        if info.issparse():
+            raise SourceError(
+                f"the tar holds a sparse file, {info.name}, and those are not read",
+                where=tar.name,
+                fix="pack it again without --sparse",
+            )
         name = valid(info.name.removeprefix("./"))
         folder, slash, base = name.rpartition("/")
         if info.isreg() and not base.startswith("."):
@@ -267,14 +276,31 @@ def _noted_texts(notes: dict[str, Any]) -> list[str]:
 
 
 class Header(tarfile.TarInfo):
-    """A header that is neither a file's nor the end's is an error, and not just the end."""
+    """A header that is neither a file's nor the end's is an error, and so is no end at all."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """As TarInfo.frombuf, but raises ReadError, which TarFile hands on."""
         try:
-            return super().frombuf(buf, encoding, errors)
+            info = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
+            if not buf:
+                raise tarfile.ReadError("it ends without the blocks that end a tar") from error
             if buf.strip(b"\0"):
                 raise tarfile.ReadError(f"a damaged header: {error}") from error
             raise
+        if info.type in _LONG_HEADERS and info.size > LARGEST_NOTE:
+            raise tarfile.ReadError(f"a header of {info.size >> 10:,} KiB")
+        return info
+
+
+# Their content is a name or some fields, and is read into memory.
+_LONG_HEADERS = frozenset(
+    [
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+    ]
+)

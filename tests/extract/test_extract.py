@@ -1,7 +1,6 @@
 """Media in, embedding shards out: sources, failures, resume, and many processes at once."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from shell import below
 
 from cmcr.embeddings import Dataset, Key, Modality, open_dataset, verify_store
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
@@ -443,8 +443,7 @@ def test_a_worker_gives_way_and_does_not_starve(
     whole, priorities = type(encoder).encode, set()
 
     def encode(self: Encoder, modality: Modality, batch: torch.Tensor) -> torch.Tensor:
-        for worker in multiprocessing.active_children():
-            priorities.add(os.getpriority(os.PRIO_PROCESS, worker.pid or 0))
+        priorities.update(os.getpriority(os.PRIO_PROCESS, pid) for pid in below(os.getpid()))
         return whole(self, modality, batch)
 
     monkeypatch.setattr(type(encoder), "encode", encode)

@@ -283,6 +283,12 @@ def load_pipelines() -> Pipelines:
     place = local if local.exists() else Path(str(files("cmcr") / FILE))
     try:
         content = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"the file of recipes cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=place,
+            fix="mend it, or work in another folder",
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]

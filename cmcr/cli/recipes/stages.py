@@ -91,6 +91,7 @@ def extract_datasets(
         open_regions,
         open_source,
         preview_extraction,
+        workers_kept,
     )
 
     place = str(find_device(device))
@@ -115,23 +116,17 @@ def extract_datasets(
     default_weights = ":" not in section.encoder and section.checkpoint is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
-    for source, wanted in sources:
-        chosen: dict[str, Any] = {}
-        if kind := index or wanted.index:
-            chosen["index"] = None if kind == "none" else kind
-        limits = [one for one in (max_failures, wanted.max_failures) if one is not None]
-        if limits:
-            chosen["max_failures"] = limits[0]
-        yield work(
-            store,
-            encoder,
-            source,
-            wanted.dataset,
-            space=space,
-            licence=licence,
-            **options,
-            **chosen,
-        )
+    with workers_kept():
+        for source, wanted in sources:
+            chosen: dict[str, Any] = {}
+            if kind := index or wanted.index:
+                chosen["index"] = None if kind == "none" else kind
+            limits = [one for one in (max_failures, wanted.max_failures) if one is not None]
+            if limits:
+                chosen["max_failures"] = limits[0]
+            name = wanted.dataset
+            chosen |= options
+            yield work(store, encoder, source, name, space=space, licence=licence, **chosen)
 
 
 def given_flags(

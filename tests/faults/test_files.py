@@ -1,0 +1,109 @@
+"""Files that are whole or not there, whoever else writes them and whatever was killed before.
+
+pytest tests/faults/test_files.py
+"""
+
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmcr.embeddings import Key, import_embeddings
+from cmcr.errors import SourceError
+from cmcr.extract import Encoder, extract, open_source
+from cmcr.files import replacing, write_text
+
+
+def test_two_writers_of_one_file_with_one_process_id_do_not_meet(tmp_path: Path) -> None:
+    with replacing(tmp_path / "x") as one, replacing(tmp_path / "x") as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "x").read_text() == "one"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_that_somebody_put_there_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / f".x.{os.getpid()}").symlink_to(tmp_path / "victim")
+    write_text(tmp_path / "x", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "x").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_taken_away_and_what_lives_is_not(tmp_path: Path) -> None:
+    program = textwrap.dedent(f"""
+        import os
+        from pathlib import Path
+        from cmcr.files import replacing
+        with replacing(Path({str(tmp_path / "x")!r})) as unfinished:
+            unfinished.write_text("half")
+            os._exit(9)
+    """)
+    subprocess.run([sys.executable, "-c", program], check=False)
+    (tmp_path / ".x.12345").touch()  # as they were named before
+    (tmp_path / ".x.json.12345").touch()  # another file's
+    assert len(os.listdir(tmp_path)) == 3
+    with replacing(tmp_path / "x") as alive:
+        alive.write_text("alive")
+        write_text(tmp_path / "x", "second")
+        assert alive.exists()
+    assert sorted(os.listdir(tmp_path)) == [".x.json.12345", "x"]
+
+
+def test_a_file_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_source_that_changed_while_it_was_read_is_told_apart(
+    tmp_path: Path, encoder: Encoder
+) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((4, 3), np.float32))
+    for name in range(12):
+        points = np.arange(12, dtype=np.float32).reshape(4, 3) + name
+        np.save(tmp_path / f"{name}.npy", points)
+
+    def refused(store: str) -> str:
+        with pytest.raises(SourceError, match="changed while it was being embedded") as error:
+            extract(tmp_path / "S" / store, encoder, source, "t", workers=0, part_rows=4)
+        return error.value.what
+
+    source = open_source("pointcloud", str(tmp_path))
+    (tmp_path / "3.npy").rename(tmp_path / "gone")
+    assert "12 items when it was opened, 11 now" in refused("vanished")
+    (tmp_path / "gone").rename(tmp_path / "30.npy")
+    assert "12 items when it was opened, 12 now" in refused("renamed")
+    (tmp_path / "30.npy").rename(tmp_path / "3.npy")
+    np.save(tmp_path / "10a.npy", points)
+    assert "13 now, 1 not embedded (first: 9.npy)" in refused("appeared")
+
+
+@pytest.mark.parametrize("scale", [1e25, 1e-30])
+def test_vectors_of_any_length_are_imported(scale: float, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(5, 4))
+    key = Key("s", "text", "t")
+    for name, given in (("plain", array), ("scaled", (array * scale).astype(np.float32))):
+        np.save(tmp_path / f"{name}.npy", given)
+    stored = [
+        import_embeddings(tmp_path / f"S-{name}", key, tmp_path / f"{name}.npy").embeddings()
+        for name in ("plain", "scaled")
+    ]
+    assert np.abs(stored[0].astype(np.float32) - stored[1].astype(np.float32)).max() < 1e-3
+
+
+def test_a_vector_without_direction_is_refused_by_its_row(tmp_path: Path) -> None:
+    array = np.ones((4, 3), np.float32)
+    array[2] = 0
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(SourceError, match="the first is row 2"):
+        import_embeddings(tmp_path / "S", Key("s", "text", "t"), tmp_path / "a.npy")
