@@ -79,6 +79,9 @@ def webdataset(modality: Modality, where: Path, shards: Sequence[Path]) -> Sourc
         kinds: set[frozenset[bool]] = set()
         for sample in _samples(modality, shard):
             digest.update(repr((sample.members, sample.notes)).encode())
+            # A dataset that was made of the first of several texts alone is another.
+            if isinstance(_noted(sample.notes), list):
+                digest.update(repr([item.id for item in sample.items]).encode())
             former.update(repr(sample.members).encode())
             for item in sample.items:
                 ids.add(item.id)
