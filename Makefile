@@ -1,6 +1,6 @@
-# make demo   the main job, on the world that ships with the package
-# make test   style, types and tests
-# make recipes  the paper's recipes on made-up data sets and random weights: some ten minutes
+# make demo      the main job, on the world that ships with the package
+# make test      style, types and tests
+# make recipes   the paper's recipes on made-up data sets and random weights: ten to twenty minutes
 #
 # All make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
 # is another: make demo PYTHON=python3.12

@@ -82,7 +82,7 @@ def run(
                 place,
                 device,
                 max_failures=max_failures,
-                encoder=outlook.encoders.pop(section.encoder, None),
+                encoder=outlook.encoders.pop((section.encoder, section.checkpoint), None),
                 opened=outlook.opened,
                 update=update,
             ):

@@ -197,6 +197,7 @@ def test_a_table_that_selects_rows_which_there_are_not_is_told(
         outlook = look(ground, "cpu")
         assert len(outlook.skipped) == len(outlook.lacks) == skipped
         assert len(outlook.recipe.evaluate.retrieval) == 1 - skipped
+    assert outlook.skipped[0].name.startswith("digits-clap/audio:sounds (label=c) in ")
     (lack,) = outlook.lacks
     assert lack.what == "no row of digits-clap/audio:sounds with label=c; it has label: a, b"
 

@@ -51,14 +51,14 @@ def look(ground: Ground, device: str) -> Outlook:
     for section in recipe.extract:
         encoder_spec(section.encoder)
     shelf = Shelf()
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[tuple[str, Path | None], Encoder] = {}
     opened: dict[SourceSection, Source] = {}
     datasets = []
     for section in recipe.extract:
         encoder, lacks = _load(section, place)
         lacking = {one.modality: _unready(encoder, one.modality) for one in section.sources}
         if encoder is not None:
-            encoders[section.encoder] = encoder
+            encoders[section.encoder, section.checkpoint] = encoder
         for wanted in section.sources:
             one = Dataset(
                 Key(space_of(section.encoder), wanted.modality, wanted.dataset),

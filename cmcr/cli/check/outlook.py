@@ -92,7 +92,10 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Outlook:
-    """Everything that was looked at. `recipe` holds what of it can be run."""
+    """Everything that was looked at. `recipe` holds what of it can be run.
+
+    `opened` and `encoders`, by name and checkpoint, are for those who run it.
+    """
 
     recipe: Pipeline
     store: Path
@@ -102,7 +105,7 @@ class Outlook:
     others: list[Lack]  # that belong to no one dataset
     free: int  # bytes of the disk
     opened: Mapping[SourceSection, "Source"] = field(default_factory=dict)
-    encoders: dict[str, "Encoder"] = field(default_factory=dict)
+    encoders: dict[tuple[str, Path | None], "Encoder"] = field(default_factory=dict)
 
     @property
     def lacks(self) -> Mapping[Lack, list[str]]:

@@ -62,7 +62,7 @@ def within_reach(
         able[task] = []
         for section in getattr(ground.recipe.evaluate, task):
             if why := "; ".join(tables.lacking(section)):
-                name = " in ".join(getattr(section, s) for s in _SIDES if hasattr(section, s))
+                name = " in ".join(_named(section))
                 skipped.append(Skipped(f"evaluate {task.replace('_', '-')}", name, why))
             else:
                 able[task].append(section)
@@ -87,6 +87,20 @@ def _needs(section: ConnectSection, there: set[Key], named: set[Key]) -> Iterato
             key for key in there | named if key.space in spaces and entry in (key.dataset, str(key))
         }
         yield from sorted(map(str, meant - there)) if meant else [entry]
+
+
+def _named(section: BaseModel) -> Iterator[str]:
+    """The datasets of a table, with the rows that it selects."""
+    for side in _SIDES:
+        if hasattr(section, side):
+            filters = " ".join(_filters(section, side))
+            yield getattr(section, side) + (f" ({filters})" if filters else "")
+
+
+def _filters(section: BaseModel, side: str) -> Sequence[str]:
+    """COLUMN=VALUE,... of the rows of a side that count."""
+    filters: Sequence[str] = getattr(section, f"{side}_where", ())
+    return filters
 
 
 class _Tables:
@@ -136,10 +150,10 @@ class _Tables:
         from cmcr.evaluate import parse_where
 
         source = self.sources.get(key)
-        filters = getattr(section, f"{side}_where", ())
+        filters = _filters(section, side)
         if source is None or not filters:
             return []
-        where = parse_where([filters] if isinstance(filters, str) else filters)
+        where = parse_where(filters)
         seen: dict[str, Counter[str]] = {column: Counter() for column in where}
         kept = 0
         for item in source.items():
