@@ -106,7 +106,7 @@ def read_array(path: Path) -> np.ndarray:
     """
     readers: Mapping[str, Callable[[Path], np.ndarray]] = {
         ".npy": lambda file: np.load(file, mmap_mode="r", allow_pickle=False),
-        ".npz": lambda file: _only(dict(np.load(file, allow_pickle=False)), file),
+        ".npz": _read_npz,
         ".safetensors": _read_safetensors,
         ".parquet": _read_parquet,
     }
@@ -243,6 +243,11 @@ def _only(arrays: Mapping[str, np.ndarray], path: Path) -> np.ndarray:
         where=path,
         fix="name the one to import `embeddings`",
     )
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return _only(dict(arrays), path)
 
 
 def _read_safetensors(path: Path) -> np.ndarray:

@@ -68,7 +68,7 @@ def chain_content(path: Path) -> tuple[list[str], list[str]]:
             raise StoreError("the chain's record cannot be read", where=path / CONFIG, fix=REMAKE)
     assert links is not None
     assert joints is not None
-    if len(joints) != len(links) - 1 or not all(re.fullmatch(r"link-[0-9]+", n) for n in links):
+    if len(joints) != len(links) or not all(re.fullmatch(r"link-[0-9]+", n) for n in links):
         raise StoreError(
             "the chain's record cannot be read: its links are not those of a chain",
             where=path / CONFIG,

@@ -94,7 +94,7 @@ def test_every_damage_of_a_dataset_is_told(store: Path) -> None:
 CONNECTIONS: list[tuple[str, Any]] = [
     ("links of numbers", {"format": 2, "links": [1], "joints": ["x"]}),
     ("links elsewhere", {"format": 2, "links": ["../c", "../c"], "joints": ["x"]}),
-    ("links, none between", {"format": 2, "links": ["link-1", "link-2"], "joints": ["x", "y"]}),
+    ("a link without a joint", {"format": 2, "links": ["link-1", "link-2"], "joints": ["x"]}),
     ("a list", []),
 ]
 
