@@ -73,6 +73,17 @@ Hubness = Annotated[
     Hubs, typer.Option(help="Correct hubs by unpaired rows of the query's modality: nnn.")
 ]
 
+
+def checked_modality(name: str | None) -> Any:
+    """A modality that a flag names. Raises UsageError for one that there is not."""
+    from cmcr.embeddings import MODALITIES
+    from cmcr.errors import UsageError, near
+
+    if name is not None and name not in MODALITIES:
+        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
+    return name
+
+
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 
