@@ -22,6 +22,7 @@ from cmcr.extract.preview import Preview, preview_extraction
 from cmcr.extract.queries import (
     Asked,
     embed_items,
+    encoder_name,
     open_encoder,
     read_queries,
     refuse_failures,
@@ -45,6 +46,7 @@ __all__ = [
     "Waveform",
     "check_encoder",
     "embed_items",
+    "encoder_name",
     "encoder_spec",
     "extract",
     "find_media",

@@ -33,6 +33,8 @@ from cmcr.extract import (
     Asked,
     Encoder,
     embed_items,
+    encoder_name,
+    encoder_spec,
     open_encoder,
     read_queries,
     refuse_failures,
@@ -203,13 +205,14 @@ class Store:
             spaces = [space.name for space in joint.record.spaces]
             projected = {folder.name, *spaces}
             if all(key.space in projected for key in keys) and all(
-                any(joint.knows(space, kind) for space in spaces) for kind in kinds
+                any(self._embeds(joint, space, kind) for space in spaces) for kind in kinds
             ):
                 fitting.setdefault(len(spaces), []).append(folder)
         smallest = fitting[min(fitting)] if fitting else []
         if len(smallest) == 1:
             return smallest[0]
         if not smallest:
+            self._refuse_imported(keys)
             raise UsageError(
                 "nothing connects what is asked with what is searched in",
                 where=self.path / "connections",
@@ -229,8 +232,6 @@ class Store:
 
     def _takes(self, space: str, modality: Modality) -> bool:
         """Whether the encoder of `space` takes `modality`."""
-        from cmcr.extract import encoder_spec
-
         made_by = self._example(space).manifest.encoder
         if made_by.get("imported") or "spaces" in made_by:  # a projection has spaces
             return False
@@ -245,22 +246,29 @@ class Store:
         near_by = [key.space for key in keys]
         if joint is None:
             return named or near_by[0]
-        known = [one.name for one in joint.record.spaces if joint.knows(one.name, modality)]
+        names = [one.name for one in joint.record.spaces]
         if named:
             joint.place_of(named)  # raises where it is none of them
             return named
-        for space in dict.fromkeys([*(one for one in near_by if one in known), *known]):
-            if self._has(space) and self._takes(space, modality):
+        for space in dict.fromkeys([*(one for one in near_by if one in names), *names]):
+            if self._embeds(joint, space, modality):
                 return space
+        self._refuse_imported(keys)
         raise UsageError(
-            f"no encoder of {' or '.join(one.name for one in joint.record.spaces)} takes "
-            f"{modality}",
+            f"no encoder of {' or '.join(names)} takes {modality}",
             where=self.path,
             fix="search for another modality, or say which it is with --modality",
         )
 
-    def _has(self, space: str) -> bool:
-        return any(key.space == space for key in list_datasets(self.path))
+    def _embeds(self, joint: JointSpace, space: str, modality: Modality) -> bool:
+        """Whether the encoder of `space` is known, takes `modality`, and `joint` projects it."""
+        there = any(key.space == space for key in list_datasets(self.path))
+        return there and joint.knows(space, modality) and self._takes(space, modality)
+
+    def _refuse_imported(self, keys: Sequence[Key]) -> None:
+        """Raise UsageError where nothing can be embedded as what is searched in was."""
+        for space in dict.fromkeys(key.space for key in keys):
+            encoder_name(self._example(space).manifest.encoder, space)
 
     def _example(self, space: str) -> Dataset:
         """A dataset of `space`, for what its encoder is."""
