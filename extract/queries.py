@@ -106,9 +106,10 @@ def _text(word: str) -> str:
 
 
 def _modality(path: Path) -> Modality:
-    for kind in (*_MEDIA, "text"):
-        if is_of(kind, path):  # type: ignore[arg-type]
-            return kind  # type: ignore[return-value]
+    kinds: tuple[Modality, ...] = (*_MEDIA, "text")  # a .txt of points is no text
+    for kind in kinds:
+        if is_of(kind, path):
+            return kind
     raise UsageError(
         f"nothing reads a file of {path.suffix or 'no suffix'}",
         where=path,

@@ -182,7 +182,8 @@ class Store:
         there = sorted(path.parent.name for path in self.path.glob("connections/*/config.json"))
         if named is None:
             spaces = {key.space for key in keys} | ({space} if space else set())
-            if len(spaces) == 1 and all(self._takes(*spaces, kind) for kind in kinds):
+            first = keys[0].space
+            if spaces == {first} and all(self._takes(first, kind) for kind in kinds):
                 return None
             return self._only_fitting(there, keys, kinds)
         folders = (self.path / "connections" / named, Path(named))
@@ -203,8 +204,7 @@ class Store:
         for folder in (self.path / "connections" / name for name in there):
             joint = self._opened(folder)
             spaces = [space.name for space in joint.record.spaces]
-            projected = {folder.name, *spaces}
-            if all(key.space in projected for key in keys) and all(
+            if all(self._lies_in(joint, key.space) for key in keys) and all(
                 any(self._embeds(joint, space, kind) for space in spaces) for kind in kinds
             ):
                 fitting.setdefault(len(spaces), []).append(folder)
@@ -216,13 +216,22 @@ class Store:
             raise UsageError(
                 "nothing connects what is asked with what is searched in",
                 where=self.path / "connections",
-                fix=f"`cmcr connect` makes a connection; there is: {', '.join(there) or 'none'}",
+                fix="make a connection with `cmcr connect`, or name another with --connection; "
+                f"there is: {', '.join(there) or 'none'}",
             )
         names = ", ".join(folder.name for folder in smallest)
         raise UsageError(
             f"the store has {len(smallest)} connections that could be searched through",
             where=self.path / "connections",
             fix=f"give --connection, one of: {names}",
+        )
+
+    def _lies_in(self, joint: JointSpace, space: str) -> bool:
+        """Whether datasets of `space` are in `joint`, or can be projected into it."""
+        made_by = self._example(space).manifest.encoder
+        return (
+            any(one.name == space for one in joint.record.spaces)
+            or made_by.get("checkpoint_sha256") == joint.record.model_sha256
         )
 
     def _opened(self, folder: Path) -> JointSpace:
@@ -237,7 +246,12 @@ class Store:
             return False
         if space in self._encoders:
             return modality in self._encoders[space].modalities
-        return modality in encoder_spec(str(made_by["encoder"])).modalities
+        name = str(made_by["encoder"])
+        if name.startswith("hf:"):  # which modalities it has, only its folder says
+            return any(
+                (key.space, key.modality) == (space, modality) for key in list_datasets(self.path)
+            )
+        return modality in encoder_spec(name).modalities
 
     def _space(
         self, joint: JointSpace | None, modality: Modality, keys: Sequence[Key], named: str | None
