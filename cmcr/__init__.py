@@ -20,12 +20,14 @@ __all__ = [
     "extract",
     "fit",
     "load_connection",
+    "open_store",
     "quiet",
 ]
 
 if TYPE_CHECKING:
     from cmcr.connect import fit, load_connection
     from cmcr.progress import quiet
+    from cmcr.search.store import open_store
 else:
 
     def __getattr__(name: str) -> object:
@@ -33,7 +35,12 @@ else:
 
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        homes = {"fit": "cmcr.connect", "load_connection": "cmcr.connect", "quiet": "cmcr.progress"}
+        homes = {
+            "fit": "cmcr.connect",
+            "load_connection": "cmcr.connect",
+            "open_store": "cmcr.search.store",
+            "quiet": "cmcr.progress",
+        }
         if name in homes:
             return getattr(import_module(homes[name]), name)
         return import_module(f"cmcr.{name}")

@@ -28,15 +28,18 @@ from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
 
 if TYPE_CHECKING:
+    from cmcr.evaluate.report.found import write_found
     from cmcr.evaluate.report.page import write_report
 else:
 
     def __getattr__(name: str) -> object:
-        if name != "write_report":  # it draws, and drawing is heavy to import
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from cmcr.evaluate.report.page import write_report
+        from importlib import import_module
 
-        return write_report
+        # They draw, and drawing is heavy to import.
+        homes = {"write_found": "found", "write_report": "page"}
+        if name not in homes:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"cmcr.evaluate.report.{homes[name]}"), name)
 
 
 __all__ = [
@@ -72,5 +75,6 @@ __all__ = [
     "success_rates",
     "truth_of",
     "weak_spots",
+    "write_found",
     "write_report",
 ]

@@ -20,6 +20,14 @@ from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
 from cmcr.extract.prepare.published import Published
 from cmcr.extract.prepare.sets.catalogue import published_sets
 from cmcr.extract.preview import Preview, preview_extraction
+from cmcr.extract.queries import (
+    Asked,
+    embed_items,
+    encoder_name,
+    open_encoder,
+    read_queries,
+    refuse_failures,
+)
 from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
@@ -27,6 +35,7 @@ from cmcr.extract.sources.source import Source
 
 __all__ = [
     "PROMISES",
+    "Asked",
     "Encoder",
     "EncoderSpec",
     "Item",
@@ -37,16 +46,21 @@ __all__ = [
     "Summary",
     "Waveform",
     "check_encoder",
+    "embed_items",
+    "encoder_name",
     "encoder_spec",
     "extract",
     "find_media",
     "is_of",
     "load_encoder",
+    "open_encoder",
     "open_regions",
     "open_source",
     "prepare_dataset",
     "preview_extraction",
     "published_sets",
+    "read_queries",
+    "refuse_failures",
     "registered",
     "workers_kept",
 ]

@@ -17,8 +17,9 @@ STAGES = {
     "embeddings": (),
     "evaluate": ("connect", "embeddings"),
     "extract": ("embeddings",),
-    "cli": ("connect", "embeddings", "evaluate", "extract", "serve"),
-    "serve": ("connect", "embeddings", "extract"),
+    "cli": ("connect", "embeddings", "evaluate", "extract", "search", "serve"),
+    "search": ("connect", "embeddings", "extract"),
+    "serve": ("connect", "embeddings", "extract", "search"),
     "floor": (),
 }
 
@@ -58,6 +59,7 @@ cmcr.cli
 cmcr.cli.check
 cmcr.cli.recipes
 cmcr.serve
+cmcr.search
 cmcr
 """
 LEVEL = {room: level for level, line in enumerate(LINES.splitlines()) for room in line.split()}

@@ -26,7 +26,7 @@ from cmcr.cli.console import answer, say
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
 from cmcr.cli.run import init, run
-from cmcr.cli.store import import_, info, report, upgrade, verify
+from cmcr.cli.store import import_, info, report, search, upgrade, verify
 from cmcr.errors import CmcrError
 
 STOPPED = 130
@@ -70,7 +70,7 @@ def root(
     """Connect pretrained multi-modal contrastive representations without paired data."""
 
 
-for main_command in (init, prepare, run, extract, connect):
+for main_command in (init, prepare, run, extract, connect, search):
     app.command()(main_command)
 
 evaluate = typer.Typer(

@@ -88,6 +88,16 @@ Hubness = Annotated[
 ]
 
 
+def checked_modality(name: str | None) -> Any:
+    """A modality that a flag names. Raises UsageError for one that there is not."""
+    from cmcr.embeddings import MODALITIES
+    from cmcr.errors import UsageError, near
+
+    if name is not None and name not in MODALITIES:
+        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
+    return name
+
+
 INCOMPLETE = 3  # the exit code where something is missing and the rest was done
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

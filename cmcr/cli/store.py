@@ -1,15 +1,33 @@
-"""Commands on a store: `cmcr import`, `info`, `verify`, `upgrade`, `report`."""
+"""Commands on a store: `cmcr import`, `search`, `info`, `verify`, `upgrade`, `report`."""
 
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmcr.cli.console import Index, Json, Precision, answer, print_table, say
+from cmcr.cli.console import (
+    Device,
+    Hubness,
+    Hubs,
+    Index,
+    Json,
+    NoRecipe,
+    Precision,
+    Recipe,
+    Where,
+    answer,
+    checked_modality,
+    print_table,
+    say,
+)
+from cmcr.cli.console import Store as StoreFolder
 from cmcr.errors import CmcrError, VersionError
+
+if TYPE_CHECKING:
+    from cmcr.embeddings.search.mixed import Hit
 
 
 def import_(
@@ -40,6 +58,131 @@ def import_(
     if as_json:
         line = {"dataset": str(imported.key), "rows": imported.rows, "dim": imported.dim}
         answer({"store": str(store), "datasets": [line]})
+
+
+def search(
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="QUERY...", help="Texts, files, folders of files, or - for lines of stdin."
+        ),
+    ] = None,
+    places: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--in", metavar="SPACE/MODALITY[:DATASET]", help="Where to search. Can be repeated."
+        ),
+    ] = None,
+    connection: Annotated[
+        str | None, typer.Option(help="Its name or folder.", show_default="the store's only one")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="What embeds the queries.", show_default="what is near")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Of the queries.", show_default="told from the file")
+    ] = None,
+    most: Annotated[int, typer.Option("-k", metavar="N", help="Results for each query.")] = 10,
+    together: Annotated[
+        bool, typer.Option("--together", help="All inputs are one query: their mean.")
+    ] = False,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(metavar="W", help="Of an input in that mean, one for each.", min=-1e6),
+    ] = None,
+    where: Where = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Ask the FAISS indexes of the datasets.")
+    ] = False,
+    hubness: Hubness = Hubs.none,
+    false_positives: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Find nothing that more of the unrelated items equal.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to see, hear and turn.")
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPACE=FILE", help="Weights that are not at their usual place."),
+    ] = None,
+    store: StoreFolder = None,
+    device: Device = "auto",
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
+) -> None:
+    """Find items by texts, pictures, sounds or shapes, in one dataset or in several at once."""
+    from cmcr.cli.recipes.ground import ground_to_measure, recipes
+    from cmcr.cli.recipes.searches import find_checkpoints
+    from cmcr.devices import cores, find_device
+    from cmcr.evaluate import parse_where, write_found
+    from cmcr.extract import find_media
+    from cmcr.search.store import open_store
+
+    words = [line for word in queries or [] for line in (_stdin() if word == "-" else [word])]
+    asked_of = places or []
+    recipe = recipes(pipeline, no_pipeline)
+    ground = ground_to_measure(recipe, pipeline, store, connection, asked_of)
+    opened = open_store(
+        ground.store,
+        device=str(find_device(device)),
+        checkpoints=find_checkpoints(ground, checkpoint or []),
+    )
+    answered = opened.search(
+        *words,
+        places=asked_of,
+        connection=connection,
+        space=space,
+        modality=checked_modality(modality),
+        k=most,
+        together=together,
+        weights=weight or [],
+        where=parse_where(where or []),
+        index=index,
+        hubness=hubness.value,
+        false_positives=false_positives,
+        workers=cores(),
+    )
+    through = f", connection {answered.connection}" if answered.connection else ""
+    by = ", ".join(f"{kind} in {name}" for kind, name in answered.spaces.items())
+    say(f"search    store {ground.store}{through}; {by}")
+    for failure in answered.failures:
+        say(f"left out: {failure['uri']}: {failure['message']}")
+    if html is not None:
+        asked = [(one.asked, one.hits) for one in answered.found]
+        write_found(ground.store, asked, html, find_media)
+        say(f"page      {html} ({html.stat().st_size / 1e6:.1f} MB)")
+    if as_json:
+        answer({"store": str(ground.store), "connection": answered.connection,
+                "queries": [one.as_dict() for one in answered.found]})  # fmt: skip
+        return
+    for one in answered.found:
+        print(f"{one.name}: nothing found" if not one.hits else one.name)
+        if one.hits:
+            print_table([_hit(hit) for hit in one.hits])
+
+
+def _stdin() -> list[str]:
+    return [line for line in map(str.strip, sys.stdin) if line]
+
+
+def _hit(hit: "Hit") -> dict[str, Any]:
+    """A line of the table."""
+    item = hit.item
+    return {
+        "": hit.rank,
+        "dataset": hit.dataset,
+        "id": item["id"],
+        "label": ", ".join(item["label"] or []),
+        "cosine": hit.cosine,
+        **({} if hit.score == hit.cosine else {"corrected": hit.score}),
+        "false positives": None if hit.false_positives is None else f"{hit.false_positives:.1g}",
+        "what": item["text"] or item["uri"],
+    }
 
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:

@@ -4,6 +4,7 @@ joint = connection.project("clap", embeddings, "audio")      # (n, joint), unit 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,9 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.record import Record
 from cmcr.devices import Vectors, float32, refuse_what_has_no_direction, rows
 from cmcr.embeddings import Key, Modality
+from cmcr.embeddings.search.hubness import Hubness
+from cmcr.embeddings.search.mixed import Hit, Query, search_places
+from cmcr.embeddings.search.places import Place, Where, open_places
 from cmcr.errors import MismatchError, UsageError, near
 
 BLOCK_ROWS = 65_536
@@ -112,6 +116,52 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
                 fix=f"{near(space, names)}; or connect that space first",
             )
         return names.index(space)
+
+    def search(
+        self,
+        store: Path,
+        embeddings: Vectors,
+        places: Sequence[str | Key],
+        *,
+        space: str,
+        modality: Modality,
+        k: int = 10,
+        where: Where | None = None,
+        index: bool = False,
+        hubness: Hubness = "none",
+        false_positives: float | None = None,
+    ) -> list[list[Hit]]:
+        """What is nearest to each of `embeddings`, (n, D) of `modality` in `space`, in `places`.
+
+        `places` are SPACE/MODALITY:DATASET of `store`, of which the rows count that `where` leaves.
+        The rest is as in `cmcr.embeddings.search.mixed.search_places`; what is raised, too, beside
+        MismatchError for embeddings or datasets that this connection was not made for.
+        """
+        vectors = self.project(space, embeddings, modality).cpu()  # (n, joint)
+        queries = [Query(vector, {(space, modality): 1.0}) for vector in vectors]
+        found = self.open_places(store, places, where or {})
+        return search_places(store, self, queries, found, k=k, index=index, hubness=hubness,
+                             most_false=false_positives)  # fmt: skip
+
+    def open_places(self, store: Path, places: Sequence[str | Key], where: Where) -> list[Place]:
+        """Datasets to search in: of this connection's spaces, or projected by it.
+
+        Raises UsageError for one that is not there, MismatchError for one of something else.
+        """
+        keys = [Key.parse(place) if isinstance(place, str) else place for place in places]
+        found = open_places(store, keys, where)
+        for place in found:
+            key, made_by = place.dataset.key, place.dataset.manifest.encoder
+            if place.projection_of is None:
+                self.check(key.space, place.dataset.encoder_identity)
+                self.check_modality(key.space, key.modality)
+            elif made_by.get("checkpoint_sha256") != self.record.model_sha256:
+                raise MismatchError(
+                    f"{key} was projected by another connection",
+                    where=place.dataset.folder,
+                    fix=f"search in {place.projection_of}, or project it again",
+                )
+        return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)

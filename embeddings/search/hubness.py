@@ -9,7 +9,7 @@ query's modality (Chowdhury et al. 2024, https://arxiv.org/abs/2410.24114). What
 ordinary inner product: any FAISS index of [g, -r(g)/2] answers [q, 1].
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,12 +61,16 @@ class Bank:
 
 
 def open_bank(
-    store: Path, keys: Sequence[Key], without: Iterable[tuple[Key, Sequence[str]]] = ()
+    store: Path,
+    keys: Sequence[Key],
+    without: Iterable[tuple[Key, Sequence[str]]] = (),
+    known: Collection[str] = (),
 ) -> Bank:
     """The rows of those datasets `keys` that `store` has, less the items that `without` names.
 
     `without` is datasets and ids: an item is the one of the same id in the same dataset of the
-    same modality, in whichever space. Raises UsageError when nothing is left.
+    same modality, in whichever space. `known` is uris and texts that are left out as well. Raises
+    UsageError when nothing is left.
     """
     there = set(list_datasets(store))
     kept = []
@@ -77,9 +81,12 @@ def open_bank(
             if (key.modality, key.dataset) == (dataset.key.modality, dataset.key.dataset)
             for name in ids
         }
-        rows = np.arange(dataset.rows)
-        if refused:
-            rows = rows[[name not in refused for name in dataset.ids()]]
+        kept_rows = np.ones(dataset.rows, bool)
+        for column, out in (("id", refused), ("uri", known), ("text", known)):
+            if out:
+                values = dataset.table([column])[column].to_pylist()
+                kept_rows &= np.array([value not in out for value in values], bool)
+        rows = np.flatnonzero(kept_rows)
         if len(rows):
             kept.append((dataset, rows))
     if not kept:

@@ -100,6 +100,11 @@ def write_report(store: Path, out: Path, find: Find, connection: str | None = No
 
 def render(inventory: Inventory, sections: Sequence[ConnectionSection]) -> str:
     """The page as HTML. What comes from the store is escaped."""
+    return render_template("page.html", inventory=inventory, sections=sections)
+
+
+def render_template(name: str, **content: object) -> str:
+    """A template with `content`, the style, the script and the version in it; all else escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -110,9 +115,8 @@ def render(inventory: Inventory, sections: Sequence[ConnectionSection]) -> str:
         lstrip_blocks=True,
     )
     here = files("cmcr.evaluate.report") / "template"
-    return environment.get_template("page.html").render(
-        inventory=inventory,
-        sections=sections,
+    return environment.get_template(name).render(
+        **content,
         style=(here / "style.css").read_text("utf-8"),
         script=(here / "script.js").read_text("utf-8"),
         version=version("cmcr"),

@@ -90,6 +90,14 @@ def show(
     }
 
 
+def show_input(kind: Modality, space: str, uri: str, text: str | None, find: Find) -> Shown:
+    """A query that is in no store: a text, or a file by its uri."""
+    key = Key(space, kind, "query")
+    row = {"uri": uri, "text": text, "label": None}
+    found = find(kind, [uri]) if kind != "text" else {}
+    return _shown(key, "" if kind == "text" else Path(uri).name, row, found, whole=True)
+
+
 def _rows(store: Path, key: Key, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.compute as pc

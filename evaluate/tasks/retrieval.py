@@ -44,7 +44,7 @@ from cmcr.evaluate.ranking.metrics import (
     intervals,
     retrieval_metrics,
 )
-from cmcr.evaluate.results import Metrics, Row, model_label, new_row
+from cmcr.evaluate.results import Inputs, Metrics, Row, model_label, new_row
 from cmcr.evaluate.tasks.neighbours import NEIGHBOURS_FILE, write_neighbours
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import sha256_file
@@ -176,7 +176,7 @@ def evaluate_retrieval(
     def pose(opened: Opened) -> Task:
         asked, found = select(opened.query, query_where), select(opened.gallery, gallery_where)
         log = opened.training_log
-        inputs = {
+        inputs: Inputs = {
             "metrics_version": METRICS_VERSION,
             "training": None if log is None else sha256_file(log),
             "query": asked.inputs,
