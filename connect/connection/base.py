@@ -83,7 +83,7 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         """`project` without looking at what it is given."""
 
     @abstractmethod
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write it into the folder `path`, the record last."""
 
     @torch.no_grad()

@@ -80,8 +80,9 @@ class Chain(JointSpace):
             joined = link.joined(joint, joined, modality if known else bridge)
         return joined
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the links into folders of `path`, and their order last."""
+        path = Path(path)
         (path / CONFIG).unlink(missing_ok=True)
         for number, link in enumerate(self.links, 1):
             if not (path / f"link-{number}" / CONFIG).exists():

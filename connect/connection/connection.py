@@ -106,8 +106,9 @@ class Connection(JointSpace):
         """`project` without looking at what it is given."""
         return self.projectors[self.place_of(space)].project(block, modality)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the connection into the folder `path`, the record last."""
+        path = Path(path)
         (path / CONFIG).unlink(missing_ok=True)
         with replacing(path / MODEL) as unfinished:
             save_file(_state(self.projectors), unfinished)

@@ -74,7 +74,7 @@ def test_sounds_find_pictures_that_were_never_paired_with_them(tmp_path: Path) -
     picture = made.project("see", seen("see", latent, 0.3), "image")
     found = (sound @ picture.T).argmax(dim=1)
     assert (found == torch.arange(50)).float().mean() > 0.8
-    made.save(tmp_path / "mine")
+    made.save(str(tmp_path / "mine"))
     again = load_connection(tmp_path / "mine").project("see", seen("see", latent, 0.3), "image")
     assert torch.equal(again, picture)
 
