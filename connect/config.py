@@ -55,7 +55,9 @@ class ConnectConfig(BaseModel):
         description="subtract the mean embedding of each modality first; cca and residual always do",
     )
     ridge_strength: float | None = Field(
-        default=None, gt=0, description="ridge: weight of ‖W‖²; by held-out pairs where it is not set"
+        default=None,
+        gt=0,
+        description="ridge: weight of ‖W‖²; by held-out pairs where it is not set",
     )
     seed: int = Field(default=0, ge=0, description="initial weights, order of items, noise")
     validation: float = Field(

@@ -90,7 +90,10 @@ def keep_to(problem: Problem, folder: Path, tensorboard: bool = False) -> Connec
         validated, closed = problem.score(connection.projectors), try_closed_forms(problem, _seen)
     elif problem.config.validation and problem.data.whole.folds:
         whole = problem.on(problem.data.whole)
-        validated, closed = cross_validated(filled_in(whole)), try_closed_forms(whole, cross_validated)
+        validated, closed = (
+            cross_validated(filled_in(whole)),
+            try_closed_forms(whole, cross_validated),
+        )
     if validated is None:
         return connection
     name, beside = problem.config.model_name, next(iter(closed.values())).beside
