@@ -6,15 +6,15 @@
     python benchmarks/methods.py --world classes --pairs 900 --no-memory --quick
     python benchmarks/methods.py --agreement docs  # of all methods-WORLD.json in docs
 
-`synthetic`: a concept is a latent vector. A space sees it through a random nonlinear map, and each of
-its modalities through a map of its own besides, with an offset (the modality gap) and noise. Text
-is what both spaces have, and only texts are paired; the test is audio → image retrieval of the same
-concept among 2,000, and back. `classes`, `phrases` and `shifted` are built otherwise
+`synthetic`: a concept is a latent vector. A space sees it through a random nonlinear map, and each
+of its modalities through a map of its own besides, with an offset (the modality gap) and noise.
+Text is what both spaces have, and only texts are paired; the test is audio → image retrieval of
+the same concept among 2,000, and back. `classes`, `phrases` and `shifted` are built otherwise
 (`benchmarks/worlds.py`): images of classes that no pair shows are to find their text in the other
 space. `digits`: the phrases of the store that `cmcr run digits` makes, thinned out.
 
-Every method is made as `cmcr connect --method` makes it, and `auto` as well. With `--quick` it is the
-closed forms and `auto` alone. Validation is the log-likelihood that the record holds.
+Every method is made as `cmcr connect --method` makes it, and `auto` as well. With `--quick` it is
+the closed forms and `auto` alone. Validation is the log-likelihood that the record holds.
 """
 
 import argparse
@@ -202,7 +202,7 @@ def row(size: int, seed: int, run: Run) -> str:
 
 
 def table(found: dict[int, list[Run]]) -> str:
-    """All of it in Markdown: a row a method, a column a number of pairs; mean ± sd of the worlds."""
+    """All of it in Markdown: a row a method, a column a number of pairs; mean ± sd of worlds."""
     models = list(next(iter(found.values()))[0].test)
     lines = ["| | " + " | ".join(f"{size:,}" for size in found) + " |"]
     lines.append("|---|" + "---:|" * len(found))
@@ -243,8 +243,9 @@ def agreement(folder: Path) -> None:
                 seen = [one["validation"][model] for model in models]
                 test = [one["test"][model] for model in models]
                 each.append(spearmanr(seen, test)[0])
+                label = f"{int(size):,}" if one is runs[0] else None
                 axis.plot(np.subtract(seen, max(seen)), test, "o", markersize=3, alpha=0.7,
-                          color=f"C{number}", label=f"{int(size):,}" if one is runs[0] else None)  # fmt: skip
+                          color=f"C{number}", label=label)  # fmt: skip
             print(f"{world} {int(size):,}: Spearman {np.mean(each):.2f} ({len(runs)} worlds)")
         axis.set_title(world)
         axis.set_xlabel("log-likelihood, less the best")

@@ -30,7 +30,6 @@ from cmcr.embeddings import list_datasets
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import MismatchError
 
-
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of ridge, tried
 USUAL = 1e-3  # where there are too few pairs to try
 

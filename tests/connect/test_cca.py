@@ -69,15 +69,15 @@ def restated(store: Path, memory: bool = True) -> dict[str, Callable[[np.ndarray
             cov = np.cov(z.T, bias=True)
             values, vectors = np.linalg.eigh(0.5 * cov + 0.5 * np.trace(cov) / dim * np.eye(dim))
             a = vectors @ np.diag(values**-0.25) @ vectors.T
-            whitened[f"{space}/{modality}"] = lambda y, m=x.mean(axis=0), a=a: unit(
-                unit(unit(y) - m) @ a
-            )
+            mean = x.mean(axis=0)
+            whitened[f"{space}/{modality}"] = lambda y, m=mean, a=a: unit(unit(unit(y) - m) @ a)
     one, two = (whitened[f"{s}/text"](embeddings(store, f"{s}/text:captions")) for s in DIMS)
     u, s, vt = np.linalg.svd(one.T @ two / PAIRS, full_matrices=False)
     f = (s / s[0]) ** 0.25
     sides = {"see": u * f, "hear": vt.T * f}
+    weights = {place: sides[place.partition("/")[0]] for place in whitened}
     return {
-        place: lambda y, into=into, w=sides[place.partition("/")[0]]: unit(into(y) @ w)
+        place: lambda y, into=into, w=weights[place]: unit(into(y) @ w)
         for place, into in whitened.items()
     }
 

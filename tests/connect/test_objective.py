@@ -12,8 +12,8 @@ from torch import Tensor
 from cmcr.connect import ConnectConfig, read_config, with_overrides
 from cmcr.connect.connection.projectors import make_head, make_heads
 from cmcr.connect.training.info_nce import info_nce
-from cmcr.connect.training.schedule import scheduled
 from cmcr.connect.training.objective import TERMS, attraction, objective, perturb
+from cmcr.connect.training.schedule import scheduled
 from cmcr.errors import UsageError
 
 SECTION = {"via": "text", "spaces": ["clip", "clap"], "train": ["captions"], "memory": ["m"]}
