@@ -78,7 +78,8 @@ def whitening(cov: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     values, vectors = torch.linalg.eigh(cov)
     level = values.mean().clamp(min=1e-12)
     softened = SHRINKAGE * values.clamp(min=0) + (1 - SHRINKAGE) * level  # of S
-    return (vectors * (softened / level) ** (-WHITENING / 2)) @ vectors.T
+    a: Tensor = (vectors * (softened / level) ** (-WHITENING / 2)) @ vectors.T
+    return a
 
 
 def cross(pairs: Pairs, projectors: tuple[Projector, Projector], via: Modality) -> Tensor:
@@ -118,5 +119,6 @@ def into_second(
     only prefer some rows to all others, whatever they are searched with.
     """
     means = means2.T.double()
-    w = first @ second.T @ whitenings2.double().mean(dim=0)
-    return w - w @ means @ torch.linalg.pinv(means)
+    w: Tensor = first @ second.T @ whitenings2.double().mean(dim=0)
+    w -= w @ means @ torch.linalg.pinv(means)
+    return w
