@@ -64,7 +64,7 @@ def smooth(pairs: int, seed: int) -> World:
     random = np.random.default_rng((pairs, seed))
     concepts, test = random.normal(size=(pairs, LATENT)), random.normal(size=(TEST, LATENT))
     captions, memory, found = [], [], []
-    for space in (1, 0):  # "hear" is space 1 of the connection, as it was drawn second
+    for space in (0, 1):
         captions.append(View(space, 0, seed)(concepts, random))
         memory.append(View(space, 1, seed)(random.normal(size=(UNPAIRED, LATENT)), random))
         found.append(View(space, 1, seed)(test, random))

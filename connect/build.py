@@ -36,8 +36,8 @@ class Connected:
     path: Path
     record: Record = field(repr=False)
     fresh: bool  # False: it was there already, made from the same config and datasets
-    # The validation of each method that was looked at: all that `auto` compares, or the closed forms
-    # beside the one that was named. Of a chain "link-1: MODEL".
+    # The validation of each method that was looked at: all that `auto` compares, or the closed
+    # forms beside the one that was named. Of a chain "link-1: MODEL".
     methods: Mapping[str, Mapping[str, float]] = field(repr=False)
     health: Mapping[Key, Health] = field(repr=False)  # of each dataset with two rows or more
     instead: tuple[str, ...] = ()  # how the one differed that it took the place of

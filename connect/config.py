@@ -52,7 +52,7 @@ class ConnectConfig(BaseModel):
     method: Method = "auto"
     centre: bool = Field(
         default=False,
-        description="subtract the mean embedding of each modality first; cca and residual always do",
+        description="subtract the mean of each modality first; cca and residual always do",
     )
     ridge_strength: float | None = Field(
         default=None,
@@ -106,8 +106,8 @@ class ConnectConfig(BaseModel):
     patience: int = Field(
         default=10,
         ge=1,
-        description="validations that are clearly worse than the best before training stops, one "
-        "an epoch, 100 a run at most",
+        description="validations that are clearly worse than the best before training stops; one "
+        "an epoch, 36 a run at most",
     )
 
     @field_validator("spaces")
@@ -142,7 +142,7 @@ class ConnectConfig(BaseModel):
 
     @property
     def whitened(self) -> bool:
-        """Whether each modality goes through its own covariance first: `cca`, and what starts so."""
+        """Whether each modality goes through its own covariance first: in cca and a residual."""
         return self.method in ("cca", "ex-cca") or "residual" in self.heads
 
     @property

@@ -149,7 +149,7 @@ class Projector:
         if modality is None or not self.means:
             return x
         if modality not in self.means and self.whitenings:
-            modality = next(iter(self.whitenings))
+            return self.centre(x, next(iter(self.whitenings)))
         z = F.normalize(x - self.means[modality])
         return F.normalize(z @ self.whitenings[modality]) if self.whitenings else z
 

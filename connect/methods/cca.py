@@ -17,7 +17,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from cmcr.typed import typed
 SHRINKAGE = 0.5  # α: half of the covariance is what was seen, half is the same in all directions
 WHITENING = 0.5  # γ: of 0, which leaves z as it is, and 1, which takes its covariance to I
 POWER = 0.5  # p: of 0, where all directions count alike, and 1, where they count as they correlate
-BLOCK_ROWS = 4_096  # a block and its product stay in a CPU's cache
+BLOCK_ROWS = 2_048  # a block and its product stay in a CPU's cache
 
 
 class Spread:
@@ -61,8 +60,11 @@ def covariance(
     total, square = mean.new_zeros(dim, dtype=torch.float64), mean.new_zeros(dim, dim).double()
     for block in blocks:
         for start in range(0, len(block), BLOCK_ROWS):
-            x = F.normalize(float32(block[start : start + BLOCK_ROWS], "cpu"), dim=1)
-            z = F.normalize(x.sub_(mean), dim=1)  # (≤ BLOCK_ROWS, dim)
+            x = float32(block[start : start + BLOCK_ROWS], "cpu")
+            length = torch.linalg.vector_norm(x, dim=1).clamp(min=1e-12)
+            along = x @ mean / length  # unit(x)·mean, for ‖unit(x) - mean‖ without another copy
+            far = (1 - 2 * along + mean @ mean).clamp(min=1e-12).sqrt()
+            z = (x * (1 / (length * far))[:, None]).addr_(1 / far, mean, alpha=-1)
             total += z.sum(dim=0)
             square += z.T @ z
             count += len(z)
@@ -76,7 +78,8 @@ def whitening(cov: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     values, vectors = torch.linalg.eigh(cov)
     level = values.mean().clamp(min=1e-12)
     softened = SHRINKAGE * values.clamp(min=0) + (1 - SHRINKAGE) * level  # of S
-    return (vectors * (softened / level) ** (-WHITENING / 2)) @ vectors.T
+    a: Tensor = (vectors * (softened / level) ** (-WHITENING / 2)) @ vectors.T
+    return a
 
 
 def cross(pairs: Pairs, projectors: tuple[Projector, Projector], via: Modality) -> Tensor:
@@ -116,5 +119,6 @@ def into_second(
     only prefer some rows to all others, whatever they are searched with.
     """
     means = means2.T.double()
-    w = first @ second.T @ whitenings2.double().mean(dim=0)
-    return w - w @ means @ torch.linalg.pinv(means)
+    w: Tensor = first @ second.T @ whitenings2.double().mean(dim=0)
+    w -= w @ means @ torch.linalg.pinv(means)
+    return w

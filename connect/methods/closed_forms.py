@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.connect.spaces.pairs import Rows
+from cmcr.devices import float32
 from cmcr.typed import typed
 
 BLOCK_ROWS = 65_536
@@ -31,10 +32,11 @@ class Moments:
 
 @typed
 def mean_embedding(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Float[Tensor, "dim"]:
-    """The mean of all rows of `blocks`, made unit vectors first, in float64."""
+    """The mean of all rows of `blocks`, made unit vectors first; summed in float64 over blocks."""
     total, count = torch.zeros(dim, dtype=torch.float64), 0
     for block in blocks:
-        total += _units(block).sum(dim=0)
+        rows = float32(block, "cpu")
+        total += (1 / torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)) @ rows
         count += len(block)
     return total / count
 

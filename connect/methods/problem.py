@@ -321,9 +321,9 @@ def _folds(same: np.ndarray, random: np.random.Generator) -> np.ndarray:
     for number, item in enumerate(random.permutation(len(same))):
         fold[same[item] & (fold < 0)] = number
     _, group = np.unique(fold, return_inverse=True)  # in the order that they were drawn in
-    if group.max() == 0:  # all say the same
-        group = random.permutation(len(same))
-    return group % FOLDS
+    alone = group.max() == 0  # all say the same
+    folds: np.ndarray = (random.permutation(len(same)) if alone else group) % FOLDS
+    return folds
 
 
 def _origin(rows: Rows) -> Tensor:

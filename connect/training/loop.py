@@ -126,9 +126,9 @@ def train(
 
     The loss is the sum of the terms that `objective` names, minimised by AdamW. With
     `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
-    the start counting as epoch 0; `config.patience` validations that do end the run. Raises CmcrError
-    when the loss is no longer finite, StoreError for a damaged checkpoint, KeyboardInterrupt after
-    a signal.
+    the start counting as epoch 0; `config.patience` validations that do end the run. Raises
+    CmcrError when the loss is no longer finite, StoreError for a damaged checkpoint,
+    KeyboardInterrupt after a signal.
     """
     modules = nn.ModuleDict(
         {"Head_A": projectors[0].head, "Head_B": projectors[1].head, "turn_A": projectors[0].turn}

@@ -67,7 +67,7 @@ def hold(
 
 
 def same(bridge: tuple[Tensor, Tensor], count: int) -> Tensor:
-    """Which of the items say what each of the first `count` says, in both spaces; (count, items)."""
+    """Which items say what each of the first `count` says, in both spaces, (count, items)."""
     found = torch.ones(count, len(bridge[0]), dtype=torch.bool, device=bridge[0].device)
     for x in bridge:
         z = _centred(x)

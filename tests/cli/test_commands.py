@@ -17,7 +17,7 @@ from shell import Demo, cmcr, process, refuse, succeed
 ROOT = Path(__file__).parents[2]
 HEAVY = ("open_clip", "laion_clap", "torchvision", "transformers")
 PHRASES = "text=builtin:digits/phrases"
-CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred")
+CLOSED_FORMS = ("identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred", "cca")
 
 
 def best(
@@ -96,7 +96,7 @@ def test_every_row_says_what_was_measured(demo: Demo) -> None:
         == {"digits-clap/audio:speech-test", "digits-clip/image:handwriting-test"}
     ]
     assert {row["model"] for row in rows} == {"chance", "c-mcr", *CLOSED_FORMS}
-    assert len(rows) == 14
+    assert len(rows) == 16
     for row in rows:
         assert {"hit_rate@1", "recall@10", "mAP", "median_rank", "gallery_size"} <= row[
             "metrics"

@@ -79,6 +79,7 @@ def config(**settings: Any) -> ConnectConfig:
         "spaces": ["see", "hear"],
         "train": ["captions"],
         "memory": ["pictures", "sounds"],
+        "method": "c-mcr",
         "joint_dim": 16,
         "batch_size": 250,
         "epochs": 3,
@@ -131,6 +132,7 @@ def test_the_log_has_every_term_of_every_epoch(store: Path) -> None:
             *TERMS,
             "validation_hit_rate@1",
             "validation_mrr",
+            "validation_log_likelihood",
         }
         total = row["inter_bridge"] + 2 * row["inter_pseudo"] + 0.5 * row["intra"]
         assert row["loss"] == pytest.approx(total, rel=1e-5)
@@ -536,7 +538,7 @@ def test_a_saved_connection_projects_as_before(store: Path, method: str) -> None
 
 def test_closed_forms_stand_beside_the_trained_one(store: Path, make_dataset: MakeDataset) -> None:
     models = baselines(store, connect(store, config(epochs=1), name="trained").record)
-    assert list(models) == ["procrustes", "procrustes-centred", "ridge", "ridge-centred"]
+    assert list(models) == ["procrustes", "procrustes-centred", "ridge", "ridge-centred", "cca"]
     for name in models:
         method, _, centre = name.partition("-")
         stored = connect(store, config(method=method, centre=bool(centre)), name=name)

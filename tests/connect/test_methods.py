@@ -14,15 +14,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cmcr.connect import ConnectConfig, connect, load_connection, read_config
-from cmcr.connect.methods.auto import preferred
-from cmcr.connect.methods.problem import split
+from cmcr.connect import ConnectConfig, baselines, connect, load_connection, read_config
+from cmcr.connect.methods import auto
+from cmcr.connect.methods.problem import pose, split
 from cmcr.connect.spaces.pairs import Rows
 from cmcr.connect.training import info_nce as info_nce_module
 from cmcr.connect.training import objective as objective_module
 from cmcr.connect.training.batches import Batches, TrainingSet
 from cmcr.connect.training.info_nce import info_nce
-from cmcr.connect.training.validation import Held, clearly_worse, validate
+from cmcr.connect.training.schedule import scheduled
+from cmcr.connect.training.validation import (
+    TEMPERATURES,
+    Held,
+    Queries,
+    clearly_worse,
+    hold,
+    validate,
+)
 from cmcr.embeddings import Dataset, Key, open_dataset
 from cmcr.errors import CmcrError, UsageError
 
@@ -60,6 +68,7 @@ def config(**settings: Any) -> ConnectConfig:
         "spaces": ["hear", "see"],
         "train": ["captions"],
         "memory": ["memory"],
+        "method": "c-mcr",
         "joint_dim": DIM,
         "batch_size": 180,
         "epochs": 8,
@@ -91,7 +100,7 @@ def hit_rate(folder: Path, store: Path) -> float:
     "settings",
     [
         {"method": "c-mcr", "centre": True},
-        {"method": "c-mcr", "projector": "residual", "centre": True},
+        {"method": "c-mcr", "projector": "residual"},
         {"method": "ex-mcr", "epochs": 20},
         {"method": "ex-mcr", "projector": "residual"},
         {"method": "linear", "centre": True},
@@ -101,15 +110,15 @@ def test_every_trained_method_connects(store: Path, settings: dict[str, Any]) ->
     made = connect(store, config(**settings), name="a")
     assert made.record.model == config(**settings).model_name
     assert hit_rate(made.path, store) > 0.2  # chance: 0.033
-    assert made.record.validation.keys() == {"hit_rate@1", "mrr"}
+    assert made.record.validation.keys() == {"hit_rate@1", "mrr", "log_likelihood"}
     assert (made.record.pairs, made.record.held_out) == (PAIRS, 60)
 
 
-@pytest.mark.parametrize("method", ["ex-mcr", "linear", "procrustes"])
+@pytest.mark.parametrize("method", ["ex-mcr", "linear", "procrustes", "ex-cca"])
 def test_the_base_space_stays_as_it_is(store: Path, method: str) -> None:
     folder = connect(store, config(method=method), name="a").path
     x = torch.randn(30, DIM)
-    joint = load_connection(folder).project("see", x)
+    joint = load_connection(folder).project("see", x, "image")
     torch.testing.assert_close(joint, F.normalize(x, dim=1))
 
 
@@ -125,47 +134,89 @@ def test_ex_mcr_treats_the_modalities_of_the_leaf_in_their_own_way(store: Path) 
 def test_a_residual_begins_as_the_closed_form_and_is_never_worse_where_it_is_judged(
     store: Path,
 ) -> None:
-    settings = {"centre": True, "validation": 0.2}
-    closed = connect(store, config(method="procrustes", **settings), name="closed").record
-    trained = connect(
-        store, config(method="ex-mcr", projector="residual", **settings), name="trained"
-    ).record
-    assert trained.validation["mrr"] >= closed.validation["mrr"]
+    # So hot that every epoch is worse than the start: what is left is cca on the same pairs.
+    hot = {"learning_rate": 10.0, "noise_variance": 4.0, "validation": 0.2}
+    made = connect(store, config(projector="residual", **hot), name="trained")
+    closed = baselines(store, made.record)["cca"]
+    trained = load_connection(made.path)
+    for space, modality in OTHER.items():
+        x = open_dataset(store, Key(space, modality, "test")).embeddings()  # type: ignore[arg-type]
+        both = (one.project(space, x, modality) for one in (closed, trained))  # type: ignore[arg-type]
+        torch.testing.assert_close(*both, rtol=0, atol=1e-5)
+    usual = connect(store, config(projector="residual", validation=0.2), name="usual")
+    assert usual.record.validation["log_likelihood"] >= usual.methods["cca"]["log_likelihood"]
 
 
-def test_auto_compares_all_and_takes_what_validates_well(store: Path) -> None:
+def test_auto_compares_all_and_fits_what_it_takes_on_all_pairs(store: Path) -> None:
     made = connect(store, config(method="auto", epochs=3), name="a")
-    scores = {name: one["mrr"] for name, one in made.methods.items()}
-    assert set(scores) >= {
-        "identity",
-        "procrustes",
-        "procrustes-centred",
-        "ridge",
-        "ridge-centred",
-        "linear-centred",
-        "ex-mcr",
-        "ex-mcr-residual-centred",
-        "c-mcr",
-        "c-mcr-residual-centred",
-    }
-    best = max(scores, key=lambda name: scores[name])
-    assert next(iter(made.methods)) == best
-    assert made.methods[best]["behind"] == 0
-    assert made.methods[made.record.model]["behind"] <= 2
+    closed = {"identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred", "cca"}
+    assert set(made.methods) >= closed | {"c-mcr-residual"}
+    assert {made.methods[name]["pairs"] for name in closed} == {PAIRS}
+    assert 0 < made.methods["c-mcr-residual"]["pairs"] < PAIRS / 2
+    likelihoods = [one["log_likelihood"] for one in made.methods.values()]
+    assert likelihoods == sorted(likelihoods, reverse=True)
+    best = max(closed, key=lambda name: made.methods[name]["log_likelihood"])
+    assert made.methods[best]["behind"] <= 2
+    assert (made.record.held_out, made.record.requested.method) == (0, "auto")
+    assert made.record.validation.items() <= made.methods[made.record.model].items()
     again = connect(store, config(method="auto", epochs=3), name="a")
     assert (again.fresh, again.methods) == (False, made.methods)
     with pytest.raises(UsageError, match="nothing to choose by"):
         connect(store, config(method="auto", validation=0), name="b")
 
 
+def test_what_auto_trains_is_trained_again_on_all_pairs_to_the_same_epoch(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "clearly_worse", lambda one, other: other.mean() > one.mean() - 9)
+    monkeypatch.setattr(auto, "preferred", lambda each: "cca")
+    made = connect(store, config(method="auto", epochs=6), name="a")
+    assert made.record.model in ("c-mcr", "c-mcr-residual")
+    rows = (made.path / "methods" / "final" / "training.jsonl").read_text().splitlines()
+    assert len(rows) <= 6
+    assert "validation_mrr" not in rows[-1]  # nothing is held out
+    assert (made.path / "training.jsonl").exists()
+    assert not list(made.path.rglob("checkpoint.pt"))
+    assert hit_rate(made.path, store) > 0.2
+
+
+@pytest.mark.parametrize("pairs", [2, 9, 40])
+@pytest.mark.parametrize("memory", [[], ["memory"]])
+def test_auto_connects_whatever_there_is(
+    store: Path, make_dataset: MakeDataset, pairs: int, memory: list[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for space in OTHER:
+        ids = [str(row) for row in range(pairs)]
+        make_dataset(f"{space}/text:few", random.normal(size=(pairs, DIM)), id=ids)
+    made = connect(store, config(method="auto", train=["few"], memory=memory, epochs=2), name="a")
+    connection = load_connection(made.path)
+    # Also of a modality that nothing was told of.
+    joint = connection.project("hear", random.normal(size=(3, DIM)), "audio")
+    torch.testing.assert_close(joint.norm(dim=1), torch.ones(3))
+
+
+def test_a_named_method_that_is_behind_a_closed_form_is_told(store: Path) -> None:
+    good = connect(store, config(method="ridge", centre=True), name="good")
+    assert good.warnings == ()
+    assert {"cca", "ridge-centred"} <= good.methods.keys()
+    bad = connect(store, config(epochs=1, learning_rate=1e-6), name="bad")
+    (told,) = bad.warnings
+    for said in ("c-mcr is behind", "first places", "held-out pairs", "--method auto"):
+        assert said in told
+    assert connect(store, config(epochs=1, learning_rate=1e-6), name="bad").warnings == (told,)
+    assert connect(store, config(validation=0, epochs=1), name="unknown").warnings == ()
+
+
 def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(store: Path) -> None:
     settings = config(epochs=60, patience=2, learning_rate=0.1, noise_variance=1.0)
     made = connect(store, settings, name="a")
     rows = [json.loads(line) for line in (made.path / "training.jsonl").read_text().splitlines()]
-    scores = [row["validation_mrr"] for row in rows]
+    name = "validation_log_likelihood"
+    scores = [row[name] for row in rows if name in row]  # of 60 epochs every second
     assert len(rows) < 60
     # The last two were clearly worse than the best, the one before them was not.
-    assert made.record.validation["mrr"] == pytest.approx(scores[-3])
+    assert made.record.validation["log_likelihood"] == pytest.approx(scores[-3])
 
 
 def test_what_is_held_out_is_told_by_the_seed_and_never_fitted() -> None:
@@ -174,25 +225,95 @@ def test_what_is_held_out_is_told_by_the_seed_and_never_fitted() -> None:
     assert np.array_equal(split(1000, 0.1, seed=0)[1], held)
     assert not np.array_equal(split(1000, 0.1, seed=1)[1], held)
     assert len(split(100, 0.1, seed=0)[1]) == 25
-    assert len(split(10**6, 0.1, seed=0)[1]) == 4096
+    assert len(split(10**6, 0.1, seed=0)[1]) == 2048
     assert len(split(1000, 0.0, seed=0)[1]) == 0
 
 
 def test_validation_by_hand() -> None:
     """Three items: one found at once, one second, one last of the four in the gallery."""
     bridge = torch.eye(4)
-    pseudo = F.normalize(
+    rows = F.normalize(
         torch.tensor([[1.0, 0, 0, 0], [0.9, 0.8, 0, 0], [0.9, 0.8, 0.1, 0.7]]), dim=1
     )
-    held = Held(3, (bridge, bridge), (pseudo, None))
-    scores, each = validate(lambda side, rows, is_pseudo: rows, held)
+    items, alone = torch.arange(3), torch.eye(3, 4).bool()
+    memory = Queries(rows, items, memory=True)
+    scores, each = validate(as_it_is, Held((bridge, bridge), (memory, memory), alone))
     assert scores["hit_rate@1"] == pytest.approx(1 / 3)
     assert scores["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
-    assert each.tolist() == [1, 1 / 2, 1 / 4]
-    bridges_only = validate(
-        lambda side, rows, is_pseudo: rows, Held(3, (bridge, bridge), (None, None))
-    )
-    assert bridges_only.scores == {"hit_rate@1": 1.0, "mrr": 1.0}
+    logits = rows.double()[:, :, None] / torch.tensor(TEMPERATURES)  # (3, 4, temperatures)
+    every = (logits - logits.logsumexp(dim=1, keepdim=True))[items, items]
+    torch.testing.assert_close(each, every[:, every.mean(dim=0).argmax()], rtol=1e-5, atol=1e-6)
+    # Item 1 says what item 0 says: to find it instead is no mistake.
+    alike = alone.clone()
+    alike[0, 1] = alike[1, 0] = True
+    better, _ = validate(as_it_is, Held((bridge, bridge), (memory, memory), alike))
+    assert better["hit_rate@1"] == pytest.approx(2 / 3)
+    assert better["log_likelihood"] > scores["log_likelihood"]
+
+
+def test_what_is_not_a_number_never_validates_as_best() -> None:
+    bridge = torch.eye(4)
+    own = Queries(bridge[:3], torch.arange(3), memory=False)
+    held = Held((bridge, bridge), (own, own), torch.eye(3, 4).bool())
+    broken = validate(lambda side, rows, memory: rows * float("nan"), held)
+    worst = validate(lambda side, rows, memory: -rows, held)
+    assert broken.scores["hit_rate@1"] == 0
+    assert broken.scores["log_likelihood"] < worst.scores["log_likelihood"]
+    assert clearly_worse(broken.each, worst.each + torch.tensor([0, 1e-3, 2e-3]))
+
+
+def test_memory_rows_are_called_by_the_item_nearest_to_them_in_their_space() -> None:
+    random = torch.Generator().manual_seed(0)
+    bridge = torch.randn(20, 8, generator=random), torch.randn(20, 8, generator=random)
+    near = bridge[0][[3, 3, 15, 1]] + 0.01
+    held = hold(bridge, 5, (near, None))
+    memory, own = held.queries
+    # Of the four rows three are of held-out items; items 0, 2 and 4 take what is nearest to them.
+    assert sorted(memory.items.tolist()) == [0, 1, 2, 3, 3, 4]
+    assert memory.rows[:3].equal(near[[0, 1, 3]])
+    assert (own.memory, own.items.tolist()) == (False, list(range(5)))
+    assert held.same.equal(torch.eye(5, 20).bool())
+    twice = hold((torch.cat([bridge[0], bridge[0]]), torch.cat([bridge[1], bridge[1]])), 5,
+                 (near, None))  # fmt: skip
+    assert twice.same.equal(torch.cat([torch.eye(5, 20), torch.eye(5, 20)], dim=1).bool())
+
+
+def as_it_is(side: int, rows: torch.Tensor, memory: bool) -> torch.Tensor:
+    return rows
+
+
+def test_folds_keep_what_says_the_same_together(store: Path, make_dataset: MakeDataset) -> None:
+    random = np.random.default_rng(0)
+    once = random.normal(size=(30, DIM))
+    for space in OTHER:
+        said = np.repeat(once, 4, axis=0) + 0.01 * random.normal(size=(120, DIM))
+        make_dataset(f"{space}/text:said", said, id=[str(row) for row in range(120)])
+    data = pose(store, config(train=["said"])).data.whole
+    held = [fold.rows[1] for fold in data.folds]
+    assert [len(one) for one in held] == [24] * 5
+    assert np.array_equal(np.sort(np.concatenate(held)), np.arange(120))
+    for fold in data.folds:
+        assert not set(fold.rows[1] // 4) & set(fold.rows[0] // 4)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "given", "batch", "epochs"),
+    [
+        (2_330_000, {}, 10_240, 36),
+        (5_000_000, {}, 10_240, 36),
+        (900, {}, 201, 200),
+        (60, {}, 60, 1_000),
+        (1_080, {"batch_size": 256, "epochs": 36}, 256, 36),
+        (900, {"epochs": 5}, 201, 5),
+        (900, {"batch_size": 900}, 900, 1_000),
+    ],
+)
+def test_the_schedule_suits_the_number_of_pairs(
+    pairs: int, given: dict[str, int], batch: int, epochs: int
+) -> None:
+    section = {"via": "text", "spaces": ["a", "b"], "train": ["c"]} | given
+    found = scheduled(read_config(section), pairs)
+    assert (found.batch_size, found.epochs) == (batch, epochs)
 
 
 def test_a_difference_counts_when_it_is_twice_its_standard_error() -> None:
@@ -202,9 +323,9 @@ def test_a_difference_counts_when_it_is_twice_its_standard_error() -> None:
     assert not clearly_worse(one + 0.01, one)
     assert not clearly_worse(one.flip(0) - 0.1, one)  # -0.1 ± 0.11
     assert clearly_worse(one.flip(0) - 0.3, one)
-    # As good as the best and preferred to it; clearly worse and therefore not.
-    assert preferred({"ridge": one, "c-mcr-residual-centred": one.flip(0) - 0.1}) != "ridge"
-    assert preferred({"ridge": one, "c-mcr-residual-centred": one - 0.1}) == "ridge"
+    # A better mean that is not clear, and a clear one.
+    assert auto.preferred({"cca": one, "ridge": one.flip(0) + 0.1}) == "cca"
+    assert auto.preferred({"cca": one, "ridge": one + 0.1, "procrustes": one + 0.05}) == "ridge"
 
 
 def test_pseudo_partners_are_aggregated_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

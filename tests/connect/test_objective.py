@@ -13,6 +13,7 @@ from cmcr.connect import ConnectConfig, read_config, with_overrides
 from cmcr.connect.connection.projectors import make_head, make_heads
 from cmcr.connect.training.info_nce import info_nce
 from cmcr.connect.training.objective import TERMS, attraction, objective, perturb
+from cmcr.connect.training.schedule import scheduled
 from cmcr.errors import UsageError
 
 SECTION = {"via": "text", "spaces": ["clip", "clap"], "train": ["captions"], "memory": ["m"]}
@@ -163,8 +164,9 @@ def test_defaults_are_the_papers() -> None:
         0.01,
     )
     assert (config.noise_variance, config.intra_weight, config.pseudo_weight) == (0.004, 0.1, 1.0)
-    assert (config.learning_rate, config.epochs, config.batch_size) == (1e-3, 36, 10_240)
-    assert (config.method, config.projector, config.joint_dim) == ("c-mcr", "mlp", 512)
+    at_scale = scheduled(config, pairs=2_330_000)
+    assert (config.learning_rate, at_scale.epochs, at_scale.batch_size) == (1e-3, 36, 10_240)
+    assert (config.method, config.projector, config.joint_dim) == ("auto", "mlp", 512)
 
 
 def test_overrides_are_read_as_yaml_in_order() -> None:
