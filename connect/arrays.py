@@ -5,6 +5,7 @@ joint = connection.project("clap", audio, "audio")
 connection.save(Path("mine"))
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,8 @@ from cmcr.devices import Vectors, find_device, float32, refuse_what_has_no_direc
 from cmcr.embeddings import MODALITIES, Key, Modality, import_embeddings
 from cmcr.errors import MismatchError, SourceError, UsageError, near
 
+log = logging.getLogger(__name__)
+
 BLOCK_ROWS = 65_536
 DATASET = "given"  # what the record calls every array
 
@@ -37,7 +40,7 @@ def fit(
 
     Row i of `via` in both spaces is one item; these have to be as many. All other rows are
     unpaired, and a space may have none. Arrays, tensors or lists of any float precision.
-    `settings` are the fields of `ConnectConfig`. The arrays pass through a store in TMPDIR, as
+    `settings` are the other fields of `ConnectConfig`. The arrays pass through a store in TMPDIR, as
     float32, so that this is what `cmcr connect` does, in as little memory.
 
     Raises UsageError for names, settings or a device that do not fit, MismatchError for arrays of
@@ -58,6 +61,8 @@ def fit(
         f"{name}/{modality}:{DATASET}" for name in names for modality in given[name].keys() - {via}
     ]
     fields = {"spaces": names, "via": via, "train": [DATASET], "memory": sorted(memory)}
+    if said := sorted(fields.keys() & settings.keys()):
+        raise UsageError(f"the arrays say what {' and '.join(said)} are", fix="leave them out")
     config, place = read_config(fields | settings), str(find_device(device))
     with TemporaryDirectory(prefix="cmcr-fit-") as folder:
         store = Path(folder)
@@ -67,7 +72,10 @@ def fit(
                 _write(file, array, f"{name}/{modality}")
                 key = Key(name, cast(Modality, modality), DATASET)
                 import_embeddings(store, key, file, precision="float32", index=None)
-        return load_pair(connect(store, config, name="fitted", device=place).path)
+        done = connect(store, config, name="fitted", device=place)
+        for line in done.warnings:
+            log.warning(line)
+        return load_pair(done.path)
 
 
 def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, str]:

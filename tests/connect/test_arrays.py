@@ -119,6 +119,7 @@ NAN = np.full((90, 8), np.nan, dtype=np.float32)
             "no rows of see/text",
         ),
         (arrays(), {"via": "image"}, UsageError, "hear has no image"),
+        (arrays(), {"train": ["captions"]}, UsageError, "the arrays say what train are"),
         (arrays(), {"speed": 9}, UsageError, "no setting 'speed'"),
         (arrays(), {"device": "cuda:99"}, UsageError, "cuda:99"),
         ({"see": arrays()["see"]}, {}, UsageError, "these are 1: see"),
