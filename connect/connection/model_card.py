@@ -83,7 +83,7 @@ def _fit(record: Record) -> str:
     if record.validation:
         lines += [
             "",
-            "Pseudo partners of held-out pairs, searching for their partner in the other space:",
+            "What it did with pairs that it had not seen (docs/methods.md of cmcr says how):",
             "",
             *(f"- {name}: {value:.4f}" for name, value in record.validation.items()),
         ]

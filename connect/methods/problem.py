@@ -3,8 +3,9 @@
 problem = pose(store, config)      # opens the spaces; the rest follows when it is asked for
 problem.differences(record)        # what tells an earlier connection from this one
 problem.variant(method="ridge")    # the same data for another method
-problem.score(projectors).scores   # {"hit_rate@1": …, "mrr": …}
-problem.finished(projectors)       # the connection, with its record
+problem.score(projectors).scores   # {"hit_rate@1": …, "mrr": …, "log_likelihood": …}
+problem.data.folds                 # the pairs again, cut for cross-validation
+problem.finished(projectors, validation)   # the connection, with its record
 """
 
 import dataclasses

@@ -113,6 +113,7 @@ def test_training_connects_modalities_that_were_never_paired(store: Path) -> Non
         ".lock",
         "README.md",
         "config.json",
+        "methods.json",
         "model.safetensors",
         "training.jsonl",
     ]

@@ -19,6 +19,7 @@ SETTINGS = {
     "spaces": ["see", "hear"],
     "train": ["captions"],
     "memory": ["pictures", "sounds"],
+    "method": "c-mcr",
     "joint_dim": 8,
     "batch_size": 47,  # two processes get shares of different sizes
     "epochs": 2,

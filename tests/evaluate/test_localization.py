@@ -188,7 +188,7 @@ def run(world, truth=()):
 def test_the_nearest_region_is_the_answer(world):
     done = run(world)
     rows = {row["model"]: row["metrics"] for row in done.rows}
-    assert list(rows) == ["chance", "centre", "procrustes", "ridge", "identity"]
+    assert list(rows) == ["chance", "centre", "procrustes", "ridge", "cca", "identity"]
     assert rows["identity"]["success@0.5"] == 0.5
     assert rows["identity"]["auc"] == pytest.approx(0.05 * (0.75 + 19 * 0.5))
     assert rows["chance"]["success@0.5"] == 0.5

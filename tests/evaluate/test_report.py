@@ -134,7 +134,8 @@ def made(tmp_path_factory, media):
     shutil.copy(media / "tone.wav", broken)
     encoder, source = load_encoder("digits-clap"), open_source("audio", str(broken))
     extract(store, encoder, source, "broken", workers=0, max_failures=1)
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "epochs": 2}
+    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"],
+              "method": "c-mcr", "epochs": 2}  # fmt: skip
     connect(store, read_config(fields), name="made")
     path = store / "connections" / "made"
     with pytest.MonkeyPatch.context() as patch:  # the PNGs of retrieval are tested elsewhere

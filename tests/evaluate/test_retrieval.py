@@ -66,6 +66,7 @@ def write_world(store, other="ear"):
             "via": "text",
             "train": ["texts"],
             "memory": ["photos", "sounds"],
+            "method": "c-mcr",
             "epochs": 3,
             "joint_dim": 8,
         }
@@ -95,7 +96,8 @@ def items(world, key, where=None):
 
 
 def test_a_row_for_each_model_and_direction(done):
-    names = ["chance", "identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred"]
+    names = ["chance", "identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred",
+             "cca"]  # fmt: skip
     assert [row["model"] for row in done.rows] == [*names, "c-mcr"] * 2
     there, back = done.rows[6], done.rows[13]
     assert (there["query"], there["gallery"]) == ("ear/audio:sounds", "eye/image:photos")
@@ -246,7 +248,7 @@ def test_spaces_of_different_dims_and_a_connection_without_training(tmp_path):
     done = evaluate_retrieval(
         tmp_path, tmp_path / "connections" / "closed", Key("wide", "audio", "sounds"), PHOTOS
     )
-    names = ["chance", "procrustes", "procrustes-centred", "ridge", "ridge-centred"]
+    names = ["chance", "procrustes", "procrustes-centred", "ridge", "cca", "ridge-centred"]
     assert [row["model"] for row in done.rows] == names * 2
     assert not (done.folder / "training.png").exists()
     assert (done.folder / "joint-space.png").exists()
@@ -258,7 +260,7 @@ def test_centred_forms_need_the_mean_of_a_modality(world, tmp_path):
     done = connect(world, bare, name="bare", out=tmp_path / "bare")
     assert "ridge-centred" in baselines(world, done.record)
     results = evaluate_retrieval(world, done.path, SOUNDS, PHOTOS, out=tmp_path / "results")
-    names = ["chance", "identity", "procrustes", "ridge", "c-mcr"]
+    names = ["chance", "identity", "procrustes", "ridge", "cca", "c-mcr"]
     assert [row["model"] for row in results.rows] == names * 2
 
 

@@ -114,7 +114,7 @@ def test_the_templates_are_chosen(world, tmp_path):
     good = write(tmp_path / "good.txt", "a {}")
     done = run(world, templates=good)
     rows = {row["model"]: row["metrics"] for row in done.rows}
-    assert list(rows) == ["chance", "procrustes", "ridge", "identity"]
+    assert list(rows) == ["chance", "procrustes", "ridge", "cca", "identity"]
     assert rows["chance"]["top1"] == pytest.approx(1 / 3)
     assert rows["identity"] == {
         "top1": 1, "top3": 1, "items": 3, "classes": 3, "prompts": 3, "items_left_out": 1,
