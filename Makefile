@@ -1,5 +1,6 @@
 # make demo   the main job, on the world that ships with the package
 # make test   style, types and tests
+# make stress kills, full disks and mutated media, as many as are wanted
 #
 # Both make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
 # is another: make demo PYTHON=python3.12
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test style types tests
+.PHONY: demo test style types tests stress
 
 demo: $(READY)
 	$(BIN)/cmcr run
@@ -31,6 +32,10 @@ types: $(READY)
 tests: $(READY)
 	$(BIN)/python -m pytest -m timed
 	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile
+
+# Kills, full disks and mutated media: make stress STRESS='--kills 1000 --full 200 --media 10000'
+stress: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/stress.py $(STRESS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv
