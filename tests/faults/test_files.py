@@ -64,9 +64,11 @@ def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(OSError, match="File too large") as error:
-            with replacing(tmp_path / "x.pt") as unfinished:
-                torch.save(torch.zeros(100_000), unfinished)
+        with (
+            pytest.raises(OSError, match="File too large") as error,
+            replacing(tmp_path / "x.pt") as unfinished,
+        ):
+            torch.save(torch.zeros(100_000), unfinished)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(tmp_path / "x.pt")
