@@ -1,6 +1,7 @@
 # make demo      the main job, on the world that ships with the package
 # make test      style, types and tests
 # make recipes   the paper's recipes on made-up data sets and random weights: ten to twenty minutes
+# make stress    kills, full disks and mutated media, as many as are wanted
 #
 # All make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
 # is another: make demo PYTHON=python3.12
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test recipes style types tests
+.PHONY: demo test recipes stress style types tests
 
 demo: $(READY)
 	$(BIN)/cmcr run
@@ -36,6 +37,10 @@ tests: $(READY)
 	rm -rf build/demo
 	$(BIN)/python -m pytest -m timed --demo build/demo
 	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --demo build/demo
+
+# Kills, full disks and mutated media: make stress STRESS='--kills 1000 --full 200 --media 10000'
+stress: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/stress.py $(STRESS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 
+_PROBE = 1 << 20  # bytes that a disk has room for, unless it is full
+
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
@@ -33,7 +35,11 @@ def replacing(target: Path) -> Iterator[Path]:
     held = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
-        yield unfinished
+        try:
+            yield unfinished
+        except Exception as error:
+            _tell_if_full(held, target, error)
+            raise
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, target)
@@ -41,6 +47,14 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         unfinished.unlink(missing_ok=True)
         os.close(held)
+
+
+def _tell_if_full(held: int, target: Path, error: Exception) -> None:
+    """Raise OSError with the file's name where a library failed to write, in whatever words."""
+    try:
+        os.pwrite(held, bytes(_PROBE), os.fstat(held).st_size)
+    except OSError as refused:
+        raise OSError(refused.errno, os.strerror(refused.errno or 0), str(target)) from error
 
 
 def _sweep(target: Path) -> None:

@@ -1,7 +1,6 @@
 """Look at a whole store: what there is (`cmcr info`), and whether it is ok (`cmcr verify`)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,9 @@ from jaxtyping import Float
 from cmcr.embeddings.index import ABOUT, INDEX, about_index
 from cmcr.embeddings.parts import RELIST, read_failures
 from cmcr.embeddings.reader import Dataset, check_part, list_datasets, open_dataset
-from cmcr.embeddings.schema import FAILURES, MANIFEST, Key, read_manifest
+from cmcr.embeddings.schema import FAILURES, Key, read_manifest
 from cmcr.embeddings.writer import fresh_store
-from cmcr.errors import CmcrError, StoreError, UsageError, VersionError
+from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.files import sha256_file
 
 
@@ -96,42 +95,33 @@ def verify_store(store: Path) -> Iterator[Verdict]:
 
 def _problems(store: Path, key: Key) -> Iterator[CmcrError]:
     """Everything that is wrong with a dataset."""
-    whole = None
-    with _caught(key.folder(store)) as caught:
-        whole = open_dataset(store, key)
-    first = next(iter(caught), None)
-    if isinstance(first, VersionError) or not (key.folder(store) / MANIFEST).exists():
-        yield from caught
+    folder = key.folder(store)
+    problem = _problem_of(folder, lambda: open_dataset(store, key))
+    if problem is None:
+        dataset = open_dataset(store, key, check=False)
+        checks = [partial(_check_rows, dataset)]
+    elif _problem_of(folder, lambda: open_dataset(store, key, check=False)) is not None:
+        yield problem  # of the manifest: nothing else can be said
         return
-    dataset = whole
-    if dataset is None:
-        with _caught(key.folder(store)) as caught:
-            dataset = open_dataset(store, key, check=False)
-        yield from caught
-    if dataset is None:
-        return
-    checks = [partial(check, dataset) for check in (_check_rows, _check_failures, _check_index)]
-    if whole is None:
-        manifest = dataset.manifest
-        parts = [partial(check_part, dataset.folder, part, manifest) for part in manifest.parts]
-        checks = [*parts, *checks[1:]]
-    for check in checks:
-        with _caught(dataset.folder) as caught:
-            check()
-        yield from caught
+    else:
+        dataset = open_dataset(store, key, check=False)
+        parts, manifest = dataset.manifest.parts, dataset.manifest
+        checks = [partial(check_part, folder, part, manifest) for part in parts]
+    for check in (*checks, partial(_check_failures, dataset), partial(_check_index, dataset)):
+        if (problem := _problem_of(folder, check)) is not None:
+            yield problem
 
 
-@contextmanager
-def _caught(folder: Path) -> Iterator[list[CmcrError]]:
-    """What goes wrong in a block, as an error that can be told."""
-    problems: list[CmcrError] = []
+def _problem_of(folder: Path, check: Callable[[], object]) -> CmcrError | None:
+    """What goes wrong in a check, as an error that can be told."""
     try:
-        yield problems
+        check()
     except CmcrError as problem:
-        problems.append(problem)
+        return problem
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         what = (str(error).splitlines() or [type(error).__name__])[0]
-        problems.append(StoreError(f"it cannot be read: {what}", where=folder))
+        return StoreError(f"it cannot be read: {what}", where=folder)
+    return None
 
 
 def _unfinished_update(store: Path, key: Key) -> StoreError:

@@ -39,7 +39,9 @@ def store(tmp_path: Path, make_dataset: MakeDataset) -> Path:
     for space, modality, seed in (("a", "image", 1), ("b", "audio", 2)):
         make_dataset(f"{space}/text:t", normal(0) + seed, id=ids)
         make_dataset(f"{space}/{modality}:m", normal(seed), id=ids, group=ids)
-    config = read_config(AB | {"memory": ["m"], "epochs": 2, "head": "linear", "method": "c-mcr"})
+    config = read_config(
+        AB | {"memory": ["m"], "epochs": 2, "projector": "linear", "method": "c-mcr"}
+    )
     connect(tmp_path / "store", config, name="c")
     return tmp_path / "store"
 
@@ -191,7 +193,9 @@ def test_a_label_is_no_mathematics_and_numbers_come_before_pictures(
 def test_pseudo_partners_that_were_altered_are_made_again(
     store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = read_config(AB | {"memory": ["m"], "epochs": 2, "head": "linear", "method": "c-mcr"})
+    config = read_config(
+        AB | {"memory": ["m"], "epochs": 2, "projector": "linear", "method": "c-mcr"}
+    )
     expected = (store / "connections" / "c" / "model.safetensors").read_bytes()
     parts = list((store / "pseudo").rglob("*.npy"))
     assert parts
@@ -203,7 +207,9 @@ def test_pseudo_partners_that_were_altered_are_made_again(
 
 
 def test_a_checkpoint_of_another_program_is_told(store: Path) -> None:
-    config = read_config(AB | {"memory": ["m"], "epochs": 2, "head": "linear", "method": "c-mcr"})
+    config = read_config(
+        AB | {"memory": ["m"], "epochs": 2, "projector": "linear", "method": "c-mcr"}
+    )
     folder = store / "connections" / "new"
     folder.mkdir()
     torch.save({"weights": torch.zeros(3)}, folder / "checkpoint.pt")

@@ -4,6 +4,7 @@ pytest tests/faults/test_files.py
 """
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cmcr.embeddings import Key, import_embeddings
 from cmcr.errors import SourceError
@@ -54,6 +56,23 @@ def test_what_a_killed_process_left_is_taken_away_and_what_lives_is_not(tmp_path
         write_text(tmp_path / "x", "second")
         assert alive.exists()
     assert sorted(os.listdir(tmp_path)) == [".x.json.12345", "x"]
+
+
+def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(
+    tmp_path: Path,
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with (
+            pytest.raises(OSError, match="File too large") as error,
+            replacing(tmp_path / "x.pt") as unfinished,
+        ):
+            torch.save(torch.zeros(100_000), unfinished)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert error.value.filename == str(tmp_path / "x.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
