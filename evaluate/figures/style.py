@@ -71,13 +71,14 @@ def plain_axes(axes: "Axes") -> None:
     axes.margins(x=0.02)
 
 
-_LATER: ContextVar[list[Callable[[], None]] | None] = ContextVar("later", default=None)
+Later = dict[Path, Callable[[], None]]
+_LATER: ContextVar[Later | None] = ContextVar("later", default=None)
 
 
 @contextmanager
-def saved_later() -> Iterator[list[Callable[[], None]]]:
-    """Pictures that are saved in this block are saved by calling what is gathered here."""
-    later: list[Callable[[], None]] = []
+def saved_later() -> Iterator[Later]:
+    """Pictures of this block are gathered here by their paths, and saved by calling each."""
+    later: Later = {}
     before = _LATER.set(later)
     try:
         yield later
@@ -91,7 +92,7 @@ def save(figure: "Figure", path: Path) -> None:
     A label is shown as it is: what is between dollar signs is no mathematics.
     """
     if (later := _LATER.get()) is not None:
-        later.append(partial(_save, figure, path))
+        later[path] = partial(_save, figure, path)
     else:
         _save(figure, path)
 

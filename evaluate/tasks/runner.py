@@ -145,8 +145,10 @@ def run_task(
     models = Models(opened.connection, _baselines(opened) if task.with_baselines else {})
     with saved_later() as pictures:
         rows, files = task.compute(models, folder)
+    for picture in pictures:  # else one of other numbers would count as drawn if this ends early
+        picture.unlink(missing_ok=True)
     write_results(file, rows, inputs, files)
-    for save in pictures:  # numbers first: a picture that cannot be drawn is made the next time
+    for save in pictures.values():  # numbers first: what is not drawn is made the next time
         save()
     return Evaluated(folder, rows, fresh=True)
 

@@ -155,6 +155,20 @@ def test_another_filter_or_a_missing_picture_is_computed(world, tmp_path):
     assert not (tmp_path / "joint-space.png").exists()
 
 
+def test_a_picture_of_other_numbers_does_not_count_as_drawn(world, tmp_path, monkeypatch):
+    arguments = (world, world / "connections" / "tiny", SOUNDS, PHOTOS)
+    evaluate_retrieval(*arguments, out=tmp_path, query_where={"take": ["0", "1"]})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cmcr.evaluate.figures.style._save", killed)
+        evaluate_retrieval(*arguments, out=tmp_path, query_where={"take": ["2", "3"]})
+    assert evaluate_retrieval(*arguments, out=tmp_path, query_where={"take": ["2", "3"]}).fresh
+    assert (tmp_path / "precision.png").exists()
+
+
 def test_neighbours_agree_with_the_hit_rate(done):
     table = pq.read_table(done.folder / "neighbours.parquet").to_pandas()
     assert (table["rank"].max(), len(table)) == (10, 80 * 10)

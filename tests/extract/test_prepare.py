@@ -340,6 +340,14 @@ def test_the_annotations_lie_where_the_recipes_look_for_them(root: Path, out: Pa
     assert (heard.listed, heard.published) == (1, 2564)
 
 
+def test_a_caption_is_not_cut_at_its_comma(root: Path, out: Path) -> None:
+    text(root / "mine.csv", 'a dog on a mat\n"a cat, sitting"\na cat, sitting on a mat\n')
+    with pytest.raises(SourceError, match="line 3 has 2 fields") as error:
+        prepare_dataset("texts", [root], out)
+    assert error.value.where == str(root / "mine.csv")
+    assert not (out / "texts.tsv").exists()
+
+
 def test_prepared_in_the_folder_that_it_lies_in_it_reads_none_of_what_it_made(root: Path) -> None:
     vggss(root)
     first = prepare_dataset("vggss", [root], root)

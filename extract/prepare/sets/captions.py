@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cmcr.errors import SourceError
 from cmcr.extract.prepare.folder import PICTURES, Folder
 from cmcr.extract.prepare.published import Listed, Published
 from cmcr.extract.prepare.sets.finding import sound, youtube_names
@@ -100,7 +101,10 @@ def _conceptual(path: Path) -> Iterator[str]:
 
 
 def _columns(path: Path) -> Iterator[str]:
-    """The columns that hold captions; of a list without a header and with one column, that one."""
+    """The columns that hold captions; of a list without a header and with one column, that one.
+
+    Raises SourceError for a line of several fields in such a list.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
@@ -109,6 +113,13 @@ def _columns(path: Path) -> Iterator[str]:
             named = [0]
             yield header[0]
         for row in rows:
+            if len(row) > 1 and is_text(header):
+                raise SourceError(
+                    f"line {rows.line_num} has {len(row)} fields, but the first line is one text",
+                    where=path,
+                    fix="put captions that hold a comma between quotation marks, or name the file "
+                    ".txt: then a line is a caption",
+                )
             yield from (row[at] for at in named if at < len(row))
 
 
