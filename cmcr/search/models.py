@@ -82,20 +82,21 @@ class Models:
 
     def _lies_in(self, joint: JointSpace, space: str) -> bool:
         """Whether datasets of `space` are in `joint`, or can be projected into it."""
-        made_by = self._example(space).manifest.encoder
+        made_by = self.example(space).manifest.encoder
         return (
             any(one.name == space for one in joint.record.spaces)
             or made_by.get("checkpoint_sha256") == joint.record.model_sha256
         )
 
     def opened(self, folder: Path) -> JointSpace:
+        """The connection in `folder`."""
         if folder not in self._connections:
             self._connections[folder] = load_connection(folder)
         return self._connections[folder]
 
     def _takes(self, space: str, modality: Modality) -> bool:
         """Whether the encoder of `space` takes `modality`."""
-        made_by = self._example(space).manifest.encoder
+        made_by = self.example(space).manifest.encoder
         if made_by.get("imported") or "spaces" in made_by:  # a projection has spaces
             return False
         if space in self._encoders:
@@ -136,9 +137,9 @@ class Models:
     def _refuse_imported(self, keys: Sequence[Key]) -> None:
         """Raise UsageError where nothing can be embedded as what is searched in was."""
         for space in dict.fromkeys(key.space for key in keys):
-            encoder_name(self._example(space).manifest.encoder, space)
+            encoder_name(self.example(space).manifest.encoder, space)
 
-    def _example(self, space: str) -> Dataset:
+    def example(self, space: str) -> Dataset:
         """A dataset of `space`, for what its encoder is."""
         keys = [key for key in list_datasets(self.path) if key.space == space]
         problem: CmcrError | None = None
@@ -153,8 +154,9 @@ class Models:
         )
 
     def encoder(self, space: str) -> Encoder:
+        """What embedded `space`, with the very weights. Raises as `open_encoder` does."""
         if space not in self._encoders:
-            made_by = self._example(space).manifest.encoder
+            made_by = self.example(space).manifest.encoder
             weights = self.checkpoints.get(space)
             self._encoders[space] = open_encoder(made_by, space, weights, self.device)
         return self._encoders[space]

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cmcr.connect import JointSpace
-from cmcr.embeddings import Key, Modality, check_store, list_datasets
+from cmcr.embeddings import Dataset, Key, Modality, check_store, list_datasets
 from cmcr.embeddings.search.hubness import NNN, Hubness
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
 from cmcr.embeddings.search.places import OwnSpace, Place, Where, open_places
-from cmcr.errors import UsageError, near
+from cmcr.errors import MismatchError, UsageError, near
 from cmcr.extract import Asked, embed_items, read_queries, refuse_failures
 from cmcr.search.models import Models
 
@@ -112,11 +112,14 @@ class Store:
         folder = self.models.connection(connection, keys, kinds, space)
         joint = None if folder is None else self.models.opened(folder)
         spaces = {kind: self.models.space(joint, kind, keys, space) for kind in kinds}
+        embedded = [self.models.example(one) for one in dict.fromkeys(spaces.values())]
         if joint is None:
             there = open_places(self.path, keys, where or {})
-            _refuse_two_encoders(there)
+            _refuse_two_encoders([*embedded, *(place.dataset for place in there)])
         else:
             there = joint.open_places(self.path, keys, where or {})
+            for dataset in embedded:
+                joint.check(dataset.key.space, dataset.encoder_identity)
         if index:
             _refuse_what_no_index_holds(joint, there, where)
         own: JointSpace | OwnSpace = OwnSpace(self.path) if joint is None else joint
@@ -212,14 +215,13 @@ def _check(
         )
 
 
-def _refuse_two_encoders(places: Sequence[Place]) -> None:
-    first = places[0].dataset
-    for place in places:
-        if place.dataset.encoder_identity != first.encoder_identity:
-            raise UsageError(
-                f"{first.key} and {place.dataset.key} were made by two different encoders",
-                where=place.dataset.folder,
-                fix="search in one of them at a time",
+def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
+    for dataset in datasets:
+        if dataset.encoder_identity != datasets[0].encoder_identity:
+            raise MismatchError(
+                f"{datasets[0].key} and {dataset.key} were made by two different encoders",
+                where=dataset.folder,
+                fix="extract both with the same encoder, checkpoint and preprocessing",
             )
 
 
