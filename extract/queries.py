@@ -58,7 +58,7 @@ def read_queries(words: Sequence[str], modality: Modality | None = None) -> list
 
 
 def _read(word: str, modality: Modality | None) -> Iterator[Asked]:
-    path = _path(word)
+    path = _path(word, modality)
     if path is None:
         yield Asked("text", Item(word, word, _text(word)))
     elif path.is_dir():
@@ -72,7 +72,7 @@ def _read(word: str, modality: Modality | None) -> Iterator[Asked]:
         yield Asked(kind, Item(path.name, file_uri(path.absolute())))
 
 
-def _path(word: str) -> Path | None:
+def _path(word: str, modality: Modality | None) -> Path | None:
     """The file or folder that a word means; None for a text. Raises where it is not there."""
     if len(word) > LONGEST or "\n" in word or "\0" in word:
         return None
@@ -83,7 +83,9 @@ def _path(word: str) -> Path | None:
     except OSError:  # longer than a name may be
         return None
     media = any(path.suffix.lower() in SUFFIXES[kind] for kind in MODALITIES)
-    if not (media or word.endswith("/")):
+    if not word.strip() or modality == "text":
+        return None
+    if modality is None and not (media or word.endswith("/")):
         return None
     beside = path.parent
     names = sorted(one.name for one in beside.iterdir()) if beside.is_dir() else []

@@ -88,7 +88,7 @@ def search(
     ] = False,
     weight: Annotated[
         list[float] | None,
-        typer.Option(metavar="W", help="Of an input in that mean, one for each.", min=-1e6),
+        typer.Option(metavar="W", help="Of an input in that mean, one for each."),
     ] = None,
     where: Where = None,
     index: Annotated[

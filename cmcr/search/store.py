@@ -14,31 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from cmcr.connect import JointSpace, load_connection
-from cmcr.embeddings import (
-    Dataset,
-    Key,
-    Modality,
-    check_store,
-    list_datasets,
-    open_dataset,
-)
+from cmcr.connect import JointSpace
+from cmcr.embeddings import Dataset, Key, Modality, check_store, list_datasets
 from cmcr.embeddings.search.hubness import NNN, Hubness
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
 from cmcr.embeddings.search.places import OwnSpace, Place, Where, open_places
-from cmcr.errors import CmcrError, UsageError, near
-from cmcr.extract import (
-    Asked,
-    Encoder,
-    embed_items,
-    encoder_name,
-    encoder_spec,
-    open_encoder,
-    read_queries,
-    refuse_failures,
-)
+from cmcr.errors import MismatchError, UsageError, near
+from cmcr.extract import Asked, embed_items, read_queries, refuse_failures
+from cmcr.search.models import Models
 
 _WORTH_WORKERS = 512  # files
 
@@ -78,10 +64,7 @@ class Store:
     """A folder of embeddings. `open_store` makes one."""
 
     path: Path
-    device: str = "cpu"
-    checkpoints: Mapping[str, Path] = field(default_factory=dict)  # of each space, if not the usual
-    _encoders: dict[str, Encoder] = field(default_factory=dict, repr=False)
-    _connections: dict[Path, JointSpace] = field(default_factory=dict, repr=False)
+    models: Models = field(repr=False)
 
     def search(
         self,
@@ -126,29 +109,28 @@ class Store:
             )
         asked = read_queries(queries, modality)
         kinds = list(dict.fromkeys(one.modality for one in asked))
-        folder = self._connection(connection, keys, kinds, space)
-        joint = None if folder is None else self._opened(folder)
-        spaces = {kind: self._space(joint, kind, keys, space) for kind in kinds}
+        folder = self.models.connection(connection, keys, kinds, space)
+        joint = None if folder is None else self.models.opened(folder)
+        spaces = {kind: self.models.space(joint, kind, keys, space) for kind in kinds}
+        embedded = [self.models.example(one) for one in dict.fromkeys(spaces.values())]
         if joint is None:
             there = open_places(self.path, keys, where or {})
-            _refuse_two_encoders(there)
+            _refuse_two_encoders([*embedded, *(place.dataset for place in there)])
         else:
             there = joint.open_places(self.path, keys, where or {})
+            for dataset in embedded:
+                joint.check(dataset.key.space, dataset.encoder_identity)
         if index:
             _refuse_what_no_index_holds(joint, there, where)
-        vectors, failures = self._embedded(asked, spaces, workers)
-        refuse_failures(asked, failures)
-        good = [at for at in range(len(asked)) if at in vectors]
-        asked = [asked[at] for at in good]
         own: JointSpace | OwnSpace = OwnSpace(self.path) if joint is None else joint
+        vectors, failures = self._projected(asked, spaces, own, workers)
+        refuse_failures(asked, failures)
+        asked = [one for at, one in enumerate(asked) if at in vectors]
         made = [
-            Query(
-                own.project(spaces[one.modality], vectors[at][None], one.modality)[0].cpu(),
-                {(spaces[one.modality], one.modality): 1.0},
-                {one.item.uri, one.name},
-            )
-            for at, one in zip(good, asked, strict=True)
-        ]
+            Query(vectors[at], {(spaces[one.modality], one.modality): 1.0},
+                  {one.item.uri, one.name})
+            for at, one in zip(sorted(vectors), asked, strict=True)
+        ]  # fmt: skip
         groups = [asked] if together else [[one] for one in asked]
         if together:
             made = [_added(made, weights or [1.0] * len(made))]
@@ -171,158 +153,27 @@ class Store:
             raise UsageError(what, where=self.path, fix=near(place, map(str, fitting or there)))
         return fitting[0]
 
-    def _connection(
+    def _projected(
         self,
-        named: str | Path | None,
-        keys: Sequence[Key],
-        kinds: Sequence[Modality],
-        space: str | None,
-    ) -> Path | None:
-        """The connection to search through; None where all lies in one space of its own."""
-        there = sorted(path.parent.name for path in self.path.glob("connections/*/config.json"))
-        if named is None:
-            spaces = {key.space for key in keys} | ({space} if space else set())
-            first = keys[0].space
-            if spaces == {first} and all(self._takes(first, kind) for kind in kinds):
-                return None
-            return self._only_fitting(there, keys, kinds)
-        folders = (self.path / "connections" / named, Path(named))
-        folder = next((one for one in folders if (one / "config.json").exists()), None)
-        if folder is None:
-            raise UsageError(
-                f"there is no connection {str(named)!r}",
-                where=self.path / "connections",
-                fix=near(str(named), there),
-            )
-        return folder
-
-    def _only_fitting(
-        self, there: Sequence[str], keys: Sequence[Key], kinds: Sequence[Modality]
-    ) -> Path:
-        """Of the connections `there` the smallest that has all that is asked and searched in."""
-        fitting: dict[int, list[Path]] = {}
-        for folder in (self.path / "connections" / name for name in there):
-            joint = self._opened(folder)
-            spaces = [space.name for space in joint.record.spaces]
-            if all(self._lies_in(joint, key.space) for key in keys) and all(
-                any(self._embeds(joint, space, kind) for space in spaces) for kind in kinds
-            ):
-                fitting.setdefault(len(spaces), []).append(folder)
-        smallest = fitting[min(fitting)] if fitting else []
-        if len(smallest) == 1:
-            return smallest[0]
-        if not smallest:
-            self._refuse_imported(keys)
-            raise UsageError(
-                "nothing connects what is asked with what is searched in",
-                where=self.path / "connections",
-                fix="make a connection with `cmcr connect`, or name another with --connection; "
-                f"there is: {', '.join(there) or 'none'}",
-            )
-        names = ", ".join(folder.name for folder in smallest)
-        raise UsageError(
-            f"the store has {len(smallest)} connections that could be searched through",
-            where=self.path / "connections",
-            fix=f"give --connection, one of: {names}",
-        )
-
-    def _lies_in(self, joint: JointSpace, space: str) -> bool:
-        """Whether datasets of `space` are in `joint`, or can be projected into it."""
-        made_by = self._example(space).manifest.encoder
-        return (
-            any(one.name == space for one in joint.record.spaces)
-            or made_by.get("checkpoint_sha256") == joint.record.model_sha256
-        )
-
-    def _opened(self, folder: Path) -> JointSpace:
-        if folder not in self._connections:
-            self._connections[folder] = load_connection(folder)
-        return self._connections[folder]
-
-    def _takes(self, space: str, modality: Modality) -> bool:
-        """Whether the encoder of `space` takes `modality`."""
-        made_by = self._example(space).manifest.encoder
-        if made_by.get("imported") or "spaces" in made_by:  # a projection has spaces
-            return False
-        if space in self._encoders:
-            return modality in self._encoders[space].modalities
-        name = str(made_by["encoder"])
-        if name.startswith("hf:"):  # which modalities it has, only its folder says
-            return any(
-                (key.space, key.modality) == (space, modality) for key in list_datasets(self.path)
-            )
-        return modality in encoder_spec(name).modalities
-
-    def _space(
-        self, joint: JointSpace | None, modality: Modality, keys: Sequence[Key], named: str | None
-    ) -> str:
-        """The space that queries of `modality` are embedded in."""
-        near_by = [key.space for key in keys]
-        if joint is None:
-            return named or near_by[0]
-        names = [one.name for one in joint.record.spaces]
-        if named:
-            joint.place_of(named)  # raises where it is none of them
-            return named
-        for space in dict.fromkeys([*(one for one in near_by if one in names), *names]):
-            if self._embeds(joint, space, modality):
-                return space
-        self._refuse_imported(keys)
-        raise UsageError(
-            f"no encoder of {' or '.join(names)} takes {modality}",
-            where=self.path,
-            fix="search for another modality, or say which it is with --modality",
-        )
-
-    def _embeds(self, joint: JointSpace, space: str, modality: Modality) -> bool:
-        """Whether the encoder of `space` is known, takes `modality`, and `joint` projects it."""
-        there = any(key.space == space for key in list_datasets(self.path))
-        return there and joint.knows(space, modality) and self._takes(space, modality)
-
-    def _refuse_imported(self, keys: Sequence[Key]) -> None:
-        """Raise UsageError where nothing can be embedded as what is searched in was."""
-        for space in dict.fromkeys(key.space for key in keys):
-            encoder_name(self._example(space).manifest.encoder, space)
-
-    def _example(self, space: str) -> Dataset:
-        """A dataset of `space`, for what its encoder is."""
-        keys = [key for key in list_datasets(self.path) if key.space == space]
-        problem: CmcrError | None = None
-        for key in keys:
-            try:
-                return open_dataset(self.path, key, check=False)
-            except CmcrError as error:
-                problem = error
-        names = sorted({key.space for key in list_datasets(self.path)})
-        raise problem or UsageError(
-            f"the store has no space {space}", where=self.path, fix=near(space, names)
-        )
-
-    def _embedded(
-        self, asked: Sequence[Asked], spaces: Mapping[Modality, str], workers: int
-    ) -> tuple[dict[int, np.ndarray], list[dict[str, Any]]]:
-        """The vectors of the inputs by their places, (D,) each, and what could not be embedded."""
-        vectors: dict[int, np.ndarray] = {}
+        asked: Sequence[Asked],
+        spaces: Mapping[Modality, str],
+        joint: JointSpace | OwnSpace,
+        workers: int,
+    ) -> tuple[dict[int, Tensor], list[dict[str, Any]]]:
+        """The inputs in the joint space by their places, (joint,) each, and what failed of them."""
+        vectors: dict[int, Tensor] = {}
         failures: list[dict[str, Any]] = []
         for modality, space in spaces.items():
-            places = [at for at, one in enumerate(asked) if one.modality == modality]
+            places = np.array([at for at, one in enumerate(asked) if one.modality == modality])
             items = [asked[at].item for at in places]
             ahead = workers if len(items) >= _WORTH_WORKERS else 0
-            found, failed = embed_items(self._encoder(space), modality, items, ahead)
+            found, failed = embed_items(self.models.encoder(space), modality, items, ahead)
             failures += failed
-            vectors |= {
-                at: vector
-                for at, vector in zip(places, found, strict=True)
-                if np.isfinite(vector).all()
-            }
+            good = np.isfinite(found).all(axis=1)  # (items,)
+            if good.any():
+                projected = joint.project(space, found[good], modality).cpu()  # (good, joint)
+                vectors |= dict(zip(places[good].tolist(), projected, strict=True))
         return vectors, failures
-
-    def _encoder(self, space: str) -> Encoder:
-        if space not in self._encoders:
-            made_by = self._example(space).manifest.encoder
-            weights = self.checkpoints.get(space)
-            self._encoders[space] = open_encoder(made_by, space, weights, self.device)
-        return self._encoders[space]
 
 
 def open_store(
@@ -334,7 +185,7 @@ def open_store(
     Raises UsageError where there is no store.
     """
     check_store(Path(path))
-    return Store(Path(path), device, checkpoints or {})
+    return Store(Path(path), Models(Path(path), device, checkpoints or {}))
 
 
 def _check(
@@ -364,14 +215,13 @@ def _check(
         )
 
 
-def _refuse_two_encoders(places: Sequence[Place]) -> None:
-    first = places[0].dataset
-    for place in places:
-        if place.dataset.encoder_identity != first.encoder_identity:
-            raise UsageError(
-                f"{first.key} and {place.dataset.key} were made by two different encoders",
-                where=place.dataset.folder,
-                fix="search in one of them at a time",
+def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
+    for dataset in datasets:
+        if dataset.encoder_identity != datasets[0].encoder_identity:
+            raise MismatchError(
+                f"{datasets[0].key} and {dataset.key} were made by two different encoders",
+                where=dataset.folder,
+                fix="extract both with the same encoder, checkpoint and preprocessing",
             )
 
 

@@ -91,6 +91,15 @@ def test_within_one_space_no_connection_is_needed(search: Search) -> None:
     assert (through.connection, through.spaces) == ("digits", {"text": "digits-clip"})
 
 
+def test_the_modality_may_be_named(search: Search, media: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such file"):
+        search("three", modality="audio", connection="digits")
+    assert search("three.wav", modality="text").spaces == {"text": "digits-clip"}
+    answered = search(media, modality="audio", connection="digits")
+    assert len(answered.found) == 40
+    assert [Path(one["uri"]).name for one in answered.failures] == ["cut.wav"]
+
+
 def test_several_inputs_are_one_query_when_together(search: Search, media: Path) -> None:
     sound = next((media / "sounds").iterdir())
     (found,) = search("two", sound, together=True, weights=[1, 0.5], connection="digits").found

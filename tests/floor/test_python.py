@@ -16,7 +16,8 @@ from cmcr.embeddings import Dataset, Key
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PUBLIC = {
-    "cmcr": "__version__ connect embeddings errors evaluate extract fit load_connection quiet",
+    "cmcr": "__version__ connect embeddings errors evaluate extract fit load_connection "
+    "open_store quiet",
     "cmcr.connect": "TRAINING_LOG Chain ConnectConfig Connected Connection Found JointSpace "
     "Projected Record SpaceRecord aggregate baselines can_be_made_again connect connect_chain "
     "fit import_connection load_connection parse_settings project_store read_config read_training "
