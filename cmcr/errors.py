@@ -2,7 +2,7 @@
 
     CmcrError            exit code 1
     ├── UsageError       exit code 2: a flag, a recipe or a name that cannot be used
-    │   └── NameTakenError   a connection of that name is there (connect/replace.py)
+    │   └── NameTakenError   a connection of that name is there (connect/make/replace.py)
     ├── SourceError      media, a manifest or an array that cannot be read as a source
     ├── EncoderError     an encoder or its weights that cannot be loaded
     ├── StoreError       a store that is damaged, unfinished or not there

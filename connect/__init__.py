@@ -40,9 +40,6 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from cmcr.connect.arrays import fit
-    from cmcr.connect.build import Connected, connect
-    from cmcr.connect.build_chain import connect_chain
     from cmcr.connect.config import ConnectConfig, parse_settings, read_config, with_overrides
     from cmcr.connect.connection.base import JointSpace
     from cmcr.connect.connection.chain import Chain
@@ -50,17 +47,20 @@ if TYPE_CHECKING:
     from cmcr.connect.connection.load import load_connection
     from cmcr.connect.connection.record import Record, SpaceRecord
     from cmcr.connect.importer import import_connection
+    from cmcr.connect.make.arrays import fit
+    from cmcr.connect.make.chain import connect_chain
+    from cmcr.connect.make.pair import Connected, connect
+    from cmcr.connect.make.project import Projected, project_store
+    from cmcr.connect.make.replace import can_be_made_again
     from cmcr.connect.methods.solve import baselines
-    from cmcr.connect.project import Projected, project_store
-    from cmcr.connect.replace import can_be_made_again
     from cmcr.connect.spaces.aggregation import aggregate
     from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
 else:
     _MODULES = {
-        "arrays": ["fit"],
-        "build": ["Connected", "connect"],
-        "build_chain": ["connect_chain"],
+        "make.arrays": ["fit"],
+        "make.pair": ["Connected", "connect"],
+        "make.chain": ["connect_chain"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],
         "connection.base": ["JointSpace"],
         "connection.chain": ["Chain"],
@@ -69,8 +69,8 @@ else:
         "connection.record": ["Record", "SpaceRecord"],
         "importer": ["import_connection"],
         "methods.solve": ["baselines"],
-        "project": ["Projected", "project_store"],
-        "replace": ["can_be_made_again"],
+        "make.project": ["Projected", "project_store"],
+        "make.replace": ["can_be_made_again"],
         "spaces.aggregation": ["aggregate"],
         "training.log": ["TRAINING_LOG", "read_training"],
         "upgrade": ["Found", "upgrade_store"],

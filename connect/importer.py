@@ -10,7 +10,7 @@ from cmcr.connect.connection.base import JointSpace
 from cmcr.connect.connection.load import load_connection
 from cmcr.connect.connection.published import published_connection
 from cmcr.connect.connection.record import Record
-from cmcr.connect.replace import NEW, differences, refuse, settle, standing, take_place
+from cmcr.connect.make.replace import NEW, differences, refuse, settle, standing, take_place
 from cmcr.embeddings import Modality
 from cmcr.files import locked
 

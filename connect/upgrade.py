@@ -25,7 +25,7 @@ from cmcr.connect.connection.record import (
     SpaceRecord,
     current,
 )
-from cmcr.connect.replace import settle
+from cmcr.connect.make.replace import settle
 from cmcr.embeddings import check_store, list_datasets
 from cmcr.embeddings.schema import MANIFEST, SCHEMA_VERSION, read_manifest
 from cmcr.errors import CmcrError, StoreError, VersionError

@@ -26,6 +26,7 @@ STAGES = {
 # Within a stage a room may import what stands on a lower line; rooms of one line are strangers.
 LINES = """
 cmcr.connect
+cmcr.connect.make
 cmcr.connect.methods
 cmcr.connect.training
 cmcr.connect.connection cmcr.connect.spaces

@@ -167,7 +167,7 @@ def test_a_dataset_that_changed_is_projected_anew(
     rows = np.random.default_rng(7).standard_normal((6, 6))
     make_dataset("hear/audio:sounds", rows)
     with monkeypatch.context() as patched:
-        patched.setattr("cmcr.connect.project.put_in_place", lambda *_: 1 / 0)
+        patched.setattr("cmcr.connect.make.project.put_in_place", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             project(store, connection, datasets=[sounds])
     assert open_dataset(store, Key("joint", "audio", "sounds")).rows == ROWS
@@ -196,7 +196,7 @@ def test_killed_at_any_part_and_run_again_gives_the_same_bytes(
             write_part(*given)
 
         with monkeypatch.context() as patch:
-            patch.setattr("cmcr.connect.project.write_part", killed)
+            patch.setattr("cmcr.connect.make.project.write_part", killed)
             with pytest.raises(KeyboardInterrupt):
                 project(store, connection, datasets=[key])
         assert not (whole / "manifest.json").exists()

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcr.connect.build import connect
 from cmcr.connect.config import read_config
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.load import load_pair
+from cmcr.connect.make.pair import connect
 from cmcr.devices import Vectors, find_device, float32, refuse_what_has_no_direction, rows
 from cmcr.embeddings import MODALITIES, Key, Modality, import_embeddings
 from cmcr.errors import MismatchError, SourceError, UsageError, near
@@ -40,8 +40,8 @@ def fit(
 
     Row i of `via` in both spaces is one item; these have to be as many. All other rows are
     unpaired, and a space may have none. Arrays, tensors or lists of any float precision.
-    `settings` are the other fields of `ConnectConfig`. The arrays pass through a store in TMPDIR, as
-    float32, so that this is what `cmcr connect` does, in as little memory.
+    `settings` are the other fields of `ConnectConfig`. The arrays pass through a store in TMPDIR,
+    as float32, so that this is what `cmcr connect` does, in as little memory.
 
     Raises UsageError for names, settings or a device that do not fit, MismatchError for arrays of
     other shapes, SourceError for rows that are not finite or zero, CmcrError for a loss that is not

@@ -15,9 +15,9 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.load import load_connection
 from cmcr.connect.connection.record import CARD, CONFIG, MODEL, Record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
+from cmcr.connect.make.replace import NEW, differences, refuse, settle, take_place
 from cmcr.connect.methods.auto import METHODS, choose, keep_to, read_methods, warning
 from cmcr.connect.methods.problem import pose
-from cmcr.connect.replace import NEW, differences, refuse, settle, take_place
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
 from cmcr.devices import WORTH_A_THREAD, cores, threads_for

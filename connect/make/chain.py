@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from cmcr.connect.build import Connected, Opened, alone, connect, no_more_threads_than_cores
 from cmcr.connect.config import ConnectConfig, read_config
 from cmcr.connect.connection.chain import Chain
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.load import chain_content, load_pair
 from cmcr.connect.connection.record import CONFIG, Record, current, read_record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
-from cmcr.connect.project import project_store
-from cmcr.connect.replace import (
+from cmcr.connect.make.pair import Connected, Opened, alone, connect, no_more_threads_than_cores
+from cmcr.connect.make.project import project_store
+from cmcr.connect.make.replace import (
     NEW,
     NameTakenError,
     refuse,
