@@ -53,15 +53,6 @@ class Up(StrEnum):
     z = "z"
 
 
-class Amp(StrEnum):
-    """How numbers are kept while a GPU encodes."""
-
-    auto = "auto"
-    off = "off"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 class Hubs(StrEnum):
     """What is done about items that are near to everything."""
 
@@ -74,14 +65,13 @@ Hubness = Annotated[
 ]
 
 
-def checked_modality(name: str | None) -> Any:
-    """A modality that a flag names. Raises UsageError for one that there is not."""
-    from cmcr.embeddings import MODALITIES
-    from cmcr.errors import UsageError, near
+class Amp(StrEnum):
+    """How numbers are kept while a GPU encodes."""
 
-    if name is not None and name not in MODALITIES:
-        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
-    return name
+    auto = "auto"
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 _NARROW = 12  # columns of the terminal that a folded text keeps
@@ -165,3 +155,13 @@ def show(done: list[Any], as_json: bool) -> None:
         answer({"results": rows})
     else:
         _print(results_table(rows))
+
+
+def checked_modality(name: str | None) -> Any:
+    """A modality that a flag names. Raises UsageError for one that there is not."""
+    from cmcr.embeddings import MODALITIES
+    from cmcr.errors import UsageError, near
+
+    if name is not None and name not in MODALITIES:
+        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
+    return name

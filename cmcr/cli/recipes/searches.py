@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cmcr.cli.recipes.ground import Ground, connections, find_connection, find_key
-from cmcr.cli.recipes.pipelines import parse_place, space_of
+from cmcr.cli.recipes.pipelines import parse_place
 from cmcr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,24 +134,6 @@ def evaluate_each(
     }
     for query, gallery, connection in searches:
         yield evaluate(store, connection, query, gallery, **where, **options)
-
-
-def find_checkpoints(ground: Ground, given: Sequence[str]) -> dict[str, Path]:
-    """Weights by space: those of the recipe, and `SPACE=FILE` strings before them.
-
-    Raises UsageError for a string without "=".
-    """
-    files = {
-        space_of(section.encoder): section.checkpoint
-        for section in (ground.recipe.extract if ground.recipe else ())
-        if section.checkpoint
-    }
-    for text in given:
-        space, equals, file = text.partition("=")
-        if not (space and equals and file):
-            raise UsageError(f"{text!r} is not SPACE=FILE", fix="such as --checkpoint clip=clip.pt")
-        files[space] = Path(file)
-    return files
 
 
 def choose_index(
