@@ -67,15 +67,6 @@ class Up(StrEnum):
     z = "z"
 
 
-class Amp(StrEnum):
-    """How numbers are kept while a GPU encodes."""
-
-    auto = "auto"
-    off = "off"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
 class Hubs(StrEnum):
     """What is done about items that are near to everything."""
 
@@ -88,14 +79,13 @@ Hubness = Annotated[
 ]
 
 
-def checked_modality(name: str | None) -> Any:
-    """A modality that a flag names. Raises UsageError for one that there is not."""
-    from cmcr.embeddings import MODALITIES
-    from cmcr.errors import UsageError, near
+class Amp(StrEnum):
+    """How numbers are kept while a GPU encodes."""
 
-    if name is not None and name not in MODALITIES:
-        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
-    return name
+    auto = "auto"
+    off = "off"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 INCOMPLETE = 3  # the exit code where something is missing and the rest was done
@@ -208,3 +198,13 @@ def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:
     if missed := sum(isinstance(one, Missed) for one in done):
         say(f"{missed} of {len(done)} could not be evaluated: see `left out` above")
         raise typer.Exit(INCOMPLETE)
+
+
+def checked_modality(name: str | None) -> Any:
+    """A modality that a flag names. Raises UsageError for one that there is not."""
+    from cmcr.embeddings import MODALITIES
+    from cmcr.errors import UsageError, near
+
+    if name is not None and name not in MODALITIES:
+        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
+    return name

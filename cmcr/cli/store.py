@@ -116,8 +116,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find items by texts, pictures, sounds or shapes, in one dataset or in several at once."""
-    from cmcr.cli.recipes.ground import ground_to_measure, recipes
-    from cmcr.cli.recipes.searches import find_checkpoints
+    from cmcr.cli.recipes.ground import find_checkpoints, ground_to_measure, recipes
     from cmcr.devices import cores, find_device
     from cmcr.evaluate import parse_where, write_found
     from cmcr.extract import find_media

@@ -17,6 +17,7 @@ from cmcr.cli.recipes.pipelines import (
     Pipelines,
     load_pipelines,
     parse_place,
+    space_of,
 )
 from cmcr.errors import UsageError, near
 
@@ -243,3 +244,21 @@ def find_key(store: Path, place: str) -> "Key":
         where=store,
         fix=near(place, map(str, fitting or there)),
     )
+
+
+def find_checkpoints(ground: Ground, given: Sequence[str]) -> dict[str, Path]:
+    """Weights by space: those of the recipe, and `SPACE=FILE` strings before them.
+
+    Raises UsageError for a string without "=".
+    """
+    files = {
+        space_of(section.encoder): section.checkpoint
+        for section in (ground.recipe.extract if ground.recipe else ())
+        if section.checkpoint
+    }
+    for text in given:
+        space, equals, file = text.partition("=")
+        if not (space and equals and file):
+            raise UsageError(f"{text!r} is not SPACE=FILE", fix="such as --checkpoint clip=clip.pt")
+        files[space] = Path(file)
+    return files

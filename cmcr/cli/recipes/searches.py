@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmcr.cli.recipes.ground import Ground, connections, find_connection
-from cmcr.cli.recipes.pipelines import RetrievalSection, parse_place, space_of
+from cmcr.cli.recipes.pipelines import RetrievalSection, parse_place
 from cmcr.cli.recipes.tasks import Flags, Job, arguments, beaten, given_of, selections
 from cmcr.errors import UsageError
 
@@ -119,24 +119,6 @@ def measure_indexes(
 
     for job in jobs:
         yield evaluate_index(*arguments(ground, job), choice, **selections(job), hubness=hubness)
-
-
-def find_checkpoints(ground: Ground, given: Sequence[str]) -> dict[str, Path]:
-    """Weights by space: those of the recipe, and `SPACE=FILE` strings before them.
-
-    Raises UsageError for a string without "=".
-    """
-    files = {
-        space_of(section.encoder): section.checkpoint
-        for section in (ground.recipe.extract if ground.recipe else ())
-        if section.checkpoint
-    }
-    for text in given:
-        space, equals, file = text.partition("=")
-        if not (space and equals and file):
-            raise UsageError(f"{text!r} is not SPACE=FILE", fix="such as --checkpoint clip=clip.pt")
-        files[space] = Path(file)
-    return files
 
 
 def choose_index(
