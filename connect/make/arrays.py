@@ -113,7 +113,9 @@ def _as_rows(name: str, arrays: Mapping[str, Vectors]) -> dict[str, np.ndarray |
 
 def _write(file: Path, array: np.ndarray | Tensor, of: str) -> None:
     """Write (n, D) as float32, block by block."""
-    out = np.lib.format.open_memmap(file, "w+", np.float32, tuple(array.shape))
+    out = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+        file, "w+", np.float32, tuple(array.shape)
+    )
     for start in range(0, len(array), BLOCK_ROWS):
         with torch.no_grad():
             block = float32(array[start : start + BLOCK_ROWS], "cpu").detach()
