@@ -17,7 +17,7 @@ from cmcr.cli.console import (
     Store,
     Where,
     say,
-    show,
+    show_measured,
     stop_if_missed,
 )
 
@@ -131,8 +131,9 @@ def retrieval(
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "retrieval", jobs, hubness=hubness.value))
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
-    indexes = list(measure_indexes(ground, found, choice, hubness.value)) if choice else []
-    show([*done, *indexes], asked.as_json)
+    if choice:
+        done += measure_indexes(ground, found, choice, hubness.value)
+    show_measured(done, asked.as_json)
     if not asked.as_json:
         rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
         print(weak_spots(rows))
@@ -146,7 +147,7 @@ def gap(asked: Asked, gallery: Gallery = None, gallery_where: Where = None) -> N
 
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "gap", jobs))
-    show(done, asked.as_json)
+    show_measured(done, asked.as_json)
     stop_if_missed(done)
 
 
@@ -217,5 +218,5 @@ def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str,
     jobs = choose_jobs(ground, task, asked.section | flags, asked.connection)
     say(ground.line("evaluate", *names(jobs)))
     done = list(do_jobs(ground, task, jobs))
-    show(done, asked.as_json)
+    show_measured(done, asked.as_json)
     stop_if_missed(done)
