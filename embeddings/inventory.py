@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcr.files import replacing
@@ -125,6 +126,19 @@ def read_inputs(folder: Path, parts: int) -> Iterator[Inputs | None]:
     """The inputs of each part in turn, in the source's order; None where they are not known."""
     for table in _read_parts(folder, parts):
         yield None if table is None else Inputs(table)
+
+
+def read_digests(folder: Path, rows: Sequence[int]) -> pa.Array:
+    """The sha256 of the input of each row of a finished dataset; null where it is not known.
+
+    `rows` is how many each part has.
+    """
+    found = []
+    for table, count in zip(_read_parts(folder, len(rows)), rows, strict=True):
+        made = None if table is None else table.filter(pc.invert(table["failed"]))
+        fits = made is not None and len(made) == count
+        found.append(made["sha256"].combine_chunks() if fits else pa.nulls(count, pa.string()))
+    return pa.concat_arrays(found)
 
 
 def read_ids(folder: Path, parts: int) -> Iterator[list[str] | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cmcr.embeddings.index import Budget, parse_budget
 from cmcr.evaluate.inputs.items import Items, select
-from cmcr.evaluate.inputs.selection import RowFilter, parse_where
+from cmcr.evaluate.inputs.selection import RowFilter, parse_where, values_of
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
@@ -74,6 +74,7 @@ __all__ = [
     "select",
     "success_rates",
     "truth_of",
+    "values_of",
     "weak_spots",
     "write_found",
     "write_report",

@@ -4,7 +4,7 @@ sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset
 """
 
 from cmcr.extract.contract import PROMISES, check_encoder
-from cmcr.extract.embed import extract
+from cmcr.extract.embed import extract, revisit
 from cmcr.extract.encoders.registry import (
     Encoder,
     EncoderSpec,
@@ -62,5 +62,6 @@ __all__ = [
     "read_queries",
     "refuse_failures",
     "registered",
+    "revisit",
     "workers_kept",
 ]

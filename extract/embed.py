@@ -32,7 +32,7 @@ from cmcr.embeddings.parts import (
     part_name,
     read_failures,
 )
-from cmcr.embeddings.schema import Precision
+from cmcr.embeddings.schema import Precision, read_manifest
 from cmcr.embeddings.verify import measure
 from cmcr.embeddings.writer import (
     begin,
@@ -140,18 +140,42 @@ def extract(
             _refuse_moved(job)
             summary.finished = finish(job.folder, description, parts) is not None
         if summary.finished:
-            # `finish` hashed all parts, now or before; `cmcr verify` does it again.
-            data = open_dataset(place, key, check=False)
-            summary.rows, summary.failures, summary.health = data.rows, 0, measure(data)
-            summary.kinds.clear()
-            summary.fail(read_failures(job.folder))
-            if index is not None and not index_is_current(data, index):
-                build_index(data, index)
+            _conclude(summary, place, index)
         if judged or known is not None:
             refuse_too_many(summary, max_failures, job.folder)
         if known is not None and summary.finished:
             put_in_place(store, key)
     return summary
+
+
+def revisit(store: Path, key: Key, source: Source, index: str | None = "Flat") -> Summary:
+    """A finished dataset compared with its source, without the encoder that made it.
+
+    Raises MismatchError where the source changed, StoreError for a damaged dataset.
+    """
+    folder = key.folder(store)
+    with _held(store, key, alone=False):
+        before = read_manifest(folder).model_dump(include=set(Description.model_fields))
+        now = {"source": source.description, "columns": source.columns, "numbers": source.numbers}
+        found = compare(store, Description.model_validate(before | now), source)
+        if found is not None and found[1]:
+            raise found[1].error(key, folder)
+        if found is not None:
+            remember(folder, *found)
+        summary = Summary(key, folder, skipped=source.skipped, pattern=source.pattern)
+        _conclude(summary, store, index)
+    return summary
+
+
+def _conclude(summary: Summary, place: Path, index: str | None) -> None:
+    """What there is in the end, with its index."""
+    # `finish` hashed all parts, now or before; `cmcr verify` does it again.
+    data = open_dataset(place, summary.key, check=False)
+    summary.rows, summary.failures, summary.health = data.rows, 0, measure(data)
+    summary.kinds.clear()
+    summary.fail(read_failures(data.folder))
+    if index is not None and not index_is_current(data, index):
+        build_index(data, index)
 
 
 def describe(

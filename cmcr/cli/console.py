@@ -170,17 +170,12 @@ def _cell(value: Any) -> str:
 def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> None:
     """The rows of finished evaluations, as JSON or as tables, and what was left out.
 
-    `more` stands beside them in JSON. Raises the error of the first that was left out when nothing
-    was measured.
+    `more` stands beside them in JSON.
     """
     from cmcr.cli.recipes.tasks import Missed
     from cmcr.evaluate import results_table
 
     missed = [one for one in done if isinstance(one, Missed)]
-    if missed and len(missed) == len(done):
-        for other in missed[1:]:
-            say(f"evaluate  {other}")
-        raise missed[0].error
     for one in done:
         say(f"evaluate  {one}")
     rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
@@ -189,6 +184,18 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> No
         answer({"results": rows, **left_out, **more})
     else:
         _print(results_table(rows))
+
+
+def show_measured(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
+    """As `show`. Raises the error of the first that was left out when nothing was measured."""
+    from cmcr.cli.recipes.tasks import Missed
+
+    missed = [one for one in done if isinstance(one, Missed)]
+    if missed and len(missed) == len(done):
+        for other in missed[1:]:
+            say(f"evaluate  {other}")
+        raise missed[0].error
+    show(done, as_json)
 
 
 def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:

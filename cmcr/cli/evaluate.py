@@ -1,10 +1,7 @@
 """`cmcr evaluate` and its tasks, one function each."""
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,7 +14,7 @@ from cmcr.cli.console import (
     Store,
     Where,
     say,
-    show,
+    show_measured,
     stop_if_missed,
 )
 
@@ -50,17 +47,16 @@ Truth = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """The flags that every task takes."""
 
-    connection: Connection = None
-    query: Query = None
-    query_where: Where = None
-    store: Store = None
-    pipeline: Recipe = None
-    no_pipeline: NoRecipe = False
-    as_json: Json = False
+    connection: str | None
+    query: str | None
+    query_where: list[str] | None
+    store: Path | None
+    pipeline: str | None
+    no_pipeline: bool
+    as_json: bool
 
     def ground(self, searched: str | None, task: str = "retrieval") -> "Ground":
         """The recipe that counts and the store, where `searched` is the other dataset."""
@@ -78,36 +74,10 @@ class Asked:
         return {"query": self.query, "query_where": self.query_where}
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """`function(asked, ...)` with each field of `Asked` as an option of its own, for typer."""
-
-    def command(**given: Any) -> None:
-        asked = Asked(**{field.name: given.pop(field.name) for field in fields(Asked)})
-        function(asked, **given)
-
-    hints = get_type_hints(Asked, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=hints[field.name],
-        )
-        for field in fields(Asked)
-    ]
-    _, *own = inspect.signature(function).parameters.values()
-    every = [*shared[:3], *own, *shared[3:]]
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    command.__annotations__ = {one.name: one.annotation for one in every}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in every]
-    )
-    return command
-
-
-@_command
 def retrieval(
-    asked: Asked,
+    connection: Connection = None,
+    query: Query = None,
+    query_where: Where = None,
     gallery: Gallery = None,
     gallery_where: Where = None,
     index: Annotated[
@@ -121,6 +91,10 @@ def retrieval(
         str | None, typer.Option(metavar="10ms", help="What a query through it may take.")
     ] = None,
     hubness: Hubness = Hubs.none,
+    store: Store = None,
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
 ) -> None:
     """Search one modality in another, both ways, beside chance and the closed forms."""
     from cmcr.cli.recipes.searches import choose_index, measure_indexes
@@ -128,25 +102,37 @@ def retrieval(
     from cmcr.evaluate import weak_spots
 
     choice = choose_index(index, max_memory, max_query_time)
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "retrieval", jobs, hubness=hubness.value))
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
-    indexes = list(measure_indexes(ground, found, choice, hubness.value)) if choice else []
-    show([*done, *indexes], asked.as_json)
+    if choice:
+        done += measure_indexes(ground, found, choice, hubness.value)
+    show_measured(done, asked.as_json)
     if not asked.as_json:
         rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
         print(weak_spots(rows))
     stop_if_missed(done)
 
 
-@_command
-def gap(asked: Asked, gallery: Gallery = None, gallery_where: Where = None) -> None:
+def gap(
+    connection: Connection = None,
+    query: Query = None,
+    query_where: Where = None,
+    gallery: Gallery = None,
+    gallery_where: Where = None,
+    store: Store = None,
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
+) -> None:
     """Distance, alignment and uniformity of two modalities, before and after connecting."""
     from cmcr.cli.recipes.tasks import do_jobs
 
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "gap", jobs))
-    show(done, asked.as_json)
+    show_measured(done, asked.as_json)
     stop_if_missed(done)
 
 
@@ -167,9 +153,10 @@ def _searches(
     return ground, jobs
 
 
-@_command
 def zero_shot(
-    asked: Asked,
+    connection: Connection = None,
+    query: Query = None,
+    query_where: Where = None,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -186,27 +173,50 @@ def zero_shot(
     ] = None,
     gallery: Prompts = None,
     gallery_where: Where = None,
+    store: Store = None,
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
 ) -> None:
     """Classify items by the prompts nearest to them, without training examples."""
     flags = {"gallery": gallery, "gallery_where": gallery_where}
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
     _evaluate("zero_shot", asked, gallery, flags | {"classes": classes, "templates": templates})
 
 
-@_command
 def localization(
-    asked: Asked, regions: Regions = None, regions_where: Where = None, truth: Truth = None
+    connection: Connection = None,
+    query: Query = None,
+    query_where: Where = None,
+    regions: Regions = None,
+    regions_where: Where = None,
+    truth: Truth = None,
+    store: Store = None,
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
 ) -> None:
     """Find the region of a picture that makes a sound."""
     flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
     _evaluate("localization", asked, regions, flags)
 
 
-@_command
 def counterfactual(
-    asked: Asked, regions: Regions = None, regions_where: Where = None, truth: Truth = None
+    connection: Connection = None,
+    query: Query = None,
+    query_where: Where = None,
+    regions: Regions = None,
+    regions_where: Where = None,
+    truth: Truth = None,
+    store: Store = None,
+    pipeline: Recipe = None,
+    no_pipeline: NoRecipe = False,
+    as_json: Json = False,
 ) -> None:
     """Tell sounds whose source is in the picture from silent and absent ones."""
     flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
     _evaluate("counterfactual", asked, regions, flags)
 
 
@@ -217,5 +227,5 @@ def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str,
     jobs = choose_jobs(ground, task, asked.section | flags, asked.connection)
     say(ground.line("evaluate", *names(jobs)))
     done = list(do_jobs(ground, task, jobs))
-    show(done, asked.as_json)
+    show_measured(done, asked.as_json)
     stop_if_missed(done)

@@ -64,7 +64,7 @@ def run(
     place = store or recipe.store
     ground = Ground(pipeline or pipelines.default, recipe, place)
     say(ground.line("run", *(section.name for section in recipe.connect)))
-    outlook = look(ground, device)
+    outlook = look(ground, device, update=update)
     code = INCOMPLETE if outlook.lacks else 0
     if check:
         if as_json:
@@ -75,6 +75,9 @@ def run(
         raise typer.Exit(code)
     say(f"check     {outlook}")
     able = outlook.recipe
+    for one in outlook.datasets:
+        if one.settled and one.away:
+            say(f"extract   {one.key}  {one.total:,} items, finished  its source is away")
     with workers_kept():
         for section in able.extract:
             for summary in extract_datasets(
@@ -82,12 +85,11 @@ def run(
                 place,
                 device,
                 max_failures=max_failures,
-                encoder=outlook.encoders.pop((section.encoder, section.checkpoint), None),
                 opened=outlook.opened,
+                settled={one.key for one in outlook.datasets if one.settled},
                 update=update,
             ):
                 say(f"extract   {summary}")
-    outlook.encoders.clear()
     for connection in able.connect:
         connected = connect_spaces(
             connection.config,

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.embeddings.index import search
+from cmcr.embeddings.inventory import read_digests
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import Key, Modality
 from cmcr.errors import UsageError
@@ -45,8 +48,12 @@ class Bank:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What a result says of the correction: k, and the rows of each dataset."""
-        return {"k": K, "rows": {str(one.key): len(rows) for one, rows in self.parts}}
+        """What a result says of the correction: k, the rows of each dataset, those left out."""
+        return {
+            "k": K,
+            "rows": {str(one.key): len(rows) for one, rows in self.parts},
+            "left_out": sum(one.rows - len(rows) for one, rows in self.parts),
+        }
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -69,11 +76,15 @@ def open_bank(
     """The rows of those datasets `keys` that `store` has, less the items that `without` names.
 
     `without` is datasets and ids: an item is the one of the same id in the same dataset of the
-    same modality, in whichever space. `known` is uris and texts that are left out as well. Raises
-    UsageError when nothing is left.
+    same modality, in whichever space, and in any other what was made from the same file, bytes or
+    text. `known` is uris and texts that are left out as well. Raises UsageError when nothing is
+    left.
     """
-    there = set(list_datasets(store))
+    there, without = set(list_datasets(store)), list(without)
     kept = []
+    searched = [(open_dataset(store, key, check=False), ids) for key, ids in without
+                if key in there and key.modality in {one.modality for one in keys}]  # fmt: skip
+    same = _made_from(searched)
     for dataset in (open_dataset(store, key) for key in keys if key in there):
         refused = {
             name
@@ -82,10 +93,9 @@ def open_bank(
             for name in ids
         }
         kept_rows = np.ones(dataset.rows, bool)
-        for column, out in (("id", refused), ("uri", known), ("text", known)):
+        for column, out in (("id", refused), *((name, same[name] | set(known)) for name in same)):
             if out:
-                values = dataset.table([column])[column].to_pylist()
-                kept_rows &= np.array([value not in out for value in values], bool)
+                kept_rows &= ~_among(dataset, column, out)
         rows = np.flatnonzero(kept_rows)
         if len(rows):
             kept.append((dataset, rows))
@@ -99,6 +109,32 @@ def open_bank(
             fix="connect again with such rows as --memory, or search with --hubness none",
         )  # fmt: skip
     return Bank(kept)
+
+
+_MADE_FROM = ("uri", "text", "sha256")
+
+
+def _made_from(items: Iterable[tuple[Dataset, Sequence[str]]]) -> dict[str, set[str]]:
+    """What the items of these ids were made from: uris, texts, sha256 of their content."""
+    found: dict[str, set[str]] = {column: set() for column in _MADE_FROM}
+    for dataset, ids in items:
+        wanted = pa.array(_among(dataset, "id", ids))
+        for column in _MADE_FROM:
+            found[column].update(_column(dataset, column).filter(wanted).to_pylist())
+            found[column] -= {None, ""}
+    return found
+
+
+def _among(dataset: Dataset, column: str, values: Collection[str]) -> np.ndarray:
+    """Which rows have one of `values` in the column, (rows,) bool."""
+    there = pc.is_in(_column(dataset, column), value_set=pa.array(values, pa.string()))
+    return np.asarray(there.to_numpy(zero_copy_only=False), bool)
+
+
+def _column(dataset: Dataset, name: str) -> pa.Array | pa.ChunkedArray:
+    if name == "sha256":
+        return read_digests(dataset.folder, [part.rows for part in dataset.manifest.parts])
+    return dataset.table([name])[name]
 
 
 @typed

@@ -192,13 +192,12 @@ class _Search:
         if self.hubness != NNN:
             return {}
         keys = {kind: self.joint.unpaired(*kind) for kind in self.kinds}
+        modalities = {modality for _, modality in self.kinds}
         searched = [
             (place.dataset.key, place.dataset.ids())
             for place in self.places
-            if any((key.modality, key.dataset) == (place.dataset.key.modality,
-                                                   place.dataset.key.dataset)
-                   for named in keys.values() for key in named)
-        ]  # fmt: skip
+            if place.dataset.key.modality in modalities
+        ]
         return {kind: open_bank(self.store, keys[kind], searched, self.known) for kind in keys}
 
     def _corrections(self, items: Tensor) -> Tensor:

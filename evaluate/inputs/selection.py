@@ -4,7 +4,7 @@ sounds = choose_rows(open_dataset(store, Key("clap", "audio", "esc50")), {"fold"
 sounds.rows, sounds.selected               # the rows, and how many they are of how many
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,8 @@ def choose_rows(dataset: Dataset, where: RowFilter | None = None) -> Selection:
             )
     kept = np.ones(dataset.rows, bool)
     for column, wanted in where.items():
-        has = [not values.isdisjoint(wanted) for values in _values(dataset, column)]
+        cells = dataset.table([column])[column].to_pylist()
+        has = [not values_of(cell).isdisjoint(wanted) for cell in cells]
         if not any(has):
             raise _no_row(dataset, {column: wanted})
         kept &= np.array(has)
@@ -92,11 +93,10 @@ def parse_where(filters: Sequence[str]) -> dict[str, list[str]]:
     return where
 
 
-def _values(dataset: Dataset, column: str) -> Iterator[set[str]]:
-    """What each row has in the column, as text."""
-    for cell in dataset.table([column])[column].to_pylist():
-        values = cell if isinstance(cell, list) else [cell]
-        yield {str(one) for one in values if one is not None}
+def values_of(cell: Any) -> set[str]:
+    """What a cell has to select by, as text: each of a list, nothing where it is empty."""
+    values = cell if isinstance(cell, list | tuple) else [cell]
+    return {str(one) for one in values if one is not None}
 
 
 def _no_row(dataset: Dataset, where: RowFilter) -> UsageError:
@@ -108,6 +108,7 @@ def _no_row(dataset: Dataset, where: RowFilter) -> UsageError:
         fix = "each of them is there, but in no row together: leave one out"
     else:
         (column, wanted), *_ = where.items()
-        there = sorted(set[str]().union(*_values(dataset, column)) - {""})
+        cells = dataset.table([column])[column].to_pylist()
+        there = sorted(set[str]().union(*map(values_of, cells)) - {""})
         fix = near(wanted[0], there) if there else f"the column {column} is empty in every row"
     return UsageError(f"no row of {dataset.key} has {asked}", where=dataset.folder, fix=fix)

@@ -1,6 +1,7 @@
 """`cmcr run` looks at all that it needs first, says what is missing, and does the rest."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cmcr.cli.check.costs import seconds
 from cmcr.cli.check.look import look
 from cmcr.cli.recipes.ground import Ground
 from cmcr.cli.recipes.pipelines import load_pipelines
 from cmcr.embeddings import Key, open_dataset
+from cmcr.errors import EncoderError, StoreError
+from cmcr.extract import load_encoder
+from cmcr.extract.encoders.digits import shipped
 
 Cmcr = Callable[..., Any]
 TRUTH = {"id": "a/0.wav", "image": "a/0.png", "boxes": [[0.1, 0.1, 0.9, 0.9]]}
@@ -161,16 +166,89 @@ def test_a_connection_whose_memory_is_missing_is_skipped_by_name(
     assert cmcr("run")[0]["results"]
 
 
-def test_what_was_made_counts_although_its_source_is_gone(
-    cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path
+def test_what_is_finished_needs_neither_its_media_nor_its_weights(
+    cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe()
     first = cmcr("run")[0]["results"]
     for name in ("photos", "sounds"):
         (tmp_path / name).rename(tmp_path / f"{name}-gone")
-    document, _ = cmcr("run", code=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("cmcr.extract.load_encoder", away)
+        look, _ = cmcr("run --check")
+        assert look["missing"] == look["skipped"] == []
+        document, said = cmcr("run")
     assert document["results"] == first
-    assert {one["what"] for one in document["skipped"]} == {"extract"}
+    assert document["missing"] == document["skipped"] == []
+    assert "digits-clap/audio:sounds  12 items, finished  its source is away" in said
+    assert "digits-clip/image:more  12 rows  up to date" in said
+    document, _ = cmcr("run --update", code=3)
+    assert {one["name"] for one in document["skipped"]} == {
+        "digits-clap/audio:sounds",
+        "digits-clip/image:photos",
+    }
+    assert document["results"] == first
+    Image.new("L", (8, 8)).save(tmp_path / "more/a/0.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("cmcr.extract.load_encoder", away)
+        assert "changed" in cmcr("run", code=1)[0]["error"]["what"]
+
+
+def away(name: str, **_: object) -> None:
+    raise EncoderError(f"no weights of {name}")
+
+
+def test_only_what_is_left_loads_an_encoder_and_other_weights_are_refused(
+    cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(name: str, **fields: Any) -> Any:
+        loaded.append(name)
+        return load_encoder(name, **fields)
+
+    monkeypatch.setattr("cmcr.extract.load_encoder", load)
+    recipe()
+    cmcr("run")
+    assert set(loaded) == {"digits-clip", "digits-clap"}
+    loaded.clear()
+    shutil.rmtree(tmp_path / "S/space=digits-clap/modality=audio")
+    cmcr("run")
+    assert set(loaded) == {"digits-clap"}
+    tensors = load_file(shipped("digits-clip"))
+    save_file({name: 0.9 * one for name, one in tensors.items()}, tmp_path / "other.safetensors")
+    error = cmcr("run --checkpoint digits-clip=other.safetensors", code=1)[0]["error"]
+    assert "checkpoint_sha256" in error["what"]
+
+
+def test_a_damaged_manifest_is_one_lack_among_the_others(
+    cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path
+) -> None:
+    recipe()
+    cmcr("run")
+    folder = Key("digits-clip", "image", "more").folder(tmp_path / "S")
+    (folder / "manifest.json").write_text("{")
+    document, _ = cmcr("run", code=3)
+    (lack,) = document["missing"]
+    assert Path(lack["where"]).absolute() == folder / "manifest.json"
+    assert lack["datasets"] == ["digits-clip/image:more"]
+    assert galleries(document) == {"digits-clip/image:photos", "digits-clap/audio:sounds"}
+
+
+def test_if_no_table_can_be_measured_the_document_says_so(
+    cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe(more="away")
+
+    def fails(*_: object, **__: object) -> None:
+        raise StoreError("damaged")
+
+    monkeypatch.setattr("cmcr.evaluate.evaluate_retrieval", fails)
+    monkeypatch.setattr("cmcr.evaluate.evaluate_gap", fails)
+    document, _ = cmcr("run", code=3)
+    assert document["results"] == []
+    assert [one["what"] for one in document["left_out"]] == ["damaged"] * 2
+    assert document["missing"][0]["datasets"] == ["digits-clip/image:more"]
 
 
 def test_a_list_whose_files_lie_nowhere_is_told_before_anything_is_embedded(
@@ -190,8 +268,9 @@ def test_a_table_that_selects_rows_which_there_are_not_is_told(
     monkeypatch.chdir(tmp_path)
     own = load_pipelines().named("own")
     pair = own.evaluate.retrieval[0]
-    for label, skipped in (("a", 0), ("c", 1)):
-        chosen = pair.model_copy(update={"query_where": (f"label={label}",)})
+    here = f"uri={tmp_path}/sounds/a/0.wav"
+    for rows, skipped in ((here, 0), ("text=one", 1), ("label=a", 0), ("label=c", 1)):
+        chosen = pair.model_copy(update={"query_where": (rows,)})
         asked = own.evaluate.model_copy(update={"retrieval": [chosen]})
         ground = Ground("own", own.model_copy(update={"evaluate": asked}), Path("S"))
         outlook = look(ground, "cpu")
@@ -220,8 +299,6 @@ def test_doctor_names_the_tokenizers(cmcr: Cmcr) -> None:
 def test_run_takes_weights_and_does_nothing_the_second_time(
     cmcr: Cmcr, recipe: Callable[..., None], tmp_path: Path
 ) -> None:
-    from cmcr.extract.encoders.digits import shipped
-
     recipe()
     weights = tmp_path / "copy.safetensors"
     weights.write_bytes(shipped("digits-clip").read_bytes())

@@ -217,6 +217,18 @@ def test_a_connection_that_the_recipe_does_not_make_is_measured_on_all_its_pairs
     assert not any("ulip" in query for query, _ in pairs)
 
 
+def test_an_index_that_fits_no_budget_hinders_no_table(cmcr: Cmcr, store: Path) -> None:
+    document, _ = cmcr(
+        "evaluate retrieval --query clap/audio:clips --gallery clip/image:clips --no-pipeline"
+        " --store S --max-memory 1",
+        code=3,
+    )
+    assert {row["task"] for row in document["results"]} == {"retrieval"}
+    (missed,) = document["left_out"]
+    assert missed["task"] == "index"
+    assert missed["fix"]
+
+
 def test_two_selections_are_two_tables(cmcr: Cmcr, store: Path) -> None:
     places = '{query: "clap/audio:clips", gallery: "clip/text:prompts"'
     recipe(store.parent, f"""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cmcr.embeddings import Dataset, Key
+from cmcr.embeddings.inventory import Input, write_inputs
 from cmcr.embeddings.search.hubness import K, correction, open_bank, with_correction, with_one
 from cmcr.errors import UsageError
 
@@ -80,10 +81,17 @@ def test_a_bank_holds_no_item_that_is_searched_for(
     keys = [Key("ear", "audio", "sounds"), Key("ear", "audio", "more"), Key("ear", "audio", "gone")]
     elsewhere = Key("other", "audio", "sounds")  # the same items through another encoder
     bank = open_bank(store, keys, [(elsewhere, ["0", "4"]), (Key("ear", "text", "more"), ["1"])])
-    assert bank.summary == {"k": 5, "rows": {"ear/audio:sounds": 4, "ear/audio:more": 6}}
+    rows = {"ear/audio:sounds": 4, "ear/audio:more": 6}
+    assert bank.summary == {"k": 5, "rows": rows, "left_out": 2}
     sounds = next(iter(bank.blocks(plain)))
     expected = plain("ear", bank.parts[0][0].embeddings()[[1, 2, 3, 5]], "audio")
     torch.testing.assert_close(sounds, expected)
+    for name, contents in (("sounds", "abcdef"), ("more", "ghaijk")):  # one lies in both
+        inputs = [Input(str(row), "", 1, 1, content) for row, content in enumerate(contents)]
+        write_inputs(Key("ear", "audio", name).folder(store), 0, inputs)
+    bank = open_bank(store, keys, [(keys[0], ["0", "4"])])
+    assert bank.summary["rows"] == {"ear/audio:sounds": 4, "ear/audio:more": 5}
+    assert list(bank.parts[1][1]) == [0, 1, 3, 4, 5]
     with pytest.raises(UsageError, match="none of ear/audio:sounds is left") as error:
         open_bank(store, keys[:1], [(keys[0], [str(row) for row in range(6)])])
     assert error.value.where

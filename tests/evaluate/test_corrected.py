@@ -83,8 +83,9 @@ def test_a_second_row_for_each_model_and_its_neighbours(store: Path) -> None:
     ]
     assert {row["hubness"] for row in second} == {"nnn"}
     there, back = (row for row in second if row["model"] == "ridge")
-    assert there["bank"] == {"k": 5, "rows": {"ear/audio:other": 80, "ear/audio:known": 30}}
-    assert back["bank"] == {"k": 5, "rows": {"eye/image:other": 70}}
+    rows = {"ear/audio:other": 80, "ear/audio:known": 30}
+    assert there["bank"] == {"k": 5, "rows": rows, "left_out": 0}
+    assert back["bank"] == {"k": 5, "rows": {"eye/image:other": 70}, "left_out": 0}
 
     scores = corrected(store, joint(store, "ear/audio:sounds"), joint(store, "eye/image:photos"),
                        joint(store, "ear/audio:other", "ear/audio:known"))  # fmt: skip

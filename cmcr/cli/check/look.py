@@ -5,11 +5,12 @@
 
 Sources are opened and counted, encoders loaded with their weights and tokenizers, annotations and
 the splits that tables select looked for: what would end a run hours later is told at once, with all
-else that is missing. What is opened and loaded is handed on, and not opened again.
+else that is missing. Opened sources are handed on. Encoders are held one at a time, and loaded only
+where something is left to embed: a finished dataset needs neither its weights nor its media.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,7 @@ from cmcr.cli.recipes.ground import Ground
 from cmcr.cli.recipes.pipelines import ExtractSection, Pipeline, SourceSection, space_of
 from cmcr.embeddings import Key, Manifest, Modality
 from cmcr.errors import CmcrError
+from cmcr.files import sha256_file
 
 if TYPE_CHECKING:
     from cmcr.extract import Encoder, Source
@@ -36,11 +38,11 @@ _DECODERS: Mapping[Modality, Sequence[str]] = {
 }
 
 
-def look(ground: Ground, device: str) -> Outlook:
+def look(ground: Ground, device: str, *, update: bool = False) -> Outlook:
     """What the recipe needs, what of it is there, and what the rest will take.
 
-    Nothing is written. Raises UsageError for an encoder that nothing offers, or a device that
-    cannot be used.
+    With `update` finished datasets are to follow their sources. Nothing is written. Raises
+    UsageError for an encoder that nothing offers, or a device that cannot be used.
     """
     from cmcr.devices import find_device
     from cmcr.extract import encoder_spec
@@ -51,29 +53,24 @@ def look(ground: Ground, device: str) -> Outlook:
     for section in recipe.extract:
         encoder_spec(section.encoder)
     shelf = Shelf()
-    encoders: dict[tuple[str, Path | None], Encoder] = {}
     opened: dict[SourceSection, Source] = {}
     datasets = []
     for section in recipe.extract:
-        encoder, lacks = _load(section, place)
-        lacking = {one.modality: _unready(encoder, one.modality) for one in section.sources}
-        if encoder is not None:
-            encoders[section.encoder, section.checkpoint] = encoder
-        for wanted in section.sources:
-            one = Dataset(
-                Key(space_of(section.encoder), wanted.modality, wanted.dataset),
-                section.encoder,
-                wanted,
-                lacks=[*lacks, *lacking[wanted.modality]],
-            )
+        found = [_begun(section, wanted, ground.store, update=update) for wanted in section.sources]
+        left = {one.key.modality for one in found if not one.settled and not one.lacks}
+        dim, lacking = _needs(section, place, left)
+        for one in found:
             source = shelf.find(one, ground.store)
             if isinstance(source, Lack):
-                one.lacks.append(source)
+                one.away = True
             elif source is not None:
-                opened[wanted] = source
+                opened[one.source] = source
                 one.total = source.total
-            _measure(one, ground.store, encoder, place)
-            datasets.append(one)
+            if not one.settled:
+                one.lacks += lacking.get(one.key.modality, [])
+                one.lacks += [source] if isinstance(source, Lack) else []
+            _measure(one, dim, place)
+        datasets += found
     free = shutil.disk_usage(_nearest(ground.store)).free
     reach = within_reach(ground, datasets, opened)
     outlook = Outlook(
@@ -88,10 +85,9 @@ def look(ground: Ground, device: str) -> Outlook:
         device=place,
         datasets=datasets,
         skipped=reach.skipped,
-        others=[*_decoders(recipe), *reach.lacks],
+        others=[*_decoders(datasets), *reach.lacks],
         free=free,
         opened=opened,
-        encoders=encoders,
     )
     if outlook.bytes > free:
         outlook.others.append(
@@ -107,12 +103,16 @@ def look(ground: Ground, device: str) -> Outlook:
 # encoders
 
 
-def _load(section: ExtractSection, device: str) -> tuple["Encoder | None", list[Lack]]:
-    """The encoder with its weights, or what it lacks."""
+def _needs(
+    section: ExtractSection, device: str, left: Collection[Modality]
+) -> tuple[int | None, Mapping[Modality, list[Lack]]]:
+    """The dim of the encoder, and what it lacks for each modality that is left to embed."""
     from cmcr.extract import load_encoder
 
+    if not left:
+        return None, {}
     try:
-        return load_encoder(section.encoder, checkpoint=section.checkpoint, device=device), []
+        encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=device)
     except CmcrError as error:
         fix = error.fix or ""
         if "checkpoint" in fix:
@@ -120,13 +120,13 @@ def _load(section: ExtractSection, device: str) -> tuple["Encoder | None", list[
                 f"; `cmcr run` takes it as --checkpoint {section.encoder}=FILE, a recipe as "
                 "`checkpoint: FILE` at the encoder"
             )
-        return None, [Lack(f"{section.encoder}: {error.what}", error.where or "", fix)]
+        lack = Lack(f"{section.encoder}: {error.what}", error.where or "", fix)
+        return None, {modality: [lack] for modality in left}
+    return encoder.dim, {modality: _unready(encoder, modality) for modality in left}
 
 
-def _unready(encoder: "Encoder | None", modality: Modality) -> list[Lack]:
+def _unready(encoder: "Encoder", modality: Modality) -> list[Lack]:
     """What the encoder lacks for this modality: that it takes it, or a tokenizer."""
-    if encoder is None:
-        return []
     if modality not in encoder.modalities:
         able = ", ".join(sorted(encoder.modalities))
         return [Lack(f"{encoder.name} takes no {modality}", encoder.name, f"it takes {able}")]
@@ -138,8 +138,8 @@ def _unready(encoder: "Encoder | None", modality: Modality) -> list[Lack]:
     return []
 
 
-def _decoders(recipe: Pipeline) -> Iterator[Lack]:
-    for modality in sorted({one.modality for section in recipe.extract for one in section.sources}):
+def _decoders(datasets: Sequence[Dataset]) -> Iterator[Lack]:
+    for modality in sorted({one.key.modality for one in datasets if not one.settled}):
         for name in _DECODERS[modality]:
             try:
                 import_module(name)
@@ -151,18 +151,39 @@ def _decoders(recipe: Pipeline) -> Iterator[Lack]:
 # the store
 
 
-def _measure(one: Dataset, store: Path, encoder: "Encoder | None", device: str) -> None:
-    """How much of the dataset is there, and what the rest takes."""
+def _begun(section: ExtractSection, wanted: SourceSection, store: Path, *, update: bool) -> Dataset:
+    """The dataset with what of it is there."""
     from cmcr.embeddings.writer import begun
 
-    folder = one.key.folder(store)
-    there = begun(folder)
+    key = Key(space_of(section.encoder), wanted.modality, wanted.dataset)
+    one = Dataset(key, section.encoder, wanted)
+    folder = key.folder(store)
+    try:
+        there = begun(folder)
+    except CmcrError as error:
+        one.lacks.append(Lack(error.what, error.where or str(folder), error.fix or ""))
+        return one
+    one.dim = there and there.dim
     if isinstance(there, Manifest):
-        one.finished, one.done = True, there.rows + there.failures
-        one.total = one.done if one.total is None else one.total
+        one.finished = True
+        one.done = one.total = there.rows + there.failures
+        one.settled = not update and _made_by(there, section.checkpoint)
     elif there is not None:
         one.done = len(list(folder.glob("part-*.parquet"))) * there.part_rows
-    dim = there.dim if there else getattr(encoder, "dim", None)
+    return one
+
+
+def _made_by(there: Manifest, checkpoint: Path | None) -> bool:
+    """Whether nothing says that the dataset was made with other weights than `checkpoint`."""
+    if checkpoint is None or not checkpoint.exists():
+        return True
+    recorded = there.encoder.get("checkpoint_sha256")
+    return checkpoint.is_file() and sha256_file(checkpoint) == recorded
+
+
+def _measure(one: Dataset, dim: int | None, device: str) -> None:
+    """What the rest of the dataset takes."""
+    dim = one.dim or dim
     left = 0 if one.finished else one.left
     if left is not None:
         one.seconds = seconds(one.encoder, one.key.modality, left, device)
@@ -179,9 +200,10 @@ def _nearest(place: Path) -> Path:
 
 
 def _extracted(recipe: Pipeline, datasets: Sequence[Dataset]) -> Iterator[ExtractSection]:
-    """The sections with the sources that can be embedded."""
+    """The sections with the sources that can be embedded, or compared with what they became."""
     remaining = iter(datasets)
     for section in recipe.extract:
-        able = [one.source for one in islice(remaining, len(section.sources)) if not one.lacks]
+        found = islice(remaining, len(section.sources))
+        able = [one.source for one in found if not one.lacks and not one.away]
         if able:
             yield section.model_copy(update={"sources": able})

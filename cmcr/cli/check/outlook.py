@@ -16,7 +16,7 @@ from cmcr.cli.recipes.pipelines import Pipeline, SourceSection
 from cmcr.embeddings import Key
 
 if TYPE_CHECKING:
-    from cmcr.extract import Encoder, Source
+    from cmcr.extract import Source
 
 _SHOWN = 8  # names
 
@@ -37,8 +37,11 @@ class Dataset:
     encoder: str
     source: SourceSection
     total: int | None = None
+    dim: int | None = None
     done: int = 0
     finished: bool = False
+    settled: bool = False  # finished, and not to be updated: it needs neither encoder nor source
+    away: bool = False  # its source or its media are
     seconds: float | None = None  # for what is left; None where the rate is not known
     bytes: int | None = None
     lacks: list[Lack] = field(default_factory=list)
@@ -94,7 +97,7 @@ class Skipped(NamedTuple):
 class Outlook:
     """Everything that was looked at. `recipe` holds what of it can be run.
 
-    `opened` and `encoders`, by name and checkpoint, are for those who run it.
+    `opened` is for those who run it.
     """
 
     recipe: Pipeline
@@ -105,7 +108,6 @@ class Outlook:
     others: list[Lack]  # that belong to no one dataset
     free: int  # bytes of the disk
     opened: Mapping[SourceSection, "Source"] = field(default_factory=dict)
-    encoders: dict[tuple[str, Path | None], "Encoder"] = field(default_factory=dict)
 
     @property
     def lacks(self) -> Mapping[Lack, list[str]]:

@@ -7,7 +7,7 @@ connection, its annotations, and rows in the split that it selects.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,7 +46,8 @@ def within_reach(
 ) -> Reach:
     """What of the recipe of `ground` can be done once `datasets` without a lack are made."""
     assert ground.recipe is not None
-    there = _there(ground.store) | {one.key for one in datasets if not one.lacks}
+    lost = {one.key for one in datasets if one.lacks and not one.finished}
+    there = _there(ground.store) - lost | {one.key for one in datasets if not one.lacks}
     skipped = [Skipped("extract", str(one.key), one.lacks[0].what) for one in datasets if one.lacks]
     named = {one.key for one in datasets}
     connect = []
@@ -147,7 +148,7 @@ class _Tables:
 
     def _split(self, section: BaseModel, side: str, key: Key) -> list[Lack]:
         """A lack where the rows that the table selects are none of the source's."""
-        from cmcr.evaluate import parse_where
+        from cmcr.evaluate import parse_where, values_of
 
         source = self.sources.get(key)
         filters = _filters(section, side)
@@ -159,9 +160,9 @@ class _Tables:
         for item in source.items():
             fits = True
             for column, wanted in where.items():
-                values = _values(item, column)
+                values = values_of(_cell(item, column))
                 seen[column].update(values)
-                fits = fits and any(value in wanted for value in values)
+                fits = fits and not values.isdisjoint(wanted)
             kept += fits
         if kept:
             return []
@@ -191,12 +192,10 @@ def _annotations(paths: Sequence[Path]) -> Iterator[Lack]:
             yield Lack(error.what, error.where or str(path), error.fix or "bring the file again")
 
 
-def _values(item: "Item", column: str) -> Sequence[str]:
-    own: Mapping[str, Callable[[], Sequence[str]]] = {
-        "label": lambda: item.label,
-        "group": lambda: [item.group] if item.group else [],
-        "id": lambda: [item.id],
-    }
-    if column in own:
-        return own[column]()
-    return [str(item.extra[column])] if column in item.extra else []
+def _cell(item: "Item", column: str) -> object:
+    """What the row of the item will have in the column."""
+    if column == "text":
+        return item.content if isinstance(item.content, str) else None
+    if column in ("id", "uri", "label", "group"):
+        return getattr(item, column)
+    return item.extra.get(column)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from cmcr.cli.recipes.ground import Ground, connections, find_connection
 from cmcr.cli.recipes.pipelines import RetrievalSection, parse_place
-from cmcr.cli.recipes.tasks import Flags, Job, arguments, beaten, given_of, selections
-from cmcr.errors import UsageError
+from cmcr.cli.recipes.tasks import Flags, Job, Missed, arguments, beaten, given_of, selections
+from cmcr.errors import CmcrError, UsageError
 
 if TYPE_CHECKING:
     from cmcr.connect import Record, SpaceRecord
@@ -113,12 +113,19 @@ def _only_dataset(store: Path, space: "SpaceRecord", flag: str) -> str:
 
 def measure_indexes(
     ground: Ground, jobs: Sequence[Job], choice: "IndexChoice", hubness: "Hubness" = "none"
-) -> Iterator["Evaluated"]:
-    """The index of `choice` beside the exact search, for each job."""
+) -> Iterator["Evaluated | Missed"]:
+    """The index of `choice` beside the exact search, for each job, or why it cannot be measured."""
     from cmcr.evaluate import evaluate_index
 
     for job in jobs:
-        yield evaluate_index(*arguments(ground, job), choice, **selections(job), hubness=hubness)
+        try:
+            done = evaluate_index(
+                *arguments(ground, job), choice, **selections(job), hubness=hubness
+            )
+        except CmcrError as error:
+            yield Missed("index", job.section, error)
+        else:
+            yield done
 
 
 def choose_index(

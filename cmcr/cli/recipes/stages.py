@@ -5,7 +5,8 @@
 `ground.py` says which recipe counts. Nothing heavy is imported before a stage needs it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cmcr.connect import Connected
     from cmcr.embeddings import Key
     from cmcr.embeddings.verify import Health
-    from cmcr.extract import Encoder, Preview, Source, Summary
+    from cmcr.extract import Preview, Source, Summary
 
 
 def choose_sources(
@@ -72,14 +73,15 @@ def extract_datasets(
     dry_run: bool = False,
     index: str | None = None,
     max_failures: float | None = None,
-    encoder: "Encoder | None" = None,
     opened: "Mapping[SourceSection, Source]" = MappingProxyType({}),
+    settled: "Collection[Key]" = (),
     **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
     `index` is a FAISS factory string or "none", and counts before the source's own, as
-    `max_failures` does; `encoder` and sources in `opened` are not loaded and opened again. With
+    `max_failures` does. Sources in `opened` are not opened again, and finished datasets in
+    `settled` are compared with their source alone: the encoder is loaded for the others. With
     `dry_run` each is looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
@@ -91,6 +93,7 @@ def extract_datasets(
         open_regions,
         open_source,
         preview_extraction,
+        revisit,
         workers_kept,
     )
 
@@ -111,9 +114,9 @@ def extract_datasets(
             folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
         sources.append((source, wanted))
-    if encoder is None:
-        encoder = load_encoder(section.encoder, checkpoint=section.checkpoint, device=place)
-    default_weights = ":" not in section.encoder and section.checkpoint is None
+    weights = section.checkpoint
+    load = cache(partial(load_encoder, section.encoder, checkpoint=weights, device=place))
+    default_weights = ":" not in section.encoder and weights is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
     with workers_kept():
@@ -125,8 +128,12 @@ def extract_datasets(
             if limits:
                 chosen["max_failures"] = limits[0]
             name = wanted.dataset
+            key = Key(space, wanted.modality, name)
+            if key in settled:
+                yield revisit(store, key, source, chosen.get("index", "Flat"))
+                continue
             chosen |= options
-            yield work(store, encoder, source, name, space=space, licence=licence, **chosen)
+            yield work(store, load(), source, name, space=space, licence=licence, **chosen)
 
 
 def given_flags(
