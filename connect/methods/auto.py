@@ -2,7 +2,8 @@
 
 FOLDER/methods.json      {"chosen": model, "methods": {model: {"hit_rate@1": …, "mrr": …,
                          "log_likelihood": …, "pairs": held out,
-                         "behind": standard errors behind the closed form that is preferred}}}
+                         "behind": standard errors behind the closed form that is preferred,
+                         "told": whether that is worth a warning}}}
 FOLDER/methods/MODEL/    what each trained method left on its way
 
 Closed forms are cross-validated, and `cca` is preferred to what is not clearly better. Training
@@ -26,6 +27,7 @@ from cmcr.connect.distributed import rank
 from cmcr.connect.methods.problem import Problem
 from cmcr.connect.methods.solve import (
     Judge,
+    Solved,
     closed_forms,
     cross_validated,
     fit,
@@ -95,7 +97,9 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
     if rank() == 0:
         for checkpoint in (folder / "methods").glob(f"*/{CHECKPOINT}"):
             checkpoint.unlink()
-    return _with_strengths(final.finished(projectors or start(final), taken.validated.scores), closed)
+    return _with_strengths(
+        final.finished(projectors or start(final), taken.validated.scores), closed
+    )
 
 
 def keep_to(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
@@ -103,11 +107,12 @@ def keep_to(problem: Problem, folder: Path, tensorboard: bool = False) -> Connec
 
     Beside a trained method the closed forms see what it saw, and are judged by what it did not.
     """
-    problem, projectors, validated = solved = solve(problem, folder, tensorboard)
+    solved = solve(problem, folder, tensorboard)
+    problem, validated = solved.problem, solved.validated
     if validated is None:
         return solved.connection
     judge = on_held_out if problem.config.trained else cross_validated
-    closed = try_closed_forms(problem, judge, solved.problem, validated)
+    closed = try_closed_forms(problem, judge, solved)
     name, beside = problem.config.model_name, next(iter(closed.values())).beside
     _write(folder, name, closed | {name: Tried(problem, validated, beside)})
     return _with_strengths(solved.connection, closed)
@@ -128,16 +133,16 @@ def _write(folder: Path, chosen: str, tried: Mapping[str, Tried]) -> None:
 
 
 def try_closed_forms(
-    problem: Problem, judge: Judge, named: Problem | None = None, known: Validated | None = None
+    problem: Problem, judge: Judge, known: Solved | None = None
 ) -> dict[str, Tried]:
-    """Every closed form, by its name, beside the preferred one; of `named` is `known` already."""
+    """Every closed form, by its name, beside the preferred one; `known` is not judged again."""
     found: dict[str, tuple[Problem, Validated]] = {}
     for candidate in closed_forms(problem):
         name = candidate.config.model_name
-        if named is not None and known is not None and named.config.model_name == name:
-            found[name] = named, known
-            continue
-        one, validated = judged(candidate, judge)
+        if known is not None and known.problem.config.model_name == name:
+            one, validated = known.problem, known.validated
+        else:
+            one, validated = judged(candidate, judge)
         if validated is not None:
             found[name] = one, validated
     each = {name: validated.each for name, (_, validated) in found.items()}

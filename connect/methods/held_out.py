@@ -3,8 +3,8 @@
     fit, held = split(pairs, 0.1, seed=0)        # numbers of pairs, each in order
     folds(pairs, rows, seed=0, device="cpu")     # the same for cross-validation
 
-For `split` pairs say the same whose embeddings are equal; for `folds` those that `same` finds alike.
-Where so many do that no other pairs are left, they are held out as if each said something of its own.
+For `split` pairs say the same whose embeddings are equal, for `folds` those that `same` finds.
+Where so many do that nothing else is left, each is held out as if it said something of its own.
 """
 
 import numpy as np

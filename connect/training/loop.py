@@ -131,8 +131,8 @@ def train(
     The loss is the sum of the terms that `objective` names, minimised by AdamW. With
     `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
     of a residual those of the best, the start counting as epoch 0; `config.patience` validations
-    after the one that is kept end the run. Raises NotFiniteError when the loss is no longer finite, StoreError for a damaged checkpoint,
-    KeyboardInterrupt after a signal.
+    after the one that is kept end the run. Raises NotFiniteError when the loss is no longer finite,
+    StoreError for a damaged checkpoint, KeyboardInterrupt after a signal.
     """
     modules = nn.ModuleDict(
         {"Head_A": projectors[0].head, "Head_B": projectors[1].head, "turn_A": projectors[0].turn}
