@@ -1,7 +1,7 @@
 """Which pairs a method sees and which are held out: what says the same is on one side.
 
     fit, held = split(pairs, 0.1, seed=0)        # numbers of pairs, each in order
-    folds(pairs, rows, seed=0, device="cpu")     # the same for cross-validation
+    folds(pairs, seed=0, device="cpu")           # such, for cross-validation
 
 For `split` pairs say the same whose embeddings are equal, for `folds` those that `same` finds.
 Where so many do that nothing else is left, each is held out as if it said something of its own.
@@ -47,7 +47,7 @@ def folds(pairs: Pairs, seed: int, device: str) -> list[Cut]:
         return [_cut(order, _alike(pairs, order[:MOST], device), MOST)]
     one, two = (float32(rows[:], "cpu") for rows in (pairs.first, pairs.second))
     group = groups(same((one, two), count).numpy())
-    _, group = np.unique(random.permutation(group.max() + 1)[group], return_inverse=True)
+    group = random.permutation(group.max() + 1)[group]
     if np.bincount(group).max() > count / 2:
         group = random.permutation(count)
     fold = group % FOLDS
