@@ -191,7 +191,7 @@ def warning(folder: Path, record: Record) -> str:
             f"auto took {record.model} without a comparison of methods: {_why(record)}"
         )  # fmt: skip
     methods, chosen = read_methods(folder), record.model
-    closed = [name for name, one in methods.items() if not one["behind"] and name != chosen]
+    closed = [name for name, one in methods.items() if one.get("behind") == 0 and name != chosen]
     if not closed or chosen not in methods or not methods[chosen].get("told"):
         return ""
     own, other = methods[chosen], methods[closed[0]]

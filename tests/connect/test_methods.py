@@ -34,7 +34,7 @@ from cmcr.connect.training.validation import (
     validate,
 )
 from cmcr.embeddings import Dataset, Key, open_dataset
-from cmcr.errors import CmcrError, UsageError
+from cmcr.errors import CmcrError, StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,6 +240,16 @@ def test_a_named_method_that_is_behind_a_closed_form_is_told(store: Path) -> Non
         assert said in told
     assert connect(store, config(epochs=1, learning_rate=1e-6), name="bad").warnings == (told,)
     assert connect(store, config(validation=0, epochs=1), name="unknown").warnings == ()
+
+
+def test_a_damaged_list_of_methods_is_named(store: Path) -> None:
+    folder = connect(store, config(method="ridge"), name="a").path
+    for content in ("{", "[]", '{"methods": {"cca": {"mrr": 0.5}}}'):
+        (folder / "methods.json").write_text(content)
+        with pytest.raises(StoreError, match="held-out pairs cannot be read"):
+            connect(store, config(method="ridge"), name="a")
+    (folder / "methods.json").unlink()
+    assert connect(store, config(method="ridge"), name="a").methods == {}
 
 
 def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(store: Path) -> None:
