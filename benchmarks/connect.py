@@ -112,7 +112,7 @@ def cca(scale: float) -> None:
             means = {name: one.mean for name, one in own.items()}
             whitenings = {name: one.whitening for name, one in own.items()}
             projectors.append(Projector(torch.nn.Identity(), means, whitenings=whitenings))
-        canonical(cross(Pairs(b1, b2), (projectors[0], projectors[1]), "text"))
+        canonical(cross(Pairs(b1, b2), (projectors[0], projectors[1]), "text"), len(b1))
         ours = time.process_time() - started
     block = units(BLOCK_ROWS, torch.device("cpu"))
     square = block.T @ block

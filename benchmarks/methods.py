@@ -187,7 +187,7 @@ def run(problem: Problem, measure: Callable[[Connection], float], folder: Path, 
         model = candidate.config.model_name
         if candidate.config.centre and not all(space.memory for space in problem.data.spaces):
             continue  # it cannot project what has no mean
-        connection = solve(candidate, folder / model)
+        connection = solve(candidate, folder / model).connection
         test[model] = measure(connection)
         validation[model] = connection.record.validation[DECIDES]
     auto = choose(plain.variant(method="auto"), folder / "auto")

@@ -106,8 +106,8 @@ class ConnectConfig(BaseModel):
     patience: int = Field(
         default=10,
         ge=1,
-        description="validations that are clearly worse than the best before training stops; one "
-        "an epoch, 36 a run at most",
+        description="validations after the one that is kept before training stops: clearly worse "
+        "ones, of a residual none that is better; one an epoch, 36 a run at most",
     )
 
     @field_validator("spaces")

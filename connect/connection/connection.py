@@ -49,15 +49,11 @@ class Connection(JointSpace):
         self.device = torch.device("cpu")
 
     def knows(self, space: str, modality: Modality) -> bool:
-        """Whether `modality` of `space` can be projected: a centred one needs its mean.
+        """Whether `modality` of `space` can be projected.
 
-        Where it is whitened, one without rows of its own is treated as the bridge is.
+        Where others are centred, one without rows of its own is treated as the bridge is.
         """
-        return any(
-            record.name == space
-            and (not record.centred or modality in record.centred or bool(record.whitened))
-            for record in self.record.spaces
-        )
+        return any(record.name == space for record in self.record.spaces)
 
     def to(self, device: torch.device | str) -> Self:
         """Move to `device`; returns itself."""
@@ -92,11 +88,6 @@ class Connection(JointSpace):
                 f"{self.model_name} treats the modalities of {space} each in its own way, "
                 "and none was named",
                 fix=f"project(..., modality=...), such as {special[0]!r}",
-            )
-        if record.centred and modality not in record.centred and not record.whitened:
-            raise MismatchError(
-                f"the connection has no mean for {space}/{modality}",
-                fix=f"it has: {', '.join(record.centred)}; connect again with that as memory",
             )
 
     @typed

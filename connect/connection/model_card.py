@@ -87,6 +87,9 @@ def _fit(record: Record) -> str:
             "",
             *(f"- {name}: {value:.4f}" for name, value in record.validation.items()),
         ]
+    if memory := [space.memory for space in record.spaces if space.memory]:
+        bank = " and ".join(memory)
+        lines += ["", f"Its memory of {bank} corrects hubness where one asks (`--hubness nnn`)."]
     return "\n".join(lines)
 
 

@@ -125,11 +125,11 @@ class Projector:
     """f of one space: its embeddings centred, whitened, turned, and taken through the head."""
 
     head: nn.Module
-    means: Means = field(default_factory=dict)  # (D,) of each modality; none: not centred
+    # (D,) of each modality that has rows, the bridge's first; none: not centred
+    means: Means = field(default_factory=dict)
     turn: nn.Module = field(default_factory=nn.Identity)  # Ex-MCR's `Head1`, within the space
     turned: tuple[Modality, ...] = ()  # the modalities that go through it
-    # A, (D, D), of each modality that has a mean; none: not whitened. Where there are some, a
-    # modality without rows of its own has those of the first, the bridge.
+    # A, (D, D), of each modality that has a mean; none: not whitened
     whitenings: Whitenings = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "Projector":
@@ -143,13 +143,13 @@ class Projector:
     @typed
     def centre(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n d"]:
         """Unit vectors: of `x` itself, or of its difference from the mean of `modality`, or of
-        that times A.
+        that times A. Without rows of its own `modality` is treated as the bridge is.
         """
         x = F.normalize(x.float(), dim=1)
         if modality is None or not self.means:
             return x
-        if modality not in self.means and self.whitenings:
-            return self.centre(x, next(iter(self.whitenings)))
+        if modality not in self.means:
+            modality = next(iter(self.means))
         z = F.normalize(x - self.means[modality])
         return F.normalize(z @ self.whitenings[modality]) if self.whitenings else z
 

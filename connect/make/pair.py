@@ -113,9 +113,9 @@ def connect(
                 if others:
                     take_place(folder)
             wait_for_all()
-    told = (told,) if (told := warning(folder)) else ()
+    told = warning(folder, record)
     return Connected(folder, record, fresh, read_methods(folder), health, tuple(others),
-                     warnings=told)  # fmt: skip
+                     warnings=(told,) if told else ())  # fmt: skip
 
 
 @contextmanager

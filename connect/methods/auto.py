@@ -2,7 +2,8 @@
 
 FOLDER/methods.json      {"chosen": model, "methods": {model: {"hit_rate@1": …, "mrr": …,
                          "log_likelihood": …, "pairs": held out,
-                         "behind": standard errors behind the closed form that is preferred}}}
+                         "behind": standard errors behind the closed form that is preferred,
+                         "told": whether that is worth a warning}}}
 FOLDER/methods/MODEL/    what each trained method left on its way
 
 Closed forms are cross-validated, and `cca` is preferred to what is not clearly better. Training
@@ -12,26 +13,42 @@ what it is, but where a closed form is clearly better on the same held-out pairs
 """
 
 import json
+import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from cmcr.connect.connection.connection import Connection
+from cmcr.connect.connection.record import Record
 from cmcr.connect.distributed import rank
 from cmcr.connect.methods.problem import Problem
-from cmcr.connect.methods.solve import closed_forms, cross_validated, filled_in, fit, solve, start
+from cmcr.connect.methods.solve import (
+    Judge,
+    Solved,
+    closed_forms,
+    cross_validated,
+    fit,
+    judged,
+    on_held_out,
+    solve,
+    start,
+    with_schedule,
+)
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
+from cmcr.connect.training.loop import NotFiniteError
 from cmcr.connect.training.validation import DECIDES, Validated, behind, clearly_worse
-from cmcr.errors import UsageError
+from cmcr.errors import StoreError
 from cmcr.files import write_json
 
+log = logging.getLogger(__name__)
+
 METHODS = "methods.json"
-PREFERRED = "cca"
 WARNED = 4  # standard errors behind a closed form, of a method that was asked for by its name
+PREFERRED = "cca"
 FINAL = "final"  # of the folders in METHODS: training on all pairs
 
 
@@ -46,21 +63,18 @@ class Tried(NamedTuple):
     @property
     def summary(self) -> dict[str, float]:
         """For methods.json."""
-        pairs, late = len(self.beside), behind(self.validated.each, self.beside)
-        return self.validated.scores | {"pairs": pairs, "behind": late}
+        pairs, late = len(self.validated.items), behind(self.validated.each, self.beside)
+        told = clearly_worse(self.validated.each, self.beside, WARNED)
+        return self.validated.scores | {"pairs": pairs, "behind": late, "told": told}
 
 
 def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
     """The connection of the method that is taken, fitted on all pairs.
 
-    Raises UsageError when nothing may be held out.
+    It is PREFERRED where nothing may be held out, or there is too little to hold out.
     """
-    if not problem.config.validation:
-        raise UsageError(
-            "`auto` has nothing to choose by", fix="hold some pairs out: --set validation=0.1"
-        )
     whole = problem.on(problem.data.whole)
-    if not whole.data.folds:  # too few pairs to choose by
+    if not problem.config.validation or not whole.data.folds:
         final = whole.variant(method=PREFERRED, validation=0)
         return final.finished(start(final), {})
     closed = try_closed_forms(whole, cross_validated)
@@ -68,37 +82,40 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
     trained = try_trained(standard, folder, tensorboard)
     better = [one for one in trained.values() if clearly_worse(one.beside, one.validated.each)]
     taken = max(better, key=lambda one: one.validated.scores[DECIDES], default=standard)
+    final = taken.problem.on(whole.data).variant(validation=0)
+    projectors = None
+    if taken is not standard:
+        try:
+            projectors, _ = fit(final, folder / "methods" / FINAL, tensorboard, taken.epoch)
+        except NotFiniteError as error:
+            log.warning("on all pairs: %s", error.what)
+            taken, final = standard, standard.problem.variant(validation=0)
     name = taken.problem.config.model_name
     _write(folder, name, closed | trained)
-    final = taken.problem.on(whole.data).variant(validation=0)
-    if taken is standard:
-        return _with_strengths(final.finished(start(final), taken.validated.scores), closed)
-    place = folder / "methods" / FINAL
-    projectors, _ = fit(final, place, tensorboard, taken.epoch)
-    if rank() == 0:
+    if rank() == 0 and taken is not standard:
         shutil.copyfile(folder / "methods" / name / TRAINING_LOG, folder / TRAINING_LOG)
+    if rank() == 0:
         for checkpoint in (folder / "methods").glob(f"*/{CHECKPOINT}"):
             checkpoint.unlink()
-    return _with_strengths(final.finished(projectors, taken.validated.scores), closed)
+    return _with_strengths(
+        final.finished(projectors or start(final), taken.validated.scores), closed
+    )
 
 
 def keep_to(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
-    """The connection of the method that the config names; METHODS says what is beside it."""
-    connection = solve(problem, folder, tensorboard)
-    validated: Validated | None = None
-    if problem.config.trained and problem.data.held is not None:
-        validated, closed = problem.score(connection.projectors), try_closed_forms(problem, _seen)
-    elif problem.config.validation and problem.data.whole.folds:
-        whole = problem.on(problem.data.whole)
-        validated, closed = (
-            cross_validated(filled_in(whole)),
-            try_closed_forms(whole, cross_validated),
-        )
+    """The connection of the method that the config names; METHODS says what is beside it.
+
+    Beside a trained method the closed forms see what it saw, and are judged by what it did not.
+    """
+    solved = solve(problem, folder, tensorboard)
+    problem, validated = solved.problem, solved.validated
     if validated is None:
-        return connection
+        return solved.connection
+    judge = on_held_out if problem.config.trained else cross_validated
+    closed = try_closed_forms(problem, judge, solved)
     name, beside = problem.config.model_name, next(iter(closed.values())).beside
     _write(folder, name, closed | {name: Tried(problem, validated, beside)})
-    return _with_strengths(connection.to("cpu"), closed)
+    return _with_strengths(solved.connection, closed)
 
 
 def _with_strengths(connection: Connection, closed: Mapping[str, Tried]) -> Connection:
@@ -109,10 +126,6 @@ def _with_strengths(connection: Connection, closed: Mapping[str, Tried]) -> Conn
     return connection
 
 
-def _seen(problem: Problem) -> Validated:
-    return problem.score(start(problem))
-
-
 def _write(folder: Path, chosen: str, tried: Mapping[str, Tried]) -> None:
     if rank() == 0:
         methods = {name: one.summary for name, one in tried.items()}
@@ -120,18 +133,25 @@ def _write(folder: Path, chosen: str, tried: Mapping[str, Tried]) -> None:
 
 
 def try_closed_forms(
-    problem: Problem, judge: Callable[[Problem], Validated | None]
+    problem: Problem, judge: Judge, known: Solved | None = None
 ) -> dict[str, Tried]:
-    """Every closed form that reaches all modalities, by its name, beside the preferred one."""
-    candidates = [filled_in(one) for one in closed_forms(problem) if _reaches_all(one)]
-    validated = {one.config.model_name: (one, found) for one in candidates if (found := judge(one))}
-    each = {name: found.each for name, (_, found) in validated.items()}
+    """Every closed form, by its name, beside the preferred one; `known` is not judged again."""
+    found: dict[str, tuple[Problem, Validated]] = {}
+    for candidate in closed_forms(problem):
+        name = candidate.config.model_name
+        if known is not None and known.problem.config.model_name == name:
+            one, validated = known.problem, known.validated
+        else:
+            one, validated = judged(candidate, judge)
+        if validated is not None:
+            found[name] = one, validated
+    each = {name: validated.each for name, (_, validated) in found.items()}
     beside = each[preferred(each)]
-    return {name: Tried(one, found, beside) for name, (one, found) in validated.items()}
+    return {name: Tried(one, validated, beside) for name, (one, validated) in found.items()}
 
 
 def preferred(each: Mapping[str, Tensor]) -> str:
-    """Of methods and what each held-out item did with them, `cca` unless one is clearly better."""
+    """Of methods and what each held-out group did with them, `cca` unless one is clearly better."""
     better = [name for name, one in each.items() if clearly_worse(each[PREFERRED], one)]
     return max(better, key=lambda name: float(each[name].mean()), default=PREFERRED)
 
@@ -139,33 +159,40 @@ def preferred(each: Mapping[str, Tensor]) -> str:
 def try_trained(standard: Tried, folder: Path, tensorboard: bool) -> dict[str, Tried]:
     """What is trained on all folds but one, by its name, beside the closed form on that one.
 
-    First a residual: where it gains nothing on what it starts from, no other training is tried.
+    First a residual: where it gains nothing on what it starts from, no other training is tried. One
+    whose loss is not finite is no candidate.
     """
     fold = standard.problem.data.folds[0]
     closed = standard.problem.on(fold)
     beside = closed.score(start(closed)).each
     tried: dict[str, Tried] = {}
     for projector in ("residual", "mlp"):
-        candidate = filled_in(closed.variant(method="c-mcr", projector=projector, centre=False))
+        variant = closed.variant(method="c-mcr", projector=projector, centre=False)
+        candidate = with_schedule(variant)
         name = candidate.config.model_name
-        projectors, epoch = fit(candidate, folder / "methods" / name, tensorboard)
+        try:
+            projectors, epoch = fit(candidate, folder / "methods" / name, tensorboard)
+        except NotFiniteError as error:
+            log.warning("%s is no candidate: %s", name, error.what)
+            continue
         tried[name] = Tried(candidate, candidate.score(projectors), beside, epoch)
         if not clearly_worse(beside, tried[name].validated.each):
             break
     return tried
 
 
-def _reaches_all(problem: Problem) -> bool:
-    """Whether it can project a modality that a space has no memory of."""
-    return not problem.config.centre or all(space.memory for space in problem.data.spaces)
+def warning(folder: Path, record: Record) -> str:
+    """One line where the connection's method is clearly behind a closed form; else empty.
 
-
-def warning(folder: Path) -> str:
-    """One line where the connection's method is clearly behind a closed form; else empty."""
-    methods = read_methods(folder)
-    chosen = json.loads((folder / METHODS).read_text())["chosen"] if methods else ""
-    closed = [name for name, one in methods.items() if one["behind"] == 0 and name != chosen]
-    if not closed or methods[chosen]["behind"] <= WARNED:
+    Also where `auto` had nothing to compare methods by.
+    """
+    if record.requested is not None and record.requested.method == "auto":
+        return "" if record.validation else (
+            f"auto took {record.model} without a comparison of methods: {_why(record)}"
+        )  # fmt: skip
+    methods, chosen = read_methods(folder), record.model
+    closed = [name for name, one in methods.items() if one.get("behind") == 0 and name != chosen]
+    if not closed or chosen not in methods or not methods[chosen].get("told"):
         return ""
     own, other = methods[chosen], methods[closed[0]]
     return (
@@ -176,8 +203,24 @@ def warning(folder: Path) -> str:
     )
 
 
+def _why(record: Record) -> str:
+    if record.requested is not None and not record.requested.validation:
+        return "validation=0 holds no pairs out"
+    return f"{record.pairs} pairs are too few to hold some out"
+
+
 def read_methods(folder: Path) -> dict[str, dict[str, float]]:
-    """The validation of each method that was looked at, the best first; empty where none was."""
+    """The validation of each method that was looked at, the best first; empty where none was.
+
+    Raises StoreError for a file that does not say it.
+    """
     path = folder / METHODS
-    methods = json.loads(path.read_text())["methods"] if path.exists() else {}
-    return dict(sorted(methods.items(), key=lambda item: -item[1][DECIDES]))
+    try:
+        methods = json.loads(path.read_text())["methods"] if path.exists() else {}
+        return dict(sorted(methods.items(), key=lambda item: -item[1][DECIDES]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            "what methods did with held-out pairs cannot be read",
+            where=path,
+            fix="delete the file, or connect again with --replace",
+        ) from error

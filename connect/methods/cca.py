@@ -2,7 +2,7 @@
 
     spread = Spread(dataset.batches, dim)                  # of one modality, nothing paired
     spread.mean, spread.whitening                          # (D,), (D, D)
-    first, second = canonical(cross(pairs, projectors))    # (D1, joint), (D2, joint)
+    first, second = canonical(cross(pairs, projectors), len(pairs))    # (D1, joint), (D2, joint)
 
 z = unit(unit(x) - mean), S = α cov(z) + (1 - α) tr(cov(z))/D I, A = S^(-γ/2); on the pairs
 U s Vᵀ = svd(unit(z₁A₁)ᵀ unit(z₂A₂)/n) and f = (s/s₀)^(p/2). Side 1 of the joint space is
@@ -30,6 +30,7 @@ from cmcr.typed import typed
 SHRINKAGE = 0.5  # α: half of the covariance is what was seen, half is the same in all directions
 WHITENING = 0.5  # γ: of 0, which leaves z as it is, and 1, which takes its covariance to I
 POWER = 0.5  # p: of 0, where all directions count alike, and 1, where they count as they correlate
+ROUNDING = 1e-6  # of the largest singular value of a product in float32
 BLOCK_ROWS = 2_048  # a block and its product stay in a CPU's cache
 
 
@@ -96,11 +97,15 @@ def cross(pairs: Pairs, projectors: tuple[Projector, Projector], via: Modality) 
 
 @typed
 def canonical(
-    cross: Float[Tensor, "d1 d2"],
+    cross: Float[Tensor, "d1 d2"], pairs: int
 ) -> tuple[Float[Tensor, "d1 joint"], Float[Tensor, "d2 joint"]]:
-    """U f and V f: both sides into a joint space of min(D1, D2) dimensions."""
+    """U f and V f: both sides into a joint space of min(D1, D2) dimensions.
+
+    What `pairs` pairs do not speak of is left out: all directions but as many as there are pairs,
+    and those in which nothing but the rounding of float32 is to be seen.
+    """
     u, s, vh = torch.linalg.svd(cross, full_matrices=False)
-    known = s > s[0] * 1e-12  # fewer pairs than dimensions leave directions that no pair speaks of
+    known = (s > s[0] * ROUNDING) & (torch.arange(len(s)) < pairs)
     f = torch.where(known, s / s[0], 0) ** (POWER / 2)
     return u * f, vh.T * f
 

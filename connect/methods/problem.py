@@ -25,20 +25,18 @@ from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.connect.methods.cca import Spread
 from cmcr.connect.methods.closed_forms import Moments, moments
+from cmcr.connect.methods.held_out import folds, split
 from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
-from cmcr.connect.training.validation import Held, Validated, hold, same, validate
+from cmcr.connect.training.validation import Held, Validated, hold, validate
 from cmcr.devices import float32
 from cmcr.embeddings import Modality
 
 Spreads = Mapping[Modality, Spread]
 
-LEAST, MOST = 32, 2048  # rows that are held out
 DISTRACTORS = 6_144  # bridge items of the fit that are searched among, besides
 SEARCHING = 2_048  # memory rows that search, of each space
-FOLDS = 5
-LEAST_FOLDED, FOLDED = 10, 4_096  # up to so many pairs each is held out once; of more some are
 
 
 def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
@@ -50,18 +48,6 @@ def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
     spaces = open_spaces(store, config.spaces, config.via, config.train, config.memory)
     return Problem(config, Data(store, spaces, config.validation, config.seed,
                                 config.memory_temperature, device))  # fmt: skip
-
-
-def split(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the rows to fit on and of those held out, each in order.
-
-    With 4 × LEAST rows or fewer a quarter is the most that is held out.
-    """
-    if not share:
-        return np.arange(count), np.arange(0)
-    held = min(max(round(share * count), LEAST), MOST, count // 4)
-    order = np.random.default_rng(seed).permutation(count)
-    return np.sort(order[held:]), np.sort(order[:held])
 
 
 @dataclass
@@ -83,7 +69,7 @@ class Data:
     @cached_property
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers among `pairs` of those that a method may see, and of those held out."""
-        return split(len(self.pairs), self.validation, self.seed)
+        return split(self.pairs, self.validation, self.seed)
 
     @cached_property
     def fitted(self) -> Pairs:
@@ -93,8 +79,9 @@ class Data:
     def part(self, fit: np.ndarray, held: np.ndarray) -> "Data":
         """The same data, with these rows of `pairs` to fit on and those held out."""
         other = dataclasses.replace(self)
-        other.pairs, other.rows = self.pairs, (fit, held)
-        other.unpaired, other.searching = self.unpaired, self.searching
+        # What is derived already, and the same; `rows` takes the place of what would be derived.
+        known = {name: getattr(self, name) for name in ("pairs", "unpaired", "searching")}
+        vars(other).update(known, rows=(fit, held))
         return other
 
     @cached_property
@@ -109,15 +96,8 @@ class Data:
         None where there are too few pairs, one where there are many.
         """
         seen = self.rows[0]
-        random = np.random.default_rng(self.seed)
-        if len(seen) < LEAST_FOLDED:
-            return []
-        if len(seen) > FOLDED:
-            order = random.permutation(len(seen))
-            return [self.part(seen[np.sort(order[MOST:])], seen[np.sort(order[:MOST])])]
-        one, two = (float32(rows[:], "cpu") for rows in (self.fitted.first, self.fitted.second))
-        fold = _folds(same((one, two), len(seen)).numpy(), random)
-        return [self.part(seen[fold != k], seen[fold == k]) for k in np.unique(fold)]
+        return [self.part(seen[fit], seen[held])
+                for fit, held in folds(self.fitted, self.seed, self.device)]  # fmt: skip
 
     @cached_property
     def held(self) -> Held | None:
@@ -314,17 +294,6 @@ def _some(space: SpaceData, count: int, seed: int) -> np.ndarray | None:
         return None
     rows = Rows([part for dataset in space.memory for part in dataset.parts()])
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
-
-
-def _folds(same: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The fold of each of n items, (n,); `same` is (n, n), what says the same goes together."""
-    fold = np.full(len(same), -1)
-    for number, item in enumerate(random.permutation(len(same))):
-        fold[same[item] & (fold < 0)] = number
-    _, group = np.unique(fold, return_inverse=True)  # in the order that they were drawn in
-    alone = group.max() == 0  # all say the same
-    folds: np.ndarray = (random.permutation(len(same)) if alone else group) % FOLDS
-    return folds
 
 
 def _origin(rows: Rows) -> Tensor:

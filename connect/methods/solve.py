@@ -1,6 +1,6 @@
 """One method on one problem: a closed form, or a trained connection and where its training starts.
 
-    connection = solve(pose(store, config), folder)
+    connection = solve(pose(store, config), folder).connection
     for name, connection in baselines(store, record).items():
         connection.project(space, embeddings, modality)
 
@@ -9,7 +9,9 @@ table of results, so that a user sees whether a trained projector earned its kee
 """
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +35,24 @@ from cmcr.errors import MismatchError
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of ridge, tried
 USUAL = 1e-3  # where there are too few pairs to try
 
+Judge = Callable[[Problem], Validated | None]
 
-def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
+
+class Solved(NamedTuple):
+    """A method with nothing left open, its projectors, and what they did with held-out pairs."""
+
+    problem: Problem
+    projectors: tuple[Projector, Projector]
+    validated: Validated | None
+
+    @property
+    def connection(self) -> Connection:
+        """What is saved."""
+        scores = self.validated.scores if self.validated else {}
+        return self.problem.finished(self.projectors, scores)
+
+
+def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Solved:
     """The connection of one method; what training leaves on its way goes to `folder`.
 
     A closed form is fitted on all pairs, and validated on those that it did not see. Raises
@@ -42,28 +60,33 @@ def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Connecti
     CmcrError for a loss that is not finite.
     """
     if problem.config.trained:
-        problem = filled_in(problem)
+        problem = with_schedule(problem)
         projectors, _ = fit(problem, folder, tensorboard)
-        seen = {} if problem.data.held is None else problem.score(projectors).scores
-        return problem.finished(projectors, seen)
-    problem = filled_in(problem.on(problem.data.whole))
-    validated = cross_validated(problem) if problem.config.validation else None
-    return problem.finished(start(problem), validated.scores if validated else {})
+        return Solved(problem, projectors, on_held_out(problem, projectors))
+    problem, validated = judged(problem.on(problem.data.whole), cross_validated)
+    return Solved(problem, start(problem), validated if problem.config.validation else None)
 
 
-def filled_in(problem: Problem) -> Problem:
-    """What the config leaves open, as the pairs want it: ridge's strength, batch size, epochs."""
+def with_schedule(problem: Problem) -> Problem:
+    """Batch size and epochs of training, where the config leaves them open, as the pairs want."""
+    config = scheduled(problem.config, len(problem.data.fitted))
+    return problem.variant(batch_size=config.batch_size, epochs=config.epochs)
+
+
+def judged(problem: Problem, judge: Judge) -> tuple[Problem, Validated | None]:
+    """A closed form and what `judge` says of it; of `ridge` with the strength that does best."""
     config = problem.config
-    if config.trained:
-        config = scheduled(config, len(problem.data.fitted))
-        return problem.variant(batch_size=config.batch_size, epochs=config.epochs)
     if config.method != "ridge" or config.ridge_strength is not None:
-        return problem
-    tried = [problem.variant(ridge_strength=strength) for strength in STRENGTHS]
-    validated = [cross_validated(one) for one in tried]
-    likelihoods = [one.scores[DECIDES] for one in validated if one]
-    best = int(np.argmax(likelihoods)) if likelihoods else STRENGTHS.index(USUAL)
-    return tried[best]
+        return problem, judge(problem)
+    tried = {one: problem.variant(ridge_strength=one) for one in STRENGTHS}
+    found = [(one, seen) for one in tried.values() if (seen := judge(one))]
+    return max(found, key=lambda one: one[1].scores[DECIDES], default=(tried[USUAL], None))
+
+
+def strengthened(problem: Problem) -> Problem:
+    """A closed form with nothing left open."""
+    open_one = problem.config.method == "ridge" and problem.config.ridge_strength is None
+    return judged(problem, cross_validated)[0] if open_one else problem
 
 
 def cross_validated(problem: Problem) -> Validated | None:
@@ -71,18 +94,28 @@ def cross_validated(problem: Problem) -> Validated | None:
     found = [one.score(start(one)) for one in map(problem.on, problem.data.folds)]
     if not found:
         return None
-    rows = [len(one.each) for one in found]
+    weights = [len(one.each) for one in found]
     scores = {
-        name: float(np.average([one.scores[name] for one in found], weights=rows))
+        name: float(np.average([one.scores[name] for one in found], weights=weights))
         for name in found[0].scores
     }
-    return Validated(scores, torch.cat([one.each for one in found]))
+    each, items = (torch.cat(every) for every in zip(*(one[1:] for one in found), strict=True))
+    return Validated(scores, each, items)
+
+
+def on_held_out(
+    problem: Problem, projectors: tuple[Projector, Projector] | None = None
+) -> Validated | None:
+    """What a method does with the pairs that are held out, once; None where none are."""
+    if problem.data.held is None:
+        return None
+    return problem.score(projectors or start(problem))
 
 
 def start(problem: Problem) -> tuple[Projector, Projector]:
     """Both projectors as a method has them before training; for a closed form this is all.
 
-    The config leaves nothing open that the method needs (`filled_in`).
+    The config leaves nothing open that the method needs (`judged`, `with_schedule`).
     """
     config, (first, second) = problem.config, problem.data.spaces
     if config.method == "identity" and first.dim != second.dim:
@@ -131,7 +164,7 @@ def _canonical(
     means = {modality: one.mean for modality, one in spreads.items()}
     whitenings = {modality: one.whitening for modality, one in spreads.items()}
     second = Projector(projectors[1].head, means, whitenings=whitenings)
-    u, v = canonical(cross(data.fitted, (projectors[0], second), via))
+    u, v = canonical(cross(data.fitted, (projectors[0], second), via), len(data.fitted))
     if problem.config.heads[1] != "identity":
         return u, v
     each = torch.stack(list(whitenings.values())), torch.stack(list(means.values()))
@@ -181,7 +214,7 @@ def baselines(store: Path, record: Record) -> dict[str, Connection]:
     fitted = {}
     for problem in closed_forms(pose(store, record.config.model_copy(update=asked))):
         known = record.ridge_strengths.get(problem.config.model_name)
-        ready = problem.variant(ridge_strength=known) if known else filled_in(problem)
+        ready = problem.variant(ridge_strength=known) if known else strengthened(problem)
         projectors = start(ready)
         fitted[ready.config.model_name] = Connection(ready.record(projectors), projectors)
     return fitted

@@ -16,7 +16,7 @@ from cmcr.connect.config import ConnectConfig
 from cmcr.connect.distributed import rank, wait_for_all
 from cmcr.connect.training.objective import TERMS
 from cmcr.connect.training.schedule import epochs_a_round
-from cmcr.connect.training.validation import Validated, clearly_worse
+from cmcr.connect.training.validation import Validated, falls
 from cmcr.errors import StoreError
 from cmcr.files import replacing
 
@@ -36,7 +36,7 @@ class TrainingState:
         )
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.log: list[dict[str, Any]] = []
-        self.best: Tensor | None = None  # what the held-out items did at best, `Validated.each`
+        self.best: Tensor | None = None  # what the held-out items did at best, `Validated.items`
         self.kept: dict[str, Any] | None = None  # the weights to end with, and their epoch
         self._begin_epoch()
 
@@ -86,11 +86,11 @@ class TrainingState:
 
         A residual has something to lose: it keeps the weights that did best, its start if need be.
         """
-        better = self.best is None or bool(validated.each.mean() > self.best.mean())
+        better = self.best is None or bool(validated.items.mean() > self.best.mean())
         if self.best is None or better:
-            self.best = validated.each
+            self.best = validated.items
         residual = self.config.projector == "residual"
-        if better or not (residual or clearly_worse(validated.each, self.best)):
+        if better or not (residual or falls(validated.items, self.best)):
             weights = {name: value.clone() for name, value in self.modules.state_dict().items()}
             self.kept = {"epoch": epoch, "modules": weights}
 

@@ -2,10 +2,10 @@
 
     train(config, TrainingSet(b1, a, b2, c), projectors, modalities, folder, identity)
 
-The host waits for the device once an epoch. After every epoch the state goes to
-FOLDER/checkpoint.pt, and after the step in hand when a signal stops the run, so one that is run
-again goes on from there and ends with the same weights, bit for bit. FOLDER/training.jsonl has
-one row an epoch.
+The host waits for the device once an epoch. After every epoch, or of more than 36 after every few
+(`schedule.epochs_a_round`), the state goes to FOLDER/checkpoint.pt, and after the step in hand when
+a signal stops the run, so one that is run again goes on from there and ends with the same weights,
+bit for bit. FOLDER/training.jsonl has one row an epoch.
 """
 
 import math
@@ -35,6 +35,10 @@ from cmcr.errors import CmcrError
 
 # Of each projector: its bridge modality and its memory's, None without one.
 Modalities = tuple[tuple[Modality, Modality | None], tuple[Modality, Modality | None]]
+
+
+class NotFiniteError(CmcrError):
+    """A loss that is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,9 @@ def train(
 
     The loss is the sum of the terms that `objective` names, minimised by AdamW. With
     `validate` the weights of the last epoch are kept that does not do clearly worse than the best,
-    the start counting as epoch 0; `config.patience` validations that do end the run. Raises
-    CmcrError when the loss is no longer finite, StoreError for a damaged checkpoint,
-    KeyboardInterrupt after a signal.
+    of a residual those of the best, the start counting as epoch 0; `config.patience` validations
+    after the one that is kept end the run. Raises NotFiniteError when the loss is no longer finite,
+    StoreError for a damaged checkpoint, KeyboardInterrupt after a signal.
     """
     modules = nn.ModuleDict(
         {"Head_A": projectors[0].head, "Head_B": projectors[1].head, "turn_A": projectors[0].turn}
@@ -209,7 +213,7 @@ def _refuse_what_is_not_finite(state: TrainingState, means: list[float], folder:
     step = min(step for step in first.values() if step >= 0)
     names = [name for name, bad in first.items() if bad == step and name != "loss"]
     kept = f"the weights after epoch {state.epoch} are in {CHECKPOINT}" if state.epoch else ""
-    raise CmcrError(
+    raise NotFiniteError(
         f"the loss is no longer finite in epoch {state.epoch + 1}: "
         f"{' and '.join(names) or 'loss'} at step {step + 1}",
         where=folder,

@@ -7,19 +7,26 @@ What searches is what will search: memory rows, each called by the bridge item t
 within its own space, and in the other space it has to find the item of that name. Methods are told
 apart by the log-likelihood of that, at the best of a few temperatures: it ranks them as a test
 does where first places do not (docs/methods.md). Items that say the same count as one. Held-out
-items are few: a difference that they cannot show (`clearly_worse`) decides nothing.
+items are few: a difference that they cannot show (`clearly_worse`) decides nothing, and fewer than
+FEWEST that say something of their own can show none.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.special import ndtr, stdtrit
 from torch import Tensor
 
 DECIDES = "log_likelihood"  # which number of `validate` does
-CLEAR = 2  # standard errors
+CLEAR = 2  # standard errors of a normal distribution; more where few groups tell the error
+FEWEST = 20  # groups of items
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
 SAME = 0.8  # of two items with higher cosines in both spaces, centred, neither is a mistake
 WORST = -100.0  # the log-likelihood of what is not a number, or rounds to nothing
@@ -44,18 +51,19 @@ class Held:
     queries: tuple[Queries, Queries]
     same: Tensor  # (n, n + others), which of them say what an item says; it does itself
 
-    def to(self, device: torch.device | str) -> "Held":
-        """The same on `device`."""
-        one, two = (block.to(device) for block in self.bridge)
-        a, c = (Queries(q.rows.to(device), q.items.to(device), q.memory) for q in self.queries)
-        return Held((one, two), (a, c), self.same.to(device))
+    @cached_property
+    def groups(self) -> Tensor:
+        """The group of each held-out item, (n,): items that say the same are in one."""
+        found = groups(self.same[:, : len(self.same)].cpu().numpy())
+        return torch.from_numpy(found).to(self.same.device)
 
 
 class Validated(NamedTuple):
     """What the held-out items say."""
 
-    scores: dict[str, float]  # of all
-    each: Tensor  # (n,) the mean log-likelihood of each item's queries, whose mean is `DECIDES`
+    scores: dict[str, float]  # of all, every group of items that say the same counting as one
+    each: Tensor  # (groups,) the mean log-likelihood of each group, whose mean is `DECIDES`
+    items: Tensor  # (n,) the same of each held-out item
 
 
 def hold(
@@ -70,9 +78,15 @@ def same(bridge: tuple[Tensor, Tensor], count: int) -> Tensor:
     """Which items say what each of the first `count` says, in both spaces, (count, items)."""
     found = torch.ones(count, len(bridge[0]), dtype=torch.bool, device=bridge[0].device)
     for x in bridge:
-        z = _centred(x)
+        z = centred(x)
         found &= z[:count] @ z.T > SAME
     found.fill_diagonal_(True)
+    return found
+
+
+def groups(same: np.ndarray) -> np.ndarray:
+    """The number of the group of each item, (n,), of `same`, (n, n): also by way of others."""
+    found: np.ndarray = connected_components(csr_array(same), directed=False)[1].astype(np.int64)
     return found
 
 
@@ -80,7 +94,7 @@ def _queries(bridge: Tensor, count: int, memory: Tensor | None) -> Queries:
     """The memory rows whose nearest bridge item is held out; for an item without, its nearest."""
     if memory is None:
         return Queries(bridge[:count], torch.arange(count, device=bridge.device), memory=False)
-    cosines = _centred(memory) @ _centred(bridge).T  # (m, n + others)
+    cosines = centred(memory) @ centred(bridge).T  # (m, n + others)
     named = cosines.argmax(dim=1)
     rows = torch.nonzero(named < count).flatten()
     found = torch.zeros(count, dtype=torch.bool, device=bridge.device)
@@ -90,9 +104,10 @@ def _queries(bridge: Tensor, count: int, memory: Tensor | None) -> Queries:
     return Queries(memory[rows], torch.cat([named[named < count], without]), memory=True)
 
 
-def _centred(x: Tensor) -> Tensor:
+def centred(x: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Unit vectors of the differences from `mean`, by default that of the unit vectors of `x`."""
     units = F.normalize(x, dim=1)
-    return F.normalize(units - units.mean(dim=0), dim=1)
+    return F.normalize(units - (units.mean(dim=0) if mean is None else mean), dim=1)
 
 
 @torch.no_grad()
@@ -111,13 +126,12 @@ def validate(project: Project, held: Held) -> Validated:
         rank = 1 + (~(cosines < best - 1e-6) & ~right).sum(dim=1)  # (q,)
         each = torch.stack([(rank == 1).double(), rank.double().reciprocal(),
                             _log_likelihood(cosines, right)])  # fmt: skip
-        found.append(_by_item(each, queries.items, len(held.same)))  # (3, n)
-    first, reciprocal, likelihood = torch.stack(found).mean(dim=0)
-    values = (first, reciprocal, likelihood)
+        found.append(_means(each, queries.items))  # (3, n)
+    by_item = torch.stack(found).mean(dim=0)  # (3, n)
+    by_group = _means(by_item, held.groups)  # (3, groups)
     names = ("hit_rate@1", "mrr", DECIDES)
-    return Validated(
-        {name: value.mean().item() for name, value in zip(names, values, strict=True)}, likelihood
-    )
+    scores = dict(zip(names, by_group.mean(dim=1).tolist(), strict=True))
+    return Validated(scores, by_group[2], by_item[2])
 
 
 def _log_likelihood(cosines: Tensor, right: Tensor) -> Tensor:
@@ -131,19 +145,37 @@ def _log_likelihood(cosines: Tensor, right: Tensor) -> Tensor:
     return max(tried, key=lambda one: float(one.mean()))
 
 
-def _by_item(each: Tensor, items: Tensor, count: int) -> Tensor:
-    """The mean of the columns of (k, q) that belong to one item, (k, count)."""
-    sums = each.new_zeros(len(each), count).index_add_(1, items, each)
-    return sums / items.bincount(minlength=count)
+def _means(each: Tensor, of: Tensor) -> Tensor:
+    """The means of the columns of (k, q) that belong to one number in `of`, (k, numbers)."""
+    counts = of.bincount()
+    return each.new_zeros(len(each), len(counts)).index_add_(1, of, each) / counts
 
 
 def behind(one: Tensor, other: Tensor) -> float:
-    """By how many standard errors of the paired difference the items do worse; 99 at most."""
-    change = other - one  # (n,)
-    error = change.std(correction=0) / len(change) ** 0.5
+    """By how many standard errors of the paired difference the groups do worse; 99 at most.
+
+    With fewer than FEWEST groups it is nothing.
+    """
+    change = other - one  # (groups,)
+    if len(change) < FEWEST or not change.any():
+        return 0.0
+    return _errors(change, correction=1)
+
+
+def clearly_worse(one: Tensor, other: Tensor, errors: float = CLEAR) -> bool:
+    """Whether the groups do worse by more than `errors` standard errors of Student's t."""
+    freedom = max(len(one) - 1, 1)
+    return behind(one, other) > float(stdtrit(freedom, ndtr(errors)))
+
+
+def falls(one: Tensor, other: Tensor) -> bool:
+    """Whether an epoch's items do worse than another's of the same run, each counting on its own.
+
+    That tells apart what near-duplicates cannot: here no method is taken for another.
+    """
+    return _errors(other - one, correction=0) > CLEAR
+
+
+def _errors(change: Tensor, correction: int) -> float:
+    error = change.std(correction=correction) / len(change) ** 0.5
     return min(float(change.mean() / error.clamp(min=1e-12)), 99.0)
-
-
-def clearly_worse(one: Tensor, other: Tensor) -> bool:
-    """Whether the items do worse by more than two standard errors."""
-    return behind(one, other) > CLEAR

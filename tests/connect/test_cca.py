@@ -123,6 +123,10 @@ def test_fewer_pairs_than_dimensions(store: Path, make_dataset: MakeDataset) -> 
         connection.project(space, embeddings(store, f"{space}/text:few"), "text") for space in DIMS
     )
     assert (one @ two.T).argmax(dim=1).tolist() == [0, 1, 2, 3]
+    for projector in connection.projectors:  # type: ignore[union-attr]
+        weight = projector.head.weight  # (joint, D), of which no pair speaks of the last
+        assert weight[:2].abs().amax(dim=1).min() > 0.1
+        assert not weight[4:].any()
 
 
 def test_ex_cca_leaves_space_2_and_its_indexes_as_they_are(store: Path) -> None:

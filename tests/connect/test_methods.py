@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from cmcr.connect import ConnectConfig, baselines, connect, load_connection, read_config
 from cmcr.connect.methods import auto
-from cmcr.connect.methods.problem import pose, split
-from cmcr.connect.spaces.pairs import Rows
+from cmcr.connect.methods.held_out import FOLDED, MOST, split
+from cmcr.connect.methods.problem import pose
+from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training import info_nce as info_nce_module
 from cmcr.connect.training import objective as objective_module
 from cmcr.connect.training.batches import Batches, TrainingSet
@@ -28,11 +29,12 @@ from cmcr.connect.training.validation import (
     Held,
     Queries,
     clearly_worse,
+    falls,
     hold,
     validate,
 )
 from cmcr.embeddings import Dataset, Key, open_dataset
-from cmcr.errors import CmcrError, UsageError
+from cmcr.errors import CmcrError, StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,8 +163,26 @@ def test_auto_compares_all_and_fits_what_it_takes_on_all_pairs(store: Path) -> N
     assert made.record.validation.items() <= made.methods[made.record.model].items()
     again = connect(store, config(method="auto", epochs=3), name="a")
     assert (again.fresh, again.methods) == (False, made.methods)
-    with pytest.raises(UsageError, match="nothing to choose by"):
-        connect(store, config(method="auto", validation=0), name="b")
+    assert again.warnings == ()
+
+
+def test_auto_without_validation_takes_cca_and_says_so(store: Path) -> None:
+    made = connect(store, config(method="auto", validation=0), name="a")
+    assert (made.record.model, made.record.validation) == ("cca", {})
+    (told,) = made.warnings
+    assert "auto took cca without a comparison of methods: validation=0" in told
+
+
+def test_a_candidate_whose_loss_is_not_finite_does_not_end_auto(
+    store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attraction = objective_module.attraction
+    monkeypatch.setattr(objective_module, "attraction", lambda *x: attraction(*x) * float("nan"))
+    made = connect(store, config(method="auto", epochs=2), name="a")
+    assert not load_connection(made.path).config.trained  # type: ignore[union-attr]
+    assert made.methods.keys().isdisjoint({"c-mcr", "c-mcr-residual"})
+    assert "c-mcr-residual is no candidate: the loss is no longer finite" in caplog.text
+    assert not list(made.path.rglob("checkpoint.pt"))
 
 
 def test_what_auto_trains_is_trained_again_on_all_pairs_to_the_same_epoch(
@@ -180,7 +200,7 @@ def test_what_auto_trains_is_trained_again_on_all_pairs_to_the_same_epoch(
     assert hit_rate(made.path, store) > 0.2
 
 
-@pytest.mark.parametrize("pairs", [2, 9, 40])
+@pytest.mark.parametrize("pairs", [2, 3, 5, 10, 40])
 @pytest.mark.parametrize("memory", [[], ["memory"]])
 def test_auto_connects_whatever_there_is(
     store: Path, make_dataset: MakeDataset, pairs: int, memory: list[str]
@@ -190,10 +210,23 @@ def test_auto_connects_whatever_there_is(
         ids = [str(row) for row in range(pairs)]
         make_dataset(f"{space}/text:few", random.normal(size=(pairs, DIM)), id=ids)
     made = connect(store, config(method="auto", train=["few"], memory=memory, epochs=2), name="a")
+    assert made.record.model == "cca"  # so few show nothing else to be better
+    (told,) = made.warnings or ("",)
+    assert bool(told) == (pairs < 10) == (f"{pairs} pairs are too few" in told)
     connection = load_connection(made.path)
     # Also of a modality that nothing was told of.
     joint = connection.project("hear", random.normal(size=(3, DIM)), "audio")
     torch.testing.assert_close(joint.norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("method", ["procrustes", "ridge"])
+def test_what_is_centred_treats_a_modality_without_rows_as_the_bridge(
+    store: Path, method: str
+) -> None:
+    made = connect(store, config(method=method, centre=True, memory=[]), name="a")
+    x = torch.randn(5, DIM)
+    audio, text = (load_connection(made.path).project("hear", x, m) for m in ("audio", "text"))  # type: ignore[arg-type]
+    assert audio.equal(text)
 
 
 def test_a_named_method_that_is_behind_a_closed_form_is_told(store: Path) -> None:
@@ -202,10 +235,21 @@ def test_a_named_method_that_is_behind_a_closed_form_is_told(store: Path) -> Non
     assert {"cca", "ridge-centred"} <= good.methods.keys()
     bad = connect(store, config(epochs=1, learning_rate=1e-6), name="bad")
     (told,) = bad.warnings
+    assert bad.methods["c-mcr"]["pairs"] == bad.methods["cca"]["pairs"] == 60
     for said in ("c-mcr is behind", "first places", "held-out pairs", "--method auto"):
         assert said in told
     assert connect(store, config(epochs=1, learning_rate=1e-6), name="bad").warnings == (told,)
     assert connect(store, config(validation=0, epochs=1), name="unknown").warnings == ()
+
+
+def test_a_damaged_list_of_methods_is_named(store: Path) -> None:
+    folder = connect(store, config(method="ridge"), name="a").path
+    for content in ("{", "[]", '{"methods": {"cca": {"mrr": 0.5}}}'):
+        (folder / "methods.json").write_text(content)
+        with pytest.raises(StoreError, match="held-out pairs cannot be read"):
+            connect(store, config(method="ridge"), name="a")
+    (folder / "methods.json").unlink()
+    assert connect(store, config(method="ridge"), name="a").methods == {}
 
 
 def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(store: Path) -> None:
@@ -219,14 +263,31 @@ def test_an_epoch_that_is_not_clearly_worse_is_kept_and_patience_ends_the_run(st
     assert made.record.validation["log_likelihood"] == pytest.approx(scores[-3])
 
 
+def as_pairs(x: np.ndarray) -> Pairs:
+    return Pairs(Rows([x]), Rows([x]))
+
+
 def test_what_is_held_out_is_told_by_the_seed_and_never_fitted() -> None:
-    seen, held = split(1000, 0.1, seed=0)
+    def cut(count: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        return split(as_pairs(np.arange(count, dtype=np.float32)[:, None]), share, seed)
+
+    seen, held = cut(1000, 0.1, seed=0)
     assert (len(held), len(np.intersect1d(seen, held)), len(seen)) == (100, 0, 900)
-    assert np.array_equal(split(1000, 0.1, seed=0)[1], held)
-    assert not np.array_equal(split(1000, 0.1, seed=1)[1], held)
-    assert len(split(100, 0.1, seed=0)[1]) == 25
-    assert len(split(10**6, 0.1, seed=0)[1]) == 2048
-    assert len(split(1000, 0.0, seed=0)[1]) == 0
+    assert np.array_equal(cut(1000, 0.1, seed=0)[1], held)
+    assert not np.array_equal(cut(1000, 0.1, seed=1)[1], held)
+    assert len(cut(100, 0.1, seed=0)[1]) == 25
+    assert len(cut(10**6, 0.1, seed=0)[1]) == 2048
+    assert len(cut(1000, 0.0, seed=0)[1]) == 0
+
+
+def test_equal_pairs_are_held_out_together_or_not_at_all() -> None:
+    random = np.random.default_rng(0)
+    said = random.normal(size=(250, DIM)).astype(np.float16)
+    seen, held = split(as_pairs(np.tile(said, (4, 1))), 0.1, seed=0)
+    assert (len(held), len(seen)) == (100, 900)
+    assert not set(held % 250) & set(seen % 250)
+    # All the same: as if each said something of its own.
+    assert len(split(as_pairs(np.tile(said[:1], (1000, 1))), 0.1, seed=0)[1]) == 100
 
 
 def test_validation_by_hand() -> None:
@@ -237,18 +298,23 @@ def test_validation_by_hand() -> None:
     )
     items, alone = torch.arange(3), torch.eye(3, 4).bool()
     memory = Queries(rows, items, memory=True)
-    scores, each = validate(as_it_is, Held((bridge, bridge), (memory, memory), alone))
+    scores, each, _ = validate(as_it_is, Held((bridge, bridge), (memory, memory), alone))
     assert scores["hit_rate@1"] == pytest.approx(1 / 3)
     assert scores["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 4) / 3)
     logits = rows.double()[:, :, None] / torch.tensor(TEMPERATURES)  # (3, 4, temperatures)
     every = (logits - logits.logsumexp(dim=1, keepdim=True))[items, items]
     torch.testing.assert_close(each, every[:, every.mean(dim=0).argmax()], rtol=1e-5, atol=1e-6)
-    # Item 1 says what item 0 says: to find it instead is no mistake.
+    # Item 1 says what item 0 says: to find it instead is no mistake, and both count as one.
     alike = alone.clone()
     alike[0, 1] = alike[1, 0] = True
-    better, _ = validate(as_it_is, Held((bridge, bridge), (memory, memory), alike))
-    assert better["hit_rate@1"] == pytest.approx(2 / 3)
-    assert better["log_likelihood"] > scores["log_likelihood"]
+    better, each, items = validate(as_it_is, Held((bridge, bridge), (memory, memory), alike))
+    assert better["hit_rate@1"] == pytest.approx(1 / 2)
+    torch.testing.assert_close(each, torch.stack([items[:2].mean(), items[2]]))
+    assert better["log_likelihood"] == pytest.approx(each.mean().item())
+    # Of a chain of items that say the same the ends do too, whatever they are drawn after.
+    chain = torch.eye(3, 4).bool()
+    chain[0, 1] = chain[1, 0] = chain[1, 2] = chain[2, 1] = True
+    assert len(validate(as_it_is, Held((bridge, bridge), (memory, memory), chain)).each) == 1
 
 
 def test_what_is_not_a_number_never_validates_as_best() -> None:
@@ -259,7 +325,7 @@ def test_what_is_not_a_number_never_validates_as_best() -> None:
     worst = validate(lambda side, rows, memory: -rows, held)
     assert broken.scores["hit_rate@1"] == 0
     assert broken.scores["log_likelihood"] < worst.scores["log_likelihood"]
-    assert clearly_worse(broken.each, worst.each + torch.tensor([0, 1e-3, 2e-3]))
+    assert falls(broken.items, worst.items + torch.tensor([0, 1e-3, 2e-3]))
 
 
 def test_memory_rows_are_called_by_the_item_nearest_to_them_in_their_space() -> None:
@@ -296,6 +362,22 @@ def test_folds_keep_what_says_the_same_together(store: Path, make_dataset: MakeD
         assert not set(fold.rows[1] // 4) & set(fold.rows[0] // 4)
 
 
+def test_the_one_fold_of_many_pairs_keeps_what_says_the_same_together(
+    store: Path, make_dataset: MakeDataset
+) -> None:
+    random, count = np.random.default_rng(0), FOLDED + 404
+    once = random.normal(size=(count // 4, DIM))
+    for space in OTHER:
+        said = np.repeat(once, 4, axis=0) + 0.01 * random.normal(size=(count, DIM))
+        make_dataset(f"{space}/text:said", said, id=[str(row) for row in range(count)])
+    data = pose(store, config(train=["said"])).data.whole
+    (fold,) = data.folds
+    fit, held = fold.rows
+    assert len(fit) + len(held) == count
+    assert MOST - 40 <= len(held) <= MOST  # some chains of likes are longer than four
+    assert not set(held // 4) & set(fit // 4)
+
+
 @pytest.mark.parametrize(
     ("pairs", "given", "batch", "epochs"),
     [
@@ -317,15 +399,20 @@ def test_the_schedule_suits_the_number_of_pairs(
 
 
 def test_a_difference_counts_when_it_is_twice_its_standard_error() -> None:
-    one = torch.tensor([0.5, 0.4, 0.3, 0.2])
-    assert clearly_worse(one - 0.01, one)  # small, but the same for every item
+    one = torch.tensor([0.5, 0.4, 0.3, 0.2]).repeat(5)
+    assert clearly_worse(one - 0.01, one)  # small, but the same for every group
     assert not clearly_worse(one, one)
     assert not clearly_worse(one + 0.01, one)
-    assert not clearly_worse(one.flip(0) - 0.1, one)  # -0.1 ± 0.11
-    assert clearly_worse(one.flip(0) - 0.3, one)
+    other = one.reshape(5, 4).flip(1).flatten()
+    # -0.1 ± 0.0513: 1.95 errors. Two are 2.14 by Student's t of 20 groups: -0.11 is 2.14.
+    assert not clearly_worse(other - 0.1, one)
+    assert not clearly_worse(other - 0.109, one)
+    assert clearly_worse(other - 0.111, one)
     # A better mean that is not clear, and a clear one.
-    assert auto.preferred({"cca": one, "ridge": one.flip(0) + 0.1}) == "cca"
+    assert auto.preferred({"cca": one, "ridge": other + 0.1}) == "cca"
     assert auto.preferred({"cca": one, "ridge": one + 0.1, "procrustes": one + 0.05}) == "ridge"
+    # Few groups show nothing, however clear it looks.
+    assert not clearly_worse(one[:19] - 9, one[:19])
 
 
 def test_pseudo_partners_are_aggregated_once(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
