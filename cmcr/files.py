@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 
@@ -25,16 +26,13 @@ def replacing(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its name when the block ends without error.
 
     The name starts with a dot, so that readers of the folder pass it over, and ends at random, so
-    that no other process has it, on this machine or another. Those that killed processes left of
-    this target are taken away.
+    that no other process has it, on this machine or another. Those that processes killed before
+    this one left of this target are taken away.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    # O_EXCL follows no link, and the mode is what the user's umask leaves of it.
-    held = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    unfinished, held = _unfinished(target)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
         try:
             yield unfinished
         except Exception as error:
@@ -49,6 +47,23 @@ def replacing(target: Path) -> Iterator[Path]:
         os.close(held)
 
 
+def _unfinished(target: Path) -> tuple[Path, int]:
+    """A new file beside `target`, and the descriptor that holds its lock."""
+    while True:
+        path = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        # O_EXCL follows no link, and the mode is what the user's umask leaves of it.
+        held = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if os.fstat(held).st_nlink:  # nobody took it for a leftover before it was locked
+                return path, held
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(held)
+            raise
+        os.close(held)
+
+
 def _tell_if_full(held: int, target: Path, error: Exception) -> None:
     """Raise OSError with the file's name where a library failed to write, in whatever words."""
     try:
@@ -60,16 +75,24 @@ def _tell_if_full(held: int, target: Path, error: Exception) -> None:
 def _sweep(target: Path) -> None:
     """Take away unfinished files of `target` that no process holds any more."""
     name = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+|[0-9a-f]{{16}})")
-    with os.scandir(target.parent) as entries:
-        left = [entry.path for entry in entries if name.fullmatch(entry.name)]
-    for path in left:
+    folder = target.parent.absolute()
+    for left in filter(name.fullmatch, _leftovers(folder)):
         with suppress(OSError):  # another process has it, or has taken it away
-            held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            held = os.open(folder / left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path)
+                if stat.S_ISREG(os.fstat(held).st_mode):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(folder / left)
             finally:
                 os.close(held)
+
+
+@cache  # a folder has as many names as parts, each of which would look at all of them
+def _leftovers(folder: Path) -> tuple[str, ...]:
+    """What looks unfinished in `folder` as this process first writes there."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    return tuple(name for name in names if re.fullmatch(r"\..+\.[0-9a-f]+", name))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ belongs to whoever has it open, and through the socket where there is none.
 import atexit
 import ctypes
 import importlib
+import logging
 import mmap
 import os
 import pickle
@@ -42,6 +43,8 @@ from torch import Tensor
 
 from cmcr.errors import CmcrError, UsageError
 
+log = logging.getLogger(__name__)
+
 Mark: TypeAlias = Callable[[int], None]
 Work: TypeAlias = Callable[[Any, Mark], tuple[Any, Tensor | None]]
 Place: TypeAlias = tuple[int, int]  # how many tasks were begun, and what was marked in the last
@@ -51,10 +54,23 @@ _PLACE = struct.Struct("qq")
 _INLINE = 1 << 16  # bytes of a tensor that are not worth a file
 _PATIENCE = 5.0  # seconds for a killed process to go; one that waits for a dead disk may never
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_SERVER = (
-    "import sys; from multiprocessing.connection import Connection; main = Connection({fd}); "
-    "sys.path[:] = main.recv(); from cmcr.extract.engine.processes import serve; serve(main)"
-)
+_TOLD_AFTER = 60.0  # seconds without an answer
+# What is imported first may take long: a thread ends that too when the main process goes.
+_SERVER = """
+import os, select, sys, threading, time
+from multiprocessing.connection import Connection
+main = Connection({fd})
+def watch():
+    waiting = select.poll()
+    waiting.register(main.fileno(), 0)  # a hang-up alone
+    waiting.poll()
+    time.sleep(0.5)  # for `serve` to take its workers along, unless it is importing
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+sys.path[:] = main.recv()
+from cmcr.extract.engine.processes import serve
+serve(main)
+"""
 
 
 class Worker:
@@ -140,7 +156,7 @@ class _Server:
         self.owner = os.getpid()
         self.gone = False
         self._lock = threading.Lock()
-        self._answered = False
+        self._busy = True  # it is importing
         self._socket, theirs = Pipe()
         # Ctrl-C reaches the whole group; what it means is decided here.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -161,27 +177,38 @@ class _Server:
             if self.gone:
                 return None
             try:
+                self._busy = True
                 self._socket.send((what, about))
                 if handle is not None:
                     send_handle(self._socket, handle.fileno(), self._process.pid)
+                began = time.monotonic()
+                while not self._socket.poll(_TOLD_AFTER):
+                    log.warning(
+                        "the process that decoding ones are forked from has been at it for %.0f s: "
+                        "%s %s", time.monotonic() - began, what, about,
+                    )  # fmt: skip
                 answer = self._socket.recv()
-                self._answered = True
+                self._busy = False
                 return answer
             except (EOFError, OSError):
-                self.gone = True
-                self._socket.close()
-                self._process.wait()
+                self._end()
                 return None
+            except BaseException:  # its answer would be taken for another's
+                self._end()
+                raise
 
     def close(self) -> None:
         """End it and all that it started."""
         with self._lock:
-            self.gone = True
-            self._socket.close()
-            if self.owner == os.getpid():
-                if not self._answered:  # it is still importing, and nobody needs it any more
-                    self._process.kill()
-                self._process.wait()
+            self._end()
+
+    def _end(self) -> None:
+        self.gone = True
+        self._socket.close()
+        if self.owner == os.getpid():
+            if self._busy:  # importing, as a rule, which nobody needs any more
+                self._process.kill()
+            self._process.wait()
 
 
 _server: _Server | None = None

@@ -28,7 +28,7 @@ from cmcr.embeddings.inventory import Input
 from cmcr.embeddings.parts import Failure
 from cmcr.errors import SourceError
 from cmcr.extract.encoders.registry import Encoder
-from cmcr.extract.engine.content import measure, stamp
+from cmcr.extract.engine.content import Content, measure, stamp
 from cmcr.extract.engine.processes import NOWHERE, Mark, Place, Worker, start
 from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
@@ -78,7 +78,9 @@ class Loaded:
 
 
 class TimedOut(Exception):  # noqa: N818  its name is what failures.parquet says
-    """An input that was not decoded in time."""
+    """An input that was not decoded in time, `in_stat` where not even its size was told."""
+
+    in_stat = False
 
 
 class WorkerKilled(Exception):  # noqa: N818
@@ -116,7 +118,10 @@ class Decoding:
             for number, (item, place) in enumerate(zip(batch.items, batch.places, strict=True)):
                 mark(number)
                 found = known.get(number) if known else None
-                content = stamp(item) if found else measure(item)
+                if isinstance(found, TimedOut) and found.in_stat:
+                    content = Content()
+                else:
+                    content = stamp(item) if found else measure(item)
                 measured[place] = content.as_input(item, failed=True)
                 try:
                     if found:
@@ -292,8 +297,8 @@ class Crew:
             number = self.todo.popleft() if self.lone is None else self.lone
             hand.batches.append(number)
             batch = self.batches[number]
-            keys = {} if not self.known else dict(enumerate(map(_key, batch.items)))
-            known = {row: self.known[key] for row, key in keys.items() if key in self.known}
+            keys = [self._key(number, row) for row in range(len(batch.items) if self.known else 0)]
+            known = {row: self.known[key] for row, key in enumerate(keys) if key in self.known}
             hand.worker.give((batch, known))
 
     def _idlest(self) -> Hand:
@@ -328,7 +333,7 @@ class Crew:
             if kind == "error":
                 raise answer
             if kind == "ready":
-                hand.ready = True
+                hand.ready, hand.age = True, 0.0
                 continue
             number = hand.batches.popleft()
             hand.finished += 1
@@ -344,7 +349,7 @@ class Crew:
             place = hand.worker.place()
             hand.age = hand.age + self.waited if place == hand.seen else 0.0
             hand.seen = place
-            if hand.age > self.timeout:
+            if hand.age > (self.timeout if hand.ready else max(self.timeout, ITEM_TIMEOUT)):
                 self._lose(hand, in_time=False)
         self.waited = 0.0
 
@@ -360,10 +365,11 @@ class Crew:
         begun = max(place[0] - 1 - hand.finished, 0)
         number = hand.batches[min(begun, len(hand.batches) - 1)]
         items = self.batches[number].items
-        item = items[place[1]] if 0 <= place[1] < len(items) else None
-        before = map(_key, items[: place[1]]) if item else ()
+        at_one = place[0] > hand.finished and 0 <= place[1] < len(items)
+        row = place[1] if at_one else None
+        before = [self._key(number, one) for one in range(row or 0)]
         self.any_decoded = self.any_decoded or any(key not in self.known for key in before)
-        key = number if item is None else _key(item)
+        key = number if row is None else self._key(number, row)
         self.strikes[key] += 1
         if in_time and self.strikes[key] < TRIES:
             log.warning(
@@ -375,16 +381,28 @@ class Crew:
                 self.alone.append(number)
             return
         short = code == -signal.SIGKILL and self.free is not None and self.free < ENOUGH
-        if item is None or (in_time and short):
+        if row is None or (in_time and short):
             raise self._killed(code, in_time)
         if in_time:
             found: Exception = WorkerKilled(f"it ends the process that decodes it ({_told(code)})")
         else:
             found = TimedOut(f"not decoded within {self.timeout:g} s (--item-timeout)")
+            found.in_stat = key in self.known
         self.known[key] = found
-        log.warning("%s: %s: %s", item.id, type(found).__name__, found)
+        log.warning("%s: %s: %s", items[row].id, type(found).__name__, found)
         if not self.any_decoded and len(self.known) >= FEWEST:
             raise self._killed(code, in_time)
+
+    def _key(self, number: int, row: int) -> Hashable:
+        """What ends a process: a file is one wherever it stands, and so are a picture's regions.
+
+        Texts of one manifest share their uri, and may share an id.
+        """
+        if self.decoding.modality == "text":
+            return number, row
+        item = self.batches[number].items[row]
+        item = item.picture.item if isinstance(item, Crop) else item
+        return item.id, item.uri
 
     def _killed(self, code: int | None, in_time: bool) -> SourceError:
         how = f"was killed: {_told(code)}" if in_time else f"gave nothing in {self.timeout:g} s"
@@ -396,7 +414,8 @@ class Crew:
         )
 
     def _not_ready(self, code: int | None, in_time: bool) -> SourceError:
-        how = f"was killed: {_told(code)}" if in_time else f"not begun in {self.timeout:g} s"
+        seconds = max(self.timeout, ITEM_TIMEOUT)
+        how = f"was killed: {_told(code)}" if in_time else f"not begun in {seconds:g} s"
         return SourceError(
             f"a process that decodes {self.decoding.modality} {how}",
             where=type(self.decoding).__module__,
@@ -416,12 +435,6 @@ def _content_bytes(batch: Batch) -> int:
 def _is_recorded(item: Item) -> bool:
     """Whether another region stands for the picture of this one."""
     return isinstance(item, Crop) and item.number > 0
-
-
-def _key(item: Item) -> Hashable:
-    """What ends a process: regions of a picture that does are one."""
-    item = item.picture.item if isinstance(item, Crop) else item
-    return item.id, item.uri
 
 
 def _told(code: int | None) -> str:

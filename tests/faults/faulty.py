@@ -20,6 +20,7 @@ from torch import Tensor
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 from cmcr.extract import extract, open_source
+from cmcr.extract.items import Item
 
 
 class Preprocess:
@@ -46,6 +47,17 @@ class Preprocess:
         if word == "slow":
             time.sleep(0.02)
         return torch.tensor([float(byte) for byte in item.encode()[:8].ljust(8, b"x")])
+
+
+class OnDeadDisk(Item):
+    """An item that no process but the one named in `group` can look at."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "content" and str(os.getpid()) != super().__getattribute__("group"):
+            time.sleep(1000)
+        return super().__getattribute__(name)
 
 
 class Faulty:

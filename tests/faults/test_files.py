@@ -3,6 +3,7 @@
 pytest tests/faults/test_files.py
 """
 
+import fcntl
 import os
 import resource
 import stat
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +75,43 @@ def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_among_the_leftovers_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".x.12345")
+    write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "new"
+
+
+def test_a_file_that_was_taken_for_a_leftover_before_it_was_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, swept = fcntl.flock, []
+
+    def flock(held: int, how: int) -> None:
+        if not swept:
+            swept.extend(tmp_path.iterdir())
+            swept[0].unlink()
+        lock(held, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write_text(tmp_path / "x", "new")
+    assert len(swept) == 1
+    assert (tmp_path / "x").read_text() == "new"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, seen = os.scandir, []
+
+    def scandir(folder: Path) -> Any:
+        seen.append(folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for name in "abc":
+        write_text(tmp_path / name, name)
+    assert seen == [tmp_path]
 
 
 def test_a_file_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
@@ -23,10 +24,12 @@ from cmcr.embeddings.parts import read_failures
 from cmcr.errors import SourceError
 from cmcr.extract import extract, open_source, workers_kept
 from cmcr.extract.engine import processes, workers
+from cmcr.extract.engine.workers import Batch
+from cmcr.extract.items import Item
 
 sys.path.append(str(Path(__file__).parent))  # for the workers too
 
-from faulty import Faulty
+from faulty import Faulty, OnDeadDisk
 from shell import below
 
 SCRIPT = Path(__file__).with_name("faulty.py")
@@ -106,6 +109,36 @@ def test_what_is_killed_takes_its_workers_along(
     assert not list((tmp_path / "tmp").iterdir())
 
 
+SLOW = """
+import time
+print("importing", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_server_that_is_still_importing_is_told_of_and_goes_too(tmp_path: Path) -> None:
+    (tmp_path / "slow_to_import.py").write_text(SLOW)
+    program = f"""
+        import sys
+        sys.path.append({str(tmp_path)!r})
+        from cmcr.extract.engine import processes
+        processes._TOLD_AFTER = 0.2
+        processes.start(["slow_to_import"])
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "importing\n"
+        assert "import ('slow_to_import',)" in process.stderr.readline()
+        server = below(process.pid)
+        process.kill()
+    assert len(server) == 1
+    assert gone(server)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_says_how_to_go_on_and_leaves_nothing(
     number: int, tmp_path: Path, texts: Callable[..., str]
@@ -156,18 +189,54 @@ def test_an_input_that_hangs_or_crashes_is_one_failure(
     (tmp_path / "mark").unlink()
     summary = extract(
         tmp_path / "S", Faulty(), open_source("text", texts(*lines)), "t",
-        workers=count, item_timeout=1, batch_size=10, max_failures=1,
+        workers=count, item_timeout=3, batch_size=10, max_failures=1,
     )  # fmt: skip
     data = open_dataset(tmp_path / "S", Key("faulty", "text", "t"))
     assert (data.embeddings().tobytes(), data.ids()) == rows
     failures = read_failures(data.folder)
     assert [(one["id"], one["error"], one["message"]) for one in failures] == [
-        ("3", "TimedOut", "not decoded within 1 s (--item-timeout)"),
+        ("3", "TimedOut", "not decoded within 3 s (--item-timeout)"),
         ("17", "WorkerKilled", "it ends the process that decodes it (SIGSEGV)"),
     ]
     assert summary.failures == 2
     assert "3: TimedOut" in caplog.text
     assert "17: WorkerKilled" in caplog.text
+
+
+def test_an_input_that_cannot_even_be_looked_at_is_one_failure() -> None:
+    encoder, pid = Faulty(), str(os.getpid())
+    items = [Item(str(n), "list", content="number") for n in range(5)]
+    items[3] = OnDeadDisk("3", "list", content="number", group=pid)
+    batches = iter([Batch(0, items, range(5), last=True)])
+    (loaded,) = workers.load(batches, encoder, "text", workers=1, item_timeout=2)
+    assert [item.id for item in loaded.items] == ["0", "1", "2", "4"]
+    assert [(one["id"], one["error"]) for one in loaded.failures] == [("3", "TimedOut")]
+
+
+def test_texts_of_one_picture_are_not_one_input() -> None:
+    lines = ["number", "hang", "number", "crash"]
+    items = [Item("picture", "list", content=line) for line in lines]
+    batches = iter([Batch(0, items, range(4), last=True)])
+    (loaded,) = workers.load(batches, Faulty(), "text", workers=1, item_timeout=2)
+    assert list(loaded.places) == [0, 2]
+    assert [one["error"] for one in loaded.failures] == ["TimedOut", "WorkerKilled"]
+
+
+def test_a_process_that_died_idle_costs_no_input_a_strike() -> None:
+    crew = workers.Crew(Faulty(), workers.Decoding(Faulty(), "text"), 1, 60)
+    items = [Item(str(n), "list", content="number") for n in range(5)]
+
+    def batches() -> Iterator[Batch]:
+        yield Batch(0, items[:2], range(2), last=False)
+        (hand,) = crew.hands
+        until(lambda: hand.worker.place() == (1, 2))
+        time.sleep(0.2)  # for its answer to be sent; without it the batch is decoded again
+        os.kill(hand.worker.pid, signal.SIGKILL)
+        yield Batch(0, items[2:], range(2, 5), last=True)
+
+    assert [len(loaded.items) for loaded in crew.load(batches(), None)] == [2, 3]
+    assert list(map(type, crew.strikes)) == [int]
+    crew.dismiss()
 
 
 def test_where_every_input_crashes_the_inputs_are_not_blamed(
