@@ -51,7 +51,7 @@ class Connection(JointSpace):
     def knows(self, space: str, modality: Modality) -> bool:
         """Whether `modality` of `space` can be projected.
 
-        Where others are centred, one without rows of its own is treated as the bridge is.
+        Where others are centred, one without rows of its own is not, and has the bridge's A.
         """
         return any(record.name == space for record in self.record.spaces)
 

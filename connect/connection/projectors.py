@@ -143,15 +143,18 @@ class Projector:
     @typed
     def centre(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n d"]:
         """Unit vectors: of `x` itself, or of its difference from the mean of `modality`, or of
-        that times A. Without rows of its own `modality` is treated as the bridge is.
+        that times A. A modality without rows of its own has the bridge's A and no mean: it lies
+        elsewhere than the bridge, and the way there would drown what its rows differ in.
         """
-        x = F.normalize(x.float(), dim=1)
+        z = F.normalize(x.float(), dim=1)
         if modality is None or not self.means:
-            return x
-        if modality not in self.means:
-            modality = next(iter(self.means))
-        z = F.normalize(x - self.means[modality])
-        return F.normalize(z @ self.whitenings[modality]) if self.whitenings else z
+            return z
+        if modality in self.means:
+            z = F.normalize(z - self.means[modality])
+        if not self.whitenings:
+            return z
+        own = modality if modality in self.whitenings else next(iter(self.whitenings))
+        return F.normalize(z @ self.whitenings[own])
 
     @typed
     def join(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n joint"]:

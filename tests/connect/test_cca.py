@@ -144,14 +144,47 @@ def test_ex_cca_leaves_space_2_and_its_indexes_as_they_are(store: Path) -> None:
     np.testing.assert_allclose(means, 0, atol=1e-6)
 
 
-def test_a_modality_without_rows_of_its_own_is_treated_as_the_bridge(store: Path) -> None:
+def test_a_modality_without_rows_of_its_own_has_the_bridges_covariance_and_no_mean(
+    store: Path,
+) -> None:
     connection = load_connection(connect(store, config(), name="a").path)
     x = embeddings(store, "see/image:memory")
     text, image, cloud = (connection.project("see", x, m) for m in ("text", "image", "pointcloud"))
-    assert cloud.equal(text)
+    projector = connection.projectors[0]  # type: ignore[attr-defined]
+    units = torch.nn.functional.normalize(torch.from_numpy(x).float())
+    expected = projector.head(torch.nn.functional.normalize(units @ projector.whitenings["text"]))
+    torch.testing.assert_close(cloud, torch.nn.functional.normalize(expected))
     assert not cloud.allclose(image)
+    assert not cloud.allclose(text)
     with pytest.raises(UsageError, match="none was named"):
         connection.project("see", x)
+
+
+def test_without_a_memory_pictures_find_sounds_all_the_same(
+    make_dataset: MakeDataset, tmp_path: Path
+) -> None:
+    """The way from texts to pictures is in no row: by the texts' mean they would find a hub."""
+    random = np.random.default_rng(1)
+    said, shown = random.normal(size=(300, 6)), random.normal(size=(100, 6))
+    ids = [str(row) for row in range(300)]
+    found = {}
+    for space, dim in {"see": 40, "hear": 32}.items():
+        seen = random.normal(size=(6, dim))
+        here, there = random.normal(size=(2, dim))
+        texts = said @ seen + here + 0.5 * random.normal(size=(300, dim))
+        make_dataset(f"{space}/text:captions", texts, id=ids)
+        found[space] = shown @ seen + (there if space == "see" else here)
+    store = tmp_path / "store"
+    fields = {"via": "text", "spaces": ["see", "hear"], "train": ["captions"], "validation": 0}
+    first = {}
+    for method in ("cca", "procrustes"):
+        made = connect(store, read_config(fields | {"method": method}), name=method)
+        connection = load_connection(made.path)
+        picture = connection.project("see", found["see"], "image")
+        scores = picture @ connection.project("hear", found["hear"], "text").T
+        first[method] = (scores.argmax(dim=1) == torch.arange(100)).float().mean()
+    assert first["cca"] > 0.5
+    assert first["cca"] >= first["procrustes"]
 
 
 def test_the_record_and_the_weights_hold_a_matrix_for_each_modality(store: Path) -> None:
