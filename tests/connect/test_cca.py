@@ -69,7 +69,7 @@ def restated(store: Path, memory: bool = True) -> dict[str, Callable[[np.ndarray
             cov = np.cov(z.T, bias=True)
             values, vectors = np.linalg.eigh(0.5 * cov + 0.5 * np.trace(cov) / dim * np.eye(dim))
             a = vectors @ np.diag(values**-0.25) @ vectors.T
-            mean = x.mean(axis=0)
+            mean = x.mean(axis=0) if own else np.zeros(dim)
             whitened[f"{space}/{modality}"] = lambda y, m=mean, a=a: unit(unit(unit(y) - m) @ a)
     one, two = (whitened[f"{s}/text"](embeddings(store, f"{s}/text:captions")) for s in DIMS)
     u, s, vt = np.linalg.svd(one.T @ two / PAIRS, full_matrices=False)
