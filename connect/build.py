@@ -42,7 +42,7 @@ class Connected:
     health: Mapping[Key, Health] = field(repr=False)  # of each dataset with two rows or more
     instead: tuple[str, ...] = ()  # how the one differed that it took the place of
     bridges: tuple[str, ...] = ()  # what each link of a chain was made from
-    warnings: tuple[str, ...] = ()  # that a closed form does clearly better
+    warnings: tuple[str, ...] = ()  # that a closed form does clearly better, or none was tried
 
     def __str__(self) -> str:
         names = " and ".join(space.name for space in self.record.spaces)
@@ -113,7 +113,7 @@ def connect(
                 if others:
                     take_place(folder)
             wait_for_all()
-    told = (told,) if (told := warning(folder)) else ()
+    told = (told,) if (told := warning(folder, record)) else ()
     return Connected(folder, record, fresh, read_methods(folder), health, tuple(others),
                      warnings=told)  # fmt: skip
 

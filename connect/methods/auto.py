@@ -7,8 +7,10 @@ FOLDER/methods/MODEL/    what each trained method left on its way
 
 Closed forms are cross-validated, and `cca` is preferred to what is not clearly better. Training
 sees the pairs of all folds but one, and a trained method is taken where that one shows it to be
-clearly better than the closed form. What is taken is fitted again on all pairs. A named method is
-what it is, but where a closed form is clearly better on the same held-out pairs, that is told.
+clearly better than the closed form. What is taken is fitted again on all pairs. With so few pairs
+that a fold shows nothing no training is tried; with fewer, or nothing held out, `cca` is taken, and
+that is told. A named method is what it is, but where a closed form is clearly better on the same
+held-out pairs, that is told.
 """
 
 import json
@@ -20,13 +22,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from cmcr.connect.connection.connection import Connection
+from cmcr.connect.connection.record import Record
 from cmcr.connect.distributed import rank
-from cmcr.connect.methods.problem import Problem
+from cmcr.connect.methods.problem import LEAST_FOLDED, Problem
 from cmcr.connect.methods.solve import closed_forms, cross_validated, filled_in, fit, solve, start
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
 from cmcr.connect.training.validation import DECIDES, Validated, behind, clearly_worse
-from cmcr.errors import UsageError
 from cmcr.files import write_json
 
 METHODS = "methods.json"
@@ -51,21 +53,15 @@ class Tried(NamedTuple):
 
 
 def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connection:
-    """The connection of the method that is taken, fitted on all pairs.
-
-    Raises UsageError when nothing may be held out.
-    """
-    if not problem.config.validation:
-        raise UsageError(
-            "`auto` has nothing to choose by", fix="hold some pairs out: --set validation=0.1"
-        )
+    """The connection of the method that is taken, fitted on all pairs."""
     whole = problem.on(problem.data.whole)
-    if not whole.data.folds:  # too few pairs to choose by
+    if not problem.config.validation or not whole.data.folds:
         final = whole.variant(method=PREFERRED, validation=0)
         return final.finished(start(final), {})
     closed = try_closed_forms(whole, cross_validated)
     standard = next(one for one in closed.values() if one.validated.each is one.beside)
-    trained = try_trained(standard, folder, tensorboard)
+    enough = len(whole.data.folds[0].rows[1]) >= LEAST_FOLDED
+    trained = try_trained(standard, folder, tensorboard) if enough else {}
     better = [one for one in trained.values() if clearly_worse(one.beside, one.validated.each)]
     taken = max(better, key=lambda one: one.validated.scores[DECIDES], default=standard)
     name = taken.problem.config.model_name
@@ -160,9 +156,15 @@ def _reaches_all(problem: Problem) -> bool:
     return not problem.config.centre or all(space.memory for space in problem.data.spaces)
 
 
-def warning(folder: Path) -> str:
-    """One line where the connection's method is clearly behind a closed form; else empty."""
+def warning(folder: Path, record: Record) -> str:
+    """One line where the connection's method is clearly behind a closed form, or was taken by
+    `auto` unseen; else empty.
+    """
     methods = read_methods(folder)
+    if not methods and record.requested and record.requested.method == "auto":
+        held = record.requested.validation
+        why = f"{record.pairs} pairs are too few to hold any out" if held else "validation is 0"
+        return f"{why}: auto took {record.model} and compared no method"
     chosen = json.loads((folder / METHODS).read_text())["chosen"] if methods else ""
     closed = [name for name, one in methods.items() if one["behind"] == 0 and name != chosen]
     if not closed or methods[chosen]["behind"] <= WARNED:
