@@ -20,7 +20,7 @@ import torch
 from cmcr.embeddings import MODALITIES, Modality, identity
 from cmcr.embeddings.parts import Failure
 from cmcr.embeddings.schema import as_json
-from cmcr.errors import MismatchError, SourceError, UsageError, near
+from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError, near
 from cmcr.extract.encoders.registry import Encoder, load_encoder
 from cmcr.extract.engine.encode import BATCH_SIZES, encode_batches
 from cmcr.extract.engine.workers import Batch, failure, load
@@ -174,7 +174,18 @@ def open_encoder(
     checkpoint or preprocessing than made the embeddings.
     """
     name = encoder_name(description, space)
-    encoder = load_encoder(name, checkpoint=checkpoint, device=device)
+    try:
+        encoder = load_encoder(name, checkpoint=checkpoint, device=device)
+    except (EncoderError, UsageError) as error:
+        if checkpoint is not None:
+            raise
+        given = f"give the weights that the store was made with: --checkpoint {space}=FILE"
+        fetched = f"; or {error.fix}" if isinstance(error, EncoderError) and error.fix else ""
+        raise type(error)(
+            f"the encoder of {space} cannot be loaded: {error.what}",
+            where=error.where if fetched else name,
+            fix=given + fetched,
+        ) from error
     # Which precision a GPU computed in makes rows of two spaces; a query is near enough to either.
     theirs, ours = (
         {key: value for key, value in one.items() if key != "autocast"}

@@ -42,7 +42,7 @@ class Connected:
     health: Mapping[Key, Health] = field(repr=False)  # of each dataset with two rows or more
     instead: tuple[str, ...] = ()  # how the one differed that it took the place of
     bridges: tuple[str, ...] = ()  # what each link of a chain was made from
-    warnings: tuple[str, ...] = ()  # that a closed form does clearly better
+    warnings: tuple[str, ...] = ()  # that a closed form does clearly better, or none was tried
 
     def __str__(self) -> str:
         names = " and ".join(space.name for space in self.record.spaces)

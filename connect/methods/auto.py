@@ -8,8 +8,10 @@ FOLDER/methods/MODEL/    what each trained method left on its way
 
 Closed forms are cross-validated, and `cca` is preferred to what is not clearly better. Training
 sees the pairs of all folds but one, and a trained method is taken where that one shows it to be
-clearly better than the closed form. What is taken is fitted again on all pairs. A named method is
-what it is, but where a closed form is clearly better on the same held-out pairs, that is told.
+clearly better than the closed form. What is taken is fitted again on all pairs. With so few pairs
+that a fold shows nothing no training is tried; with fewer, or nothing held out, `cca` is taken, and
+that is told. A named method is what it is, but where a closed form is clearly better on the same
+held-out pairs, that is told.
 """
 
 import json
@@ -79,7 +81,8 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
         return final.finished(start(final), {})
     closed = try_closed_forms(whole, cross_validated)
     standard = next(one for one in closed.values() if one.validated.each is one.beside)
-    trained = try_trained(standard, folder, tensorboard)
+    enough = len(whole.data.folds[0].rows[1]) >= LEAST_FOLDED
+    trained = try_trained(standard, folder, tensorboard) if enough else {}
     better = [one for one in trained.values() if clearly_worse(one.beside, one.validated.each)]
     taken = max(better, key=lambda one: one.validated.scores[DECIDES], default=standard)
     final = taken.problem.on(whole.data).variant(validation=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cmcr
-from cmcr.connect import connect, fit, load_connection
+from cmcr.connect import connect, fit, load_connection, read_config
 from cmcr.embeddings import Dataset
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
 
@@ -131,3 +131,43 @@ def test_what_does_not_fit_is_told(
     with pytest.raises(error, match=message) as told:
         fit(given, **{"via": "text", "method": "procrustes"} | settings)
     assert told.value.fix
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 5, 9])
+@pytest.mark.parametrize("memory", [True, False])
+def test_auto_with_too_few_pairs_to_compare_takes_a_closed_form(pairs: int, memory: bool) -> None:
+    given = arrays()
+    for one in given.values():
+        one["text"] = one["text"][:pairs]
+    if not memory:
+        given = {space: {"text": one["text"]} for space, one in given.items()}
+    made = cmcr.fit(given, via="text")
+    assert (made.record.model, made.record.pairs, made.record.validation) == ("cca", pairs, {})
+    assert np.isfinite(made.project("see", given["see"]["text"], "text").numpy()).all()
+
+
+def test_auto_trains_nothing_that_so_few_pairs_could_judge() -> None:
+    rows = np.random.default_rng(6).standard_normal
+    noise = {space: {"text": rows((20, 8)), other: rows((30, 8))}
+             for space, other in (("see", "image"), ("hear", "audio"))}  # fmt: skip
+    assert not cmcr.fit(noise, via="text", epochs=2).record.model.startswith("c-mcr")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "why"),
+    [(200, {"validation": 0}, "validation is 0"), (5, {}, "5 pairs are too few")],
+)
+def test_auto_says_that_it_compared_nothing(
+    make_dataset: Callable[..., Dataset], tmp_path: Path, pairs: int, settings: Any, why: str
+) -> None:
+    for space in ("see", "hear"):
+        make_dataset(f"{space}/text:given", arrays()[space]["text"][:pairs])
+    config = read_config({"spaces": ["see", "hear"], "via": "text", "train": ["given"], **settings})
+    for fresh in (True, False):
+        made = connect(tmp_path / "store", config, name="a")
+        assert (made.record.model, made.fresh) == ("cca", fresh)
+        (told,) = made.warnings
+        assert why in told
+        assert "auto took cca" in told
+    named = config.model_copy(update={"method": "procrustes"})
+    assert not connect(tmp_path / "store", named, name="b").warnings
