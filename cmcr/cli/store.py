@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cmcr.cli.console import (
+    INCOMPLETE,
     Device,
     Hubness,
     Hubs,
@@ -156,21 +157,24 @@ def search(
         write_found(ground.store, asked, html, find_media)
         say(f"page      {html} ({html.stat().st_size / 1e6:.1f} MB)")
     if as_json:
+        left_out = {"left_out": list(answered.failures)} if answered.failures else {}
         answer({"store": str(ground.store), "connection": answered.connection,
-                "queries": [one.as_dict() for one in answered.found]})  # fmt: skip
-        return
-    for one in answered.found:
-        print(f"{one.name}: nothing found" if not one.hits else one.name)
-        if one.hits:
-            print_table([_hit(hit) for hit in one.hits])
+                "queries": [one.as_dict() for one in answered.found], **left_out})  # fmt: skip
+    else:
+        for one in answered.found:
+            print(f"{one.name}: nothing found" if not one.hits else one.name)
+            if one.hits:
+                print_table([_hit(hit, of_several=len(asked_of) > 1) for hit in one.hits])
+    if answered.failures:
+        raise typer.Exit(INCOMPLETE)
 
 
 def _stdin() -> list[str]:
     return [line for line in map(str.strip, sys.stdin) if line]
 
 
-def _hit(hit: "Hit") -> dict[str, Any]:
-    """A line of the table."""
+def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
+    """A line of the table; items of several kinds are ranked by their share."""
     item = hit.item
     return {
         "": hit.rank,
@@ -179,6 +183,7 @@ def _hit(hit: "Hit") -> dict[str, Any]:
         "label": ", ".join(item["label"] or []),
         "cosine": hit.cosine,
         **({} if hit.score == hit.cosine else {"corrected": hit.score}),
+        **({"share": f"{hit.share:.1g}"} if of_several else {}),
         "false positives": None if hit.false_positives is None else f"{hit.false_positives:.1g}",
         "what": item["text"] or item["uri"],
     }

@@ -26,6 +26,7 @@ from torch import Tensor
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.record import Record
 from cmcr.connect.distributed import rank
+from cmcr.connect.methods.held_out import LEAST_FOLDED
 from cmcr.connect.methods.problem import Problem
 from cmcr.connect.methods.solve import (
     Judge,

@@ -155,7 +155,7 @@ def test_auto_trains_nothing_that_so_few_pairs_could_judge() -> None:
 
 @pytest.mark.parametrize(
     ("pairs", "settings", "why"),
-    [(200, {"validation": 0}, "validation is 0"), (5, {}, "5 pairs are too few")],
+    [(200, {"validation": 0}, "validation=0 holds no pairs out"), (5, {}, "5 pairs are too few")],
 )
 def test_auto_says_that_it_compared_nothing(
     make_dataset: Callable[..., Dataset], tmp_path: Path, pairs: int, settings: Any, why: str
