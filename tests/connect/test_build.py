@@ -312,7 +312,8 @@ def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
         if left:
             break
-    assert killed == 10  # the empty log, log and checkpoint of 3 epochs, weights, card, record
+    # The empty log, log and checkpoint of 3 epochs, methods, weights, card, record.
+    assert killed == 11
 
 
 def test_a_killed_process_goes_on_where_it_was(
