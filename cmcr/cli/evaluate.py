@@ -18,6 +18,7 @@ from cmcr.cli.console import (
     Where,
     say,
     show,
+    shown,
     stop_if_missed,
 )
 
@@ -135,7 +136,7 @@ def retrieval(
     show([*done, *indexes], asked.as_json)
     if not asked.as_json:
         rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
-        print(weak_spots(rows))
+        print(shown(weak_spots(rows)))
     stop_if_missed(done)
 
 
