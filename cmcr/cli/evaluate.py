@@ -15,6 +15,7 @@ from cmcr.cli.console import (
     Where,
     say,
     show_measured,
+    shown,
     stop_if_missed,
 )
 
@@ -111,7 +112,7 @@ def retrieval(
     show_measured(done, asked.as_json)
     if not asked.as_json:
         rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
-        print(weak_spots(rows))
+        print(shown(weak_spots(rows)))
     stop_if_missed(done)
 
 

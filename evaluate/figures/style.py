@@ -103,5 +103,13 @@ def _save(figure: "Figure", path: Path) -> None:
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text("".join(map(_drawn, text.get_text())))
     with rc_context({"text.parse_math": False}), replacing(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})
+
+
+def _drawn(character: str) -> str:
+    """A control character has no picture: fonts have one for what is not known."""
+    return (
+        character if character.isprintable() or character == "\n" else "\N{REPLACEMENT CHARACTER}"
+    )
