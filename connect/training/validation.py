@@ -53,8 +53,13 @@ class Held:
 
     @cached_property
     def groups(self) -> Tensor:
-        """The group of each held-out item, (n,): items that say the same are in one."""
+        """The group of each held-out item, (n,): items that say the same are in one.
+
+        Where there are fewer than FEWEST, each item counts on its own.
+        """
         found = groups(self.same[:, : len(self.same)].cpu().numpy())
+        if found.max() + 1 < FEWEST:
+            found = np.arange(len(found))
         return torch.from_numpy(found).to(self.same.device)
 
 
