@@ -4,8 +4,8 @@
     folds(pairs, seed=0, device="cpu")           # such, for cross-validation
 
 For `split` pairs say the same whose embeddings are equal, for `folds` those that `same` finds.
-Where so many do that nothing else is left, or fewer than FEWEST things are said at all, each is held
-out as if it said something of its own: what searches later will say one of these things too.
+Where so many do that nothing else is left, or fewer than FEWEST things are said at all, each is
+held out as if it said something of its own: what searches later will say one of these things too.
 """
 
 import numpy as np
