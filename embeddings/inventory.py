@@ -136,8 +136,10 @@ def read_digests(folder: Path, rows: Sequence[int]) -> pa.Array:
     found = []
     for table, count in zip(_read_parts(folder, len(rows)), rows, strict=True):
         made = None if table is None else table.filter(pc.invert(table["failed"]))
-        fits = made is not None and len(made) == count
-        found.append(made["sha256"].combine_chunks() if fits else pa.nulls(count, pa.string()))
+        if made is None or len(made) != count:
+            found.append(pa.nulls(count, pa.string()))
+        else:
+            found.append(made["sha256"].combine_chunks())
     return pa.concat_arrays(found)
 
 

@@ -163,7 +163,7 @@ def _begun(section: ExtractSection, wanted: SourceSection, store: Path, *, updat
     except CmcrError as error:
         one.lacks.append(Lack(error.what, error.where or str(folder), error.fix or ""))
         return one
-    one.dim = there and there.dim
+    one.dim = there.dim if there else None
     if isinstance(there, Manifest):
         one.finished = True
         one.done = one.total = there.rows + there.failures
