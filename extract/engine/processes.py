@@ -137,7 +137,7 @@ def start(imports: Iterable[str] = ()) -> Worker:
         server = _running_server()
         ours, theirs = Pipe()
         server.ask("import", tuple(imports))
-        pid = server.ask("fork", None, theirs)
+        pid = server.ask("fork", os.getcwd(), theirs)
         theirs.close()
         if pid is not None:
             return Worker(server, pid, ours)
@@ -255,6 +255,8 @@ def serve(main: Connection) -> NoReturn:
                 pid = _fork()
                 if pid == 0:
                     main.close()
+                    with suppress(OSError):  # the server may have been started elsewhere
+                        os.chdir(about)
                     _work(Connection(socket), place)
                 os.close(socket)
                 if pid is not None:

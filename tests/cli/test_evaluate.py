@@ -237,7 +237,7 @@ def test_two_selections_are_two_tables(cmcr: Cmcr, store: Path) -> None:
         - {places}, query_where: split=test}}
 """)  # fmt: skip
     rows = cmcr("evaluate zero-shot")[0]["results"]
-    assert [len(models) for models in directions(rows)] == [4, 4]
+    assert [len(models) for models in directions(rows)] == [7, 7]
     assert [one[0]["selected"]["query"]["items"] for one in directions(rows)] == [40, 8]
 
 

@@ -34,7 +34,7 @@ def test_a_connection_of_ones_own_spaces_borrows_nothing(
     assert made["memory"] == []
     assert made["noise_variance"] == 0.004
     assert made["memory_temperature"] == made["bridge_temperature"] == 0.01
-    assert made["batch_size"] == 10_240
+    assert made["batch_size"] is None
 
 
 def test_no_imagenet_is_asked_for(cmcr: Cmcr, own: Callable[..., Path]) -> None:

@@ -546,7 +546,7 @@ def test_closed_forms_stand_beside_the_trained_one(store: Path, make_dataset: Ma
         method, _, centre = name.partition("-")
         stored = connect(store, config(method=method, centre=bool(centre)), name=name)
         fitted = hit_rate(load_connection(stored.path), store)
-        assert fitted == pytest.approx(hit_rate(models[name], store))
+        assert fitted == pytest.approx(hit_rate(models[name], store), abs=0.01)
         assert fitted > 0.15  # chance: 0.05
     make_dataset("flat/text:captions", np.eye(24), id=[f"caption-{row}" for row in range(24)])
     stored = connect(
@@ -565,9 +565,9 @@ def test_centring_takes_the_mean_of_each_modality_away(store: Path) -> None:
     np.testing.assert_allclose(means["image"].numpy(), pictures.mean(axis=0), atol=1e-6)
     with pytest.raises(UsageError, match="none was named"):
         connection.project("see", pictures)
-    # Of a modality without rows of its own the bridge's is taken.
+    # A modality without rows of its own has none.
     audio, text = (connection.project("see", pictures, one) for one in ("audio", "text"))
-    assert audio.equal(text)
+    assert not audio.allclose(text)
 
 
 @pytest.mark.parametrize("told", [1, 8 * cores()])

@@ -106,7 +106,7 @@ def test_every_link_of_a_chain_may_choose_its_method(store: Path) -> None:
     settings = SETTINGS | {"method": "auto", "epochs": 1}
     made = connect_chain(store, ["hear", "see", "feel"], settings, name="all")
     assert {name.partition(": ")[0] for name in made.methods} == {"link-1", "link-2"}
-    assert {"link-1: procrustes", "link-2: c-mcr"} <= made.methods.keys()
+    assert {"link-1: procrustes", "link-1: cca", "link-2: cca"} <= made.methods.keys()
 
 
 def test_spaces_that_share_nothing_are_refused(store: Path) -> None:

@@ -210,9 +210,9 @@ def test_a_centred_connection_takes_a_modality_without_rows_of_its_own(store: Pa
     centred = load_connection(made.path)
     named = [Key("hear", "audio", "sounds"), Key("see", "image", "pictures")]
     done = project(store, centred, datasets=named)
-    for key, treated_as in zip(named, ("audio", "text"), strict=True):
+    for key in named:
         rows = open_dataset(store, key).embeddings()
-        expected = centred.project(key.space, rows, treated_as)  # type: ignore[arg-type]
+        expected = centred.project(key.space, rows, key.modality)
         assert_allclose(done[str(key)].embeddings(), expected, atol=1e-3)
 
 

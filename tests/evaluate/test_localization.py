@@ -188,7 +188,8 @@ def run(world, truth=()):
 def test_the_nearest_region_is_the_answer(world):
     done = run(world)
     rows = {row["model"]: row["metrics"] for row in done.rows}
-    assert list(rows) == ["chance", "centre", "procrustes", "ridge", "cca", "identity"]
+    assert list(rows)[:3] == ["chance", "centre", "procrustes"]
+    assert {"procrustes-centred", "ridge", "ridge-centred", "cca", "identity"} <= rows.keys()
     assert rows["identity"]["success@0.5"] == 0.5
     assert rows["identity"]["auc"] == pytest.approx(0.05 * (0.75 + 19 * 0.5))
     assert rows["chance"]["success@0.5"] == 0.5
