@@ -9,8 +9,8 @@ rich.print(results_table(done.rows))
 from typing import TYPE_CHECKING
 
 from cmcr.embeddings.index import Budget, parse_budget
+from cmcr.embeddings.search.where import RowFilter, parse_where, values_of
 from cmcr.evaluate.inputs.items import Items, select
-from cmcr.evaluate.inputs.selection import RowFilter, parse_where, values_of
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics

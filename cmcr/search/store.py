@@ -21,7 +21,8 @@ from cmcr.connect import JointSpace
 from cmcr.embeddings import Dataset, Key, Modality, check_store, list_datasets
 from cmcr.embeddings.search.hubness import NNN, Hubness
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
-from cmcr.embeddings.search.places import OwnSpace, Place, Where, open_places
+from cmcr.embeddings.search.places import OwnSpace, Place, open_places
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import MismatchError, UsageError, near
 from cmcr.extract import Asked, embed_items, read_queries, refuse_failures
 from cmcr.search.models import Models
@@ -76,7 +77,7 @@ class Store:
         k: int = 10,
         together: bool = False,
         weights: Sequence[float] = (),
-        where: Where | None = None,
+        where: RowFilter | None = None,
         index: bool = False,
         hubness: Hubness = "none",
         false_positives: float | None = None,
@@ -226,7 +227,7 @@ def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
 
 
 def _refuse_what_no_index_holds(
-    joint: JointSpace | None, places: Sequence[Place], where: Where | None
+    joint: JointSpace | None, places: Sequence[Place], where: RowFilter | None
 ) -> None:
     if where:
         raise UsageError(

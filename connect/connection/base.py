@@ -19,7 +19,8 @@ from cmcr.devices import Vectors, float32, refuse_what_has_no_direction, rows
 from cmcr.embeddings import Key, Modality
 from cmcr.embeddings.search.hubness import Hubness
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
-from cmcr.embeddings.search.places import Place, Where, open_places
+from cmcr.embeddings.search.places import Place, open_places
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import MismatchError, UsageError, near
 
 BLOCK_ROWS = 65_536
@@ -126,7 +127,7 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         space: str,
         modality: Modality,
         k: int = 10,
-        where: Where | None = None,
+        where: RowFilter | None = None,
         index: bool = False,
         hubness: Hubness = "none",
         false_positives: float | None = None,
@@ -143,7 +144,9 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         return search_places(store, self, queries, found, k=k, index=index, hubness=hubness,
                              most_false=false_positives)  # fmt: skip
 
-    def open_places(self, store: Path, places: Sequence[str | Key], where: Where) -> list[Place]:
+    def open_places(
+        self, store: Path, places: Sequence[str | Key], where: RowFilter
+    ) -> list[Place]:
         """Datasets to search in: of this connection's spaces, or projected by it.
 
         Raises UsageError for one that is not there, MismatchError for one of something else.

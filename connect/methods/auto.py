@@ -26,7 +26,6 @@ from torch import Tensor
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.record import Record
 from cmcr.connect.distributed import rank
-from cmcr.connect.methods.held_out import LEAST_FOLDED
 from cmcr.connect.methods.problem import Problem
 from cmcr.connect.methods.solve import (
     Judge,
@@ -43,7 +42,13 @@ from cmcr.connect.methods.solve import (
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
 from cmcr.connect.training.loop import NotFiniteError
-from cmcr.connect.training.validation import DECIDES, Validated, behind, clearly_worse
+from cmcr.connect.training.validation import (
+    DECIDES,
+    FEWEST,
+    Validated,
+    behind,
+    clearly_worse,
+)
 from cmcr.errors import StoreError
 from cmcr.files import write_json
 
@@ -82,7 +87,7 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
         return final.finished(start(final), {})
     closed = try_closed_forms(whole, cross_validated)
     standard = next(one for one in closed.values() if one.validated.each is one.beside)
-    enough = len(whole.data.folds[0].rows[1]) >= LEAST_FOLDED
+    enough = len(whole.data.folds[0].rows[1]) >= FEWEST
     trained = try_trained(standard, folder, tensorboard) if enough else {}
     better = [one for one in trained.values() if clearly_worse(one.beside, one.validated.each)]
     taken = max(better, key=lambda one: one.validated.scores[DECIDES], default=standard)

@@ -39,7 +39,8 @@ from cmcr.embeddings.search.hubness import (
     with_correction,
     with_one,
 )
-from cmcr.embeddings.search.places import COLUMNS, Joint, Kind, Place
+from cmcr.embeddings.search.places import Joint, Kind, Place
+from cmcr.embeddings.search.where import COLUMNS
 from cmcr.errors import UsageError
 
 

@@ -5,7 +5,7 @@ for block in places[0].blocks(connection): ...     # (block, joint)
 OwnSpace(store)                                    # one space as it is, in a connection's place
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,12 +17,9 @@ from torch.nn.functional import normalize
 from cmcr.devices import float32
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import Key, Modality
-from cmcr.errors import UsageError, near
+from cmcr.embeddings.search.where import RowFilter, rows_where
 
 Kind = tuple[str, Modality]  # a space and one of its modalities
-Where = Mapping[str, Sequence[str]]  # columns, and the values to keep
-
-COLUMNS = ("id", "uri", "text", "label", "group")
 
 
 class Joint(Protocol):
@@ -90,37 +87,10 @@ class Place:
                 yield normalize(float32(block, "cpu"), dim=1)
 
 
-def open_places(store: Path, keys: Sequence[Key], where: Where) -> list[Place]:
+def open_places(store: Path, keys: Sequence[Key], where: RowFilter) -> list[Place]:
     """The rows of datasets that have, in each column of `where`, one of the values given.
 
     Raises UsageError for a dataset or a column that is not there, or where no row is left.
     """
     datasets = [open_dataset(store, key) for key in keys]
-    return [Place(dataset, _rows_with(dataset, where)) for dataset in datasets]
-
-
-def _rows_with(dataset: Dataset, where: Where) -> np.ndarray:
-    there = (*COLUMNS, *dataset.manifest.columns)
-    kept = np.ones(dataset.rows, bool)
-    for column, wanted in where.items():
-        if column not in there:
-            raise UsageError(
-                f"{dataset.key} has no column {column!r}",
-                where=dataset.folder,
-                fix=near(column, there),
-            )
-        values = dataset.table([column])[column].to_pylist()
-        kept &= np.fromiter((_has_one(value, wanted) for value in values), bool, dataset.rows)
-    if not kept.any():
-        chosen = " and ".join(f"{column}={','.join(where[column])}" for column in where)
-        raise UsageError(
-            f"no row of {dataset.key} has {chosen}",
-            where=dataset.folder,
-            fix="name a value that is there, or search without --where",
-        )
-    return np.flatnonzero(kept)
-
-
-def _has_one(value: Any, wanted: Sequence[str]) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return any(one is not None and str(one) in wanted for one in values)
+    return [Place(dataset, rows_where(dataset, where)) for dataset in datasets]

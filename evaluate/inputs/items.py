@@ -19,8 +19,9 @@ from torch import Tensor
 from cmcr.connect import JointSpace
 from cmcr.devices import float32
 from cmcr.embeddings import Dataset
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, StoreError, UsageError
-from cmcr.evaluate.inputs.selection import RowFilter, Selection, choose_rows
+from cmcr.evaluate.inputs.selection import Selection, choose_rows
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from cmcr.connect import TRAINING_LOG, JointSpace, load_connection, read_training
 from cmcr.embeddings import Key, Manifest, check_store, list_datasets
 from cmcr.embeddings.schema import FAILURES, read_manifest
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, UsageError, near
-from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.results import Filters, Inputs, Row, filters_of, read_results
 from cmcr.evaluate.tasks.runner import RECORD
 

@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from cmcr.embeddings import Key
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.figures.plots import draw_precision_recall
 from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
-from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.evaluate.results import Metrics, Row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed

@@ -29,8 +29,8 @@ from torch import Tensor
 from cmcr.connect import JointSpace
 from cmcr.devices import threads_for
 from cmcr.embeddings import Key
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
-from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.results import Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task

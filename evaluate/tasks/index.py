@@ -37,8 +37,8 @@ from cmcr.embeddings.search.hubness import (
     with_correction,
     with_one,
 )
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
-from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
 from cmcr.evaluate.results import Metrics, Row, filters_of, new_row

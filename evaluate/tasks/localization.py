@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Float
 
 from cmcr.embeddings import Key
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError
 from cmcr.evaluate.figures.plots import draw_success
 from cmcr.evaluate.inputs.scenes import Scenes, locate, open_scenes, scene_inputs, write_answers
-from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.evaluate.results import Metrics, Row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed

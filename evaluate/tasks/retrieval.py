@@ -31,10 +31,10 @@ from cmcr.embeddings.search.hubness import (
     with_correction,
     with_one,
 )
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.figures.joint_space import LEAST_POINTS, cloud_of, draw_joint_space
 from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
 from cmcr.evaluate.inputs.items import Items, check_pair, select
-from cmcr.evaluate.inputs.selection import RowFilter
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.metrics import (
     METRICS_VERSION,

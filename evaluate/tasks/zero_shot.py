@@ -31,10 +31,11 @@ from torch import Tensor
 from cmcr.connect import JointSpace
 from cmcr.devices import threads_for
 from cmcr.embeddings import Key
+from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.figures.plots import draw_confusion
 from cmcr.evaluate.inputs.classes import ClassItems, Prompts, choose_items, choose_prompts
 from cmcr.evaluate.inputs.items import project_blocks, project_rows
-from cmcr.evaluate.inputs.selection import RowFilter, choose_rows
+from cmcr.evaluate.inputs.selection import choose_rows
 from cmcr.evaluate.ranking.ranks import TIE
 from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task

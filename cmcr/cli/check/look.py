@@ -187,11 +187,7 @@ def _measure(one: Dataset, dim: int | None, device: str) -> None:
     left = 0 if one.finished else one.left
     if left is not None:
         one.seconds = seconds(one.encoder, one.key.modality, left, device)
-        one.bytes = None if dim is None else size(left, dim, _index(one.source))
-
-
-def _index(source: SourceSection) -> str:
-    return getattr(source, "index", None) or "Flat"
+        one.bytes = None if dim is None else size(left, dim, one.source.index or "Flat")
 
 
 def _nearest(place: Path) -> Path:

@@ -74,14 +74,11 @@ class Dataset:
 
     def as_line(self) -> dict[str, Any]:
         """For a table in the terminal."""
-        return {
-            "dataset": str(self.key),
-            "from": self.source.where,
-            "state": self.state,
-            "items": self.total,
-            "left": 0 if self.finished else self.left,
-            "time": duration(self.seconds) if self.seconds else "",
-            "size": volume(self.bytes) if self.bytes else "",
+        told = self.as_dict()
+        seconds, bytes = told.pop("seconds"), told.pop("bytes")
+        return told | {
+            "time": duration(seconds) if seconds else "",
+            "size": volume(bytes) if bytes else "",
         }
 
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel
-
 from cmcr.cli.check.outlook import Dataset, Lack, Skipped
 from cmcr.cli.check.sources import not_there, published_in
 from cmcr.cli.recipes.ground import Ground, connections
 from cmcr.cli.recipes.pipelines import (
     ConnectSection,
     EvaluateSection,
+    Measured,
     SourceSection,
     parse_place,
 )
@@ -28,7 +27,6 @@ from cmcr.errors import CmcrError
 if TYPE_CHECKING:
     from cmcr.extract import Item, Source
 
-_SIDES = ("query", "gallery", "regions")
 _SHOWN = 6  # values of a column
 
 
@@ -58,7 +56,7 @@ def within_reach(
             connect.append(section)
     made = {section.name for section in connect} | set(connections(ground.store))
     tables = _Tables(there, made, ground.recipe.connect[0].name, datasets, opened)
-    able: dict[str, list[BaseModel]] = {}
+    able: dict[str, list[Measured]] = {}
     for task in EvaluateSection.model_fields:
         able[task] = []
         for section in getattr(ground.recipe.evaluate, task):
@@ -90,18 +88,10 @@ def _needs(section: ConnectSection, there: set[Key], named: set[Key]) -> Iterato
         yield from sorted(map(str, meant - there)) if meant else [entry]
 
 
-def _named(section: BaseModel) -> Iterator[str]:
+def _named(section: Measured) -> Iterator[str]:
     """The datasets of a table, with the rows that it selects."""
-    for side in _SIDES:
-        if hasattr(section, side):
-            filters = " ".join(_filters(section, side))
-            yield getattr(section, side) + (f" ({filters})" if filters else "")
-
-
-def _filters(section: BaseModel, side: str) -> Sequence[str]:
-    """COLUMN=VALUE,... of the rows of a side that count."""
-    filters: Sequence[str] = getattr(section, f"{side}_where", ())
-    return filters
+    for place, filters in zip(section.places, section.filters, strict=True):
+        yield place + (f" ({' '.join(filters)})" if filters else "")
 
 
 class _Tables:
@@ -120,18 +110,18 @@ class _Tables:
         self.lacks: list[Lack] = []
         self._read: dict[tuple[Path, ...], list[Lack]] = {}
 
-    def lacking(self, section: BaseModel) -> list[str]:
+    def lacking(self, section: Measured) -> list[str]:
         """What the table of `section` lacks."""
         names = []
-        for side in _SIDES:
-            if hasattr(section, side):
-                space, modality, dataset = parse_place(getattr(section, side))
-                key = Key(space, modality, dataset) if dataset else None
-                if key is not None and key not in self.there:
-                    names.append(f"no {key}")
-                elif key is not None:
-                    names += self._told(self._split(section, side, key))
-        connection = getattr(section, "connection", None) or self.usual
+        sides = ("query", section.searched)
+        for side, place, filters in zip(sides, section.places, section.filters, strict=True):
+            space, modality, dataset = parse_place(place)
+            key = Key(space, modality, dataset) if dataset else None
+            if key is not None and key not in self.there:
+                names.append(f"no {key}")
+            elif key is not None:
+                names += self._told(self._split(side, filters, key))
+        connection = section.connection or self.usual
         if connection not in self.made:
             names.append(f"no connection {connection}")
         return list(dict.fromkeys([*names, *self._told(self._truth(section))]))
@@ -140,18 +130,17 @@ class _Tables:
         self.lacks += lacks
         return [lack.what for lack in lacks]
 
-    def _truth(self, section: BaseModel) -> list[Lack]:
+    def _truth(self, section: Measured) -> list[Lack]:
         paths = tuple(getattr(section, "truth", ()))
         if paths not in self._read:
             self._read[paths] = list(_annotations(paths))
         return self._read[paths]
 
-    def _split(self, section: BaseModel, side: str, key: Key) -> list[Lack]:
+    def _split(self, side: str, filters: Sequence[str], key: Key) -> list[Lack]:
         """A lack where the rows that the table selects are none of the source's."""
         from cmcr.evaluate import parse_where, values_of
 
         source = self.sources.get(key)
-        filters = _filters(section, side)
         if source is None or not filters:
             return []
         where = parse_where(filters)
