@@ -87,7 +87,8 @@ def connect(
         return
     say(str(connected))
     if connected.methods and fields.get("method", "auto") == "auto" and not as_json:
-        print_table([{"method": name, **scores} for name, scores in connected.methods.items()])
+        lines = [{"method": name, **scores} for name, scores in connected.methods.items()]
+        print_table([{key: line[key] for key in line if key != "told"} for line in lines])
         print("behind: standard errors behind the closed form; within 2 the pairs show nothing")
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,

@@ -138,4 +138,5 @@ class Summary:
             return f"{text}  updated" if self.updated else f"{text}  up to date"
         total = sum(self.seconds.values())
         shares = "  ".join(f"{name} {part / total:.0%}" for name, part in self.seconds.items())
-        return f"{text}  {self.made / total:,.0f}/s  {shares}  (bottleneck: {self.bottleneck})"
+        rate = self.made / total
+        return f"{text}  {rate:,.{1 if rate < 10 else 0}f}/s  {shares}  (bottleneck: {self.bottleneck})"
