@@ -139,4 +139,5 @@ class Summary:
         total = sum(self.seconds.values())
         shares = "  ".join(f"{name} {part / total:.0%}" for name, part in self.seconds.items())
         rate = self.made / total
-        return f"{text}  {rate:,.{1 if rate < 10 else 0}f}/s  {shares}  (bottleneck: {self.bottleneck})"
+        told = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+        return f"{text}  {told}/s  {shares}  (bottleneck: {self.bottleneck})"
