@@ -45,6 +45,7 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(ProgressColumn):
@@ -53,12 +54,12 @@ def progress(title: str, total: int | None, unit: str = "items") -> Iterator[Adv
             return Text("" if speed is None else f"{speed:,.0f} {unit}/s")
 
     console = Console(stderr=True)
-    columns = (
+    columns = (  # where the line is short, the bar is; no number is cut
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not _is_watched(console)) as bar:

@@ -76,7 +76,7 @@ class Curves:
             self.events.flush()
 
 
-def sparkline(values: list[float], width: int = 24) -> str:
+def sparkline(values: list[float], width: int = 8) -> str:
     """The last `width` values as bars, the least of them lowest."""
     shown = values[-width:]
     low, span = min(shown), (max(shown) - min(shown)) or 1.0

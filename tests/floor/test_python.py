@@ -12,6 +12,7 @@ import pytest
 import cmcr
 from cmcr.connect import connect, connect_chain, load_connection, read_config
 from cmcr.embeddings import Dataset, Key
+from cmcr.progress import progress
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -87,3 +88,14 @@ def test_training_shows_on_a_terminal_how_far_it_is(
     with cmcr.quiet():
         connect(store, config, name="c")
     assert capsys.readouterr().err == ""
+
+
+def test_a_long_note_makes_the_bar_short_and_cuts_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress("train", total=2000, unit="epochs") as advance:
+        advance(2000, "loss 0.432 ▂▃▄▅▂▃▄▅  validation 0.974 ▂▃▄▅")
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("train", "2000/2000", "0.432", "0.974", "epochs/s"))
