@@ -78,7 +78,7 @@ def test_things_are_readable(store: Path) -> None:
 def test_training_shows_on_a_terminal_how_far_it_is(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = read_config(FIELDS | {"epochs": 2, "joint_dim": 4})
+    config = read_config(FIELDS | {"method": "c-mcr", "epochs": 2, "joint_dim": 4})
     connect(store, config, name="a")
     assert capsys.readouterr().err == ""  # no terminal
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, by rich's convention
@@ -96,6 +96,6 @@ def test_a_long_note_makes_the_bar_short_and_cuts_no_number(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     with progress("train", total=2000, unit="epochs") as advance:
-        advance(2000, "loss 0.432 ▂▃▄▅▂▃▄▅  validation 0.974 ▂▃▄▅")
+        advance(1000, "loss 0.432 ▂▃▄▅▂▃▄▅  validation 0.974 ▂▃▄▅▂▃▄▅")
     shown = capsys.readouterr().err
-    assert all(word in shown for word in ("train", "2000/2000", "0.432", "0.974", "epochs/s"))
+    assert "1000/2000" in shown and "0.974 ▂▃▄▅▂▃▄▅" in shown and "…" not in shown
