@@ -36,7 +36,7 @@ types: $(READY)
 tests: $(READY)
 	rm -rf build/demo
 	$(BIN)/python -m pytest -m timed --demo=build/demo
-	$(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --demo=build/demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --demo=build/demo
 
 # Kills, full disks and mutated media: make stress STRESS='--kills 1000 --full 200 --media 10000'
 stress: $(READY)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cmcr.embeddings import Dataset, Key, Modality, import_embeddings
 
-torch.set_num_threads(2)
+# Tests that run side by side have a core each.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -30,7 +30,7 @@ from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, hold, validate
-from cmcr.devices import float32
+from cmcr.devices import float32, threads_for
 from cmcr.embeddings import Modality
 
 Spreads = Mapping[Modality, Spread]
@@ -216,7 +216,9 @@ class Problem:
             modality = space.memory_modality if memory else space.bridge_modality
             return projectors[side].project(rows, modality)
 
-        return validate(project, held)
+        queries = max(len(one.rows) for one in held.queries)
+        with threads_for(queries * len(held.bridge[0]) * self.joint_dim):
+            return validate(project, held)
 
     def finished(
         self, projectors: tuple[Projector, Projector], validation: Mapping[str, float]

@@ -24,6 +24,7 @@ SETTINGS = {
     "bridge_temperature": 0.05,
     "pseudo_temperature": 0.05,
     "noise_variance": 0.01,
+    "validation": 0,
 }
 
 
@@ -103,7 +104,7 @@ def test_a_chain_tells_of_the_datasets_of_its_own_spaces_alone(store: Path) -> N
 
 
 def test_every_link_of_a_chain_may_choose_its_method(store: Path) -> None:
-    settings = SETTINGS | {"method": "auto", "epochs": 1}
+    settings = SETTINGS | {"method": "auto", "epochs": 1, "validation": 0.1}
     made = connect_chain(store, ["hear", "see", "feel"], settings, name="all")
     assert {name.partition(": ")[0] for name in made.methods} == {"link-1", "link-2"}
     assert {"link-1: procrustes", "link-1: cca", "link-2: cca"} <= made.methods.keys()

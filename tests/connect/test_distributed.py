@@ -43,42 +43,33 @@ def store(make_dataset: Callable[..., Dataset], tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def together(store: Path, folder: Path, processes: int, **settings: object) -> None:
-    """Connect with torchrun, as a user would."""
-    (folder / "pipelines.yaml").write_text(
-        json.dumps(
-            {
-                "default": "test",
-                "pipelines": {
-                    "test": {
-                        "description": "two processes",
-                        "store": str(store),
-                        "extract": [
-                            {
-                                "encoder": "digits-clip",
-                                "sources": [{"modality": "text", "where": "-", "dataset": "-"}],
-                            }
-                        ],
-                        "connect": {"name": "together", **SETTINGS, **settings},
-                        "evaluate": {
-                            "retrieval": [{"query": "see/image:a", "gallery": "hear/audio:b"}]
-                        },
-                    }
-                },
-            }
-        )
-    )
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "cmcr", "connect", "--pipeline", "test", "--device", "cpu"]
+def torchrun(folder: Path, *program: str | Path) -> str:
+    """What two processes of a program say on stderr."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [sys.executable, *command, *map(str, program)],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("connected: ") == 1
+    return done.stderr
+
+
+def recipe(store: Path) -> str:
+    source = {"modality": "text", "where": "-", "dataset": "-"}
+    pipeline = {
+        "description": "two processes",
+        "store": str(store),
+        "extract": [{"encoder": "digits-clip", "sources": [source]}],
+        "connect": {"name": "together", **SETTINGS},
+        "evaluate": {"retrieval": [{"query": "see/image:a", "gallery": "hear/audio:b"}]},
+    }
+    return json.dumps({"default": "test", "pipelines": {"test": pipeline}})
 
 
 def test_two_processes_train_what_one_does(store: Path, tmp_path: Path) -> None:
-    together(store, tmp_path, 2)
+    (tmp_path / "pipelines.yaml").write_text(recipe(store))
+    said = torchrun(tmp_path, "-m", "cmcr", "connect", "--pipeline", "test", "--device", "cpu")
+    assert said.count("connected: ") == 1
     both = store / "connections" / "together"
     one = connect(store, read_config(SETTINGS), name="alone").path
     expected = load_file(one / "model.safetensors")
@@ -92,26 +83,41 @@ def test_two_processes_train_what_one_does(store: Path, tmp_path: Path) -> None:
         assert shared == pytest.approx(alone, abs=1e-5)
 
 
-@pytest.mark.parametrize("projector", ["residual", "linear"])
-def test_methods_that_keep_a_space_train_together_too(
-    store: Path, tmp_path: Path, projector: str
+KEEP = {"method": "ex-mcr", "centre": True}
+OTHERS = """\
+import json, sys
+from pathlib import Path
+
+import torch
+
+from cmcr.connect import connect, connect_chain, read_config
+from cmcr.connect.distributed import process_group
+
+store, pairs, spaces, chain = map(json.loads, sys.argv[1:])
+with process_group(torch.device("cpu")):
+    for name, settings in pairs.items():
+        connect(Path(store), read_config(settings), name=name)
+    connect_chain(Path(store), spaces, chain, name="chain")
+"""
+
+
+def test_methods_that_keep_a_space_train_together_too_and_chains_are_made(
+    store: Path, tmp_path: Path
 ) -> None:
-    settings = {"method": "ex-mcr", "projector": projector, "centre": True}
-    together(store, tmp_path, 2, **settings)
-    alone = connect(store, read_config(SETTINGS | settings), name="alone")
-    both = load_connection(store / "connections" / "together")
-    assert both.record.validation == pytest.approx(alone.record.validation, abs=1e-3)
-
-
-def test_two_processes_make_a_chain(store: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     for place in ("see/image:photos", "feel/image:photos"):
         np.save(tmp_path / "x.npy", random.standard_normal((60, 12)).astype(np.float32))
-        space, _, rest = place.partition("/")
-        key = Key(space, "image", rest.partition(":")[2])
-        import_embeddings(store, key, tmp_path / "x.npy", None, index=None)
-    spaces, train = ["hear", "see", "feel"], ["captions", "photos"]
-    together(store, tmp_path, 2, spaces=spaces, via=None, train=train, method="ridge")
-    chain = load_connection(store / "connections" / "together")
-    assert [space.name for space in chain.record.spaces] == spaces
-    assert chain.project("hear", torch.randn(3, 9)).shape == (3, 12)
+        import_embeddings(store, Key.parse(place), tmp_path / "x.npy", None, index=None)
+    pairs = {one: SETTINGS | KEEP | {"projector": one} for one in ("residual", "linear")}
+    spaces = ["hear", "see", "feel"]
+    chain = {"train": ["captions", "photos"], "memory": SETTINGS["memory"], "method": "ridge"}
+    script = tmp_path / "others.py"
+    script.write_text(OTHERS)
+    torchrun(tmp_path, script, *map(json.dumps, (str(store), pairs, spaces, chain)))
+    for name, settings in pairs.items():
+        alone = connect(store, read_config(settings), name=f"{name}-alone")
+        both = load_connection(store / "connections" / name)
+        assert both.record.validation == pytest.approx(alone.record.validation, abs=1e-3)
+    made = load_connection(store / "connections/chain")
+    assert [space.name for space in made.record.spaces] == spaces
+    assert made.project("hear", torch.randn(3, 9)).shape == (3, 12)

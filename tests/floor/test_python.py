@@ -98,4 +98,6 @@ def test_a_long_note_makes_the_bar_short_and_cuts_no_number(
     with progress("train", total=2000, unit="epochs") as advance:
         advance(1000, "loss 0.432 ▂▃▄▅▂▃▄▅  validation 0.974 ▂▃▄▅▂▃▄▅")
     shown = capsys.readouterr().err
-    assert "1000/2000" in shown and "0.974 ▂▃▄▅▂▃▄▅" in shown and "…" not in shown
+    assert "1000/2000" in shown
+    assert "0.974 ▂▃▄▅▂▃▄▅" in shown
+    assert "…" not in shown
