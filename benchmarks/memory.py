@@ -6,8 +6,8 @@
 Two spaces with as many paired texts, and images of the second as memory and gallery. Printed is
 the largest amount of memory of a stage's own (RssAnon, twenty looks a second) in MB, less what the
 same command needs with 1,000 rows: libraries and what does not grow. Pages of mapped files do not
-count, for they are given up when memory is short. Beside it stands what a column of ids alone takes,
-as Arrow keeps it and as a Python list. Linux only, for it reads /proc.
+count, for they are given up when memory is short. Beside it stands what a column of ids alone
+takes, as Arrow keeps it and as a Python list. Linux only, for it reads /proc.
 """
 
 import argparse
@@ -63,16 +63,17 @@ def measured(folder: Path, rows: int) -> dict[str, float]:
         space, rest = place.split("/")
         modality, dataset = rest.split(":")
         results[place] = peak(
-            f"import --space {space} --modality {modality} --dataset {dataset} --embeddings {array} "
-            f"--metadata {ids} --index none --store {store}"
+            f"import --space {space} --modality {modality} --dataset {dataset} --index none "
+            f"--embeddings {array} --metadata {ids} --store {store}"
         )
         array.unlink()
     common = f"--via text --spaces a,b --train captions --memory photos --store {store}"
     pair = f"--query a/audio:sounds --gallery b/image:photos --store {store}"
+    once = "--set epochs=1 --set joint_dim=64"
     commands = {
         "verify": f"verify {store}",
         "connect cca": f"connect {common} --method cca --name cca",
-        "connect c-mcr": f"connect {common} --method c-mcr --name c-mcr --set epochs=1 --set joint_dim=64",
+        "connect c-mcr": f"connect {common} --method c-mcr --name c-mcr {once}",
         "evaluate": f"evaluate retrieval {pair} --connection cca --no-pipeline",
         "project": f"project --connection cca --store {store}",
     }
