@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcr.embeddings.index import build_index, index_is_current
@@ -48,7 +49,7 @@ def import_embeddings(
     """
     matrix = read_array(array)  # (rows, D)
     table = read_metadata(metadata) if metadata else pa.table({})
-    columns = _columns(table, len(matrix), metadata or array)
+    table = _whole(table, len(matrix), metadata or array)
     description = Description(
         space=key.space,
         modality=key.modality,
@@ -56,7 +57,7 @@ def import_embeddings(
         dim=matrix.shape[1],
         precision=precision,
         part_rows=PART_ROWS,
-        columns=tuple(name for name in columns if name not in _OWN),
+        columns=tuple(name for name in table.column_names if name not in _OWN),
         encoder={"encoder": key.space, "imported": True},
         source={
             "kind": "import",
@@ -73,7 +74,7 @@ def import_embeddings(
         with claim(folder, part, wait=True) as mine:
             if mine:
                 block = unit(matrix[rows])  # (rows of the part, D)
-                cut = {name: values[rows] for name, values in columns.items()}
+                cut = _columns(table.slice(rows.start, len(block)))
                 write_part(folder, description, part, cut, block)
     finish(folder, description, parts)
     dataset = open_dataset(store, key)
@@ -196,8 +197,11 @@ def read_metadata(path: Path) -> pa.Table:
         raise SourceError(f"the metadata cannot be read: {error}", where=path) from error
 
 
-def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
-    """The metadata as lists of `rows` values; numbers become text, a label becomes a list."""
+def _whole(table: pa.Table, rows: int, path: Path) -> pa.Table:
+    """Metadata of `rows` embeddings, with an id each, which is a row's number where none is told.
+
+    Raises SourceError for another number of rows, and for ids that are missing or not unique.
+    """
     if table.num_columns and table.num_rows != rows:
         raise SourceError(
             f"{rows} embeddings, but metadata for {table.num_rows}",
@@ -210,20 +214,30 @@ def _columns(table: pa.Table, rows: int, path: Path) -> dict[str, list[Any]]:
             where=path,
             fix="give each column a name of its own",
         )
-    columns: dict[str, list[Any]] = {"id": [str(row) for row in range(rows)]}
+    columns = {name: table[name] for name in table.column_names if name != "embedding"}
+    table = pa.table({"id": pa.array(np.arange(rows))} | columns)
+    ids = table["id"]
+    nested = pa.types.is_nested(ids.type)
+    if nested or ids.null_count or pc.count_distinct(ids).as_py() != rows:
+        raise SourceError(
+            f"ids are {ids.type}, not texts or numbers"
+            if nested
+            else "ids are missing or occur twice",
+            where=path,
+            fix="give each row an id of its own",
+        )
+    return table
+
+
+def _columns(table: pa.Table) -> dict[str, list[Any]]:
+    """Rows of the metadata as lists; numbers become text, a label becomes a list."""
+    columns: dict[str, list[Any]] = {}
     for name in table.column_names:
-        if name == "embedding":
-            continue
         values = table[name].to_pylist()
         if name == "label":
             columns[name] = [_labels(value) for value in values]
         else:
             columns[name] = [None if value is None else str(value) for value in values]
-    ids = columns["id"]
-    if None in ids or len(set(ids)) != rows:
-        raise SourceError(
-            "ids are missing or occur twice", where=path, fix="give each row an id of its own"
-        )
     return columns
 
 
