@@ -28,6 +28,7 @@ __all__ = [
     "can_be_made_again",
     "connect",
     "connect_chain",
+    "describe_connections",
     "fit",
     "import_connection",
     "load_connection",
@@ -35,7 +36,10 @@ __all__ = [
     "project_store",
     "read_config",
     "read_training",
+    "remove_connection",
+    "rename_connection",
     "upgrade_store",
+    "uses_of",
     "with_overrides",
 ]
 
@@ -56,6 +60,12 @@ if TYPE_CHECKING:
     from cmcr.connect.spaces.aggregation import aggregate
     from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
+    from cmcr.connect.upkeep import (
+        describe_connections,
+        remove_connection,
+        rename_connection,
+        uses_of,
+    )
 else:
     _MODULES = {
         "make.arrays": ["fit"],
@@ -74,6 +84,7 @@ else:
         "spaces.aggregation": ["aggregate"],
         "training.log": ["TRAINING_LOG", "read_training"],
         "upgrade": ["Found", "upgrade_store"],
+        "upkeep": ["describe_connections", "remove_connection", "rename_connection", "uses_of"],
     }
 
     def __getattr__(name: str) -> object:

@@ -53,7 +53,7 @@ cmcr.evaluate.inputs
 cmcr.evaluate.ranking
 cmcr.evaluate.results
 
-cmcr.embeddings.search
+cmcr.embeddings.search cmcr.embeddings.upkeep
 cmcr.embeddings
 
 cmcr.cli

@@ -20,13 +20,13 @@ from typing import Annotated
 import typer
 
 from cmcr import __version__
-from cmcr.cli.about import doctor, encoders, pipelines
+from cmcr.cli.about import doctor, encoders, pipelines, upgrade
 from cmcr.cli.connect import connect, import_connection, project
 from cmcr.cli.console import answer, say
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
 from cmcr.cli.run import init, run
-from cmcr.cli.store import import_, info, report, search, upgrade, verify
+from cmcr.cli.store import import_, info, merge, remove, rename, report, search, verify
 from cmcr.errors import CmcrError
 
 STOPPED = 130
@@ -85,7 +85,9 @@ app.add_typer(evaluate, name="evaluate")
 
 app.command("import")(import_)
 app.command("import-connection")(import_connection)
-for command in (report, project, info, verify, upgrade, encoders, doctor, pipelines):
+for command in (
+    report, project, info, verify, rename, remove, merge, upgrade, encoders, doctor, pipelines
+):  # fmt: skip
     app.command()(command)
 
 
