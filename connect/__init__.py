@@ -20,6 +20,7 @@ __all__ = [
     "Connection",
     "Found",
     "JointSpace",
+    "Migrated",
     "Projected",
     "Record",
     "SpaceRecord",
@@ -32,6 +33,7 @@ __all__ = [
     "fit",
     "import_connection",
     "load_connection",
+    "migrate",
     "parse_settings",
     "project_store",
     "read_config",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from cmcr.connect.importer import import_connection
     from cmcr.connect.make.arrays import fit
     from cmcr.connect.make.chain import connect_chain
+    from cmcr.connect.make.migrate import Migrated, migrate
     from cmcr.connect.make.pair import Connected, connect
     from cmcr.connect.make.project import Projected, project_store
     from cmcr.connect.make.replace import can_be_made_again
@@ -71,6 +74,7 @@ else:
         "make.arrays": ["fit"],
         "make.pair": ["Connected", "connect"],
         "make.chain": ["connect_chain"],
+        "make.migrate": ["Migrated", "migrate"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],
         "connection.base": ["JointSpace"],
         "connection.chain": ["Chain"],

@@ -21,7 +21,7 @@ import typer
 
 from cmcr import __version__
 from cmcr.cli.about import doctor, encoders, pipelines, upgrade
-from cmcr.cli.connect import connect, import_connection, project
+from cmcr.cli.connect import connect, import_connection, migrate, project
 from cmcr.cli.console import answer, say
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
@@ -86,7 +86,8 @@ app.add_typer(evaluate, name="evaluate")
 app.command("import")(import_)
 app.command("import-connection")(import_connection)
 for command in (
-    report, project, info, verify, rename, remove, merge, upgrade, encoders, doctor, pipelines
+    migrate, report, project, info, verify, rename, remove, merge, upgrade, encoders, doctor,
+    pipelines,
 ):  # fmt: skip
     app.command()(command)
 
