@@ -59,6 +59,7 @@ cmcr.embeddings
 cmcr.cli
 cmcr.cli.check
 cmcr.cli.recipes
+cmcr.cli.log
 cmcr.serve
 cmcr.search
 cmcr
