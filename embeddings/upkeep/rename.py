@@ -57,7 +57,7 @@ def _find(store: Path, old: Key, new: Key) -> tuple[Key, Description]:
     It is under its new name where it was moved before: by hand, or by a rename that was killed.
     """
     there = begun(old.folder(store))
-    if there is None and (moved := begun(new.folder(store))) and moved.key in (old, new):
+    if there is None and (moved := begun(new.folder(store))) and _was(moved, old):
         old, there = new, moved
     if there is None:
         fix = near(str(old), map(str, list_datasets(store)))
@@ -70,6 +70,12 @@ def _find(store: Path, old: Key, new: Key) -> tuple[Key, Description]:
             "it has to lie",
         )
     return old, there
+
+
+def _was(there: Description, key: Key) -> bool:
+    """Whether a dataset is called `key` by its manifest, or was before it was renamed."""
+    former = there.model_copy(update={"space": key.space, "dataset": key.dataset})
+    return former.key == key and former.identity in (there.identity, *there.written_as)
 
 
 def _refuse_other_space(store: Path, new: Key, there: Description, old: Key) -> None:
