@@ -7,7 +7,7 @@
 
 A connection's name is that of its folder; nothing within says it. Its results lie in the folder of
 the same name and go with it. Its record names the datasets that it was made from, and keeps the
-names that they had (`cmcr/embeddings/upkeep/rename.py` says why). Projections know their connection
+names that they had (`embeddings/upkeep/rename.py` says why). Projections know their connection
 by the sha256 of its weights, so they stay its projections.
 """
 

@@ -51,6 +51,7 @@ from cmcr.errors import UsageError, near
 
 K = 10
 HELD_OUT = 0.25
+FEW = 10 * K  # items, of which the first ten are more than a tenth
 CLOSED = ("ex-cca", "procrustes", "ridge")  # the one of equals comes first
 METHODS = (*CLOSED, "ex-mcr")
 DRAWS = 1_000  # of the bootstrap
@@ -103,6 +104,7 @@ class Migrated:
         return (
             f"{self.connected}\n  keeps {self.mapped.kept:.3f} ({low:.3f} to {high:.3f}) of "
             f"re-embedding's recall@{K} on {self.held:,} held-out items, by {by}"
+            + ("; so few items say little" if self.held < FEW else "")
         )
 
 
