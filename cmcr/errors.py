@@ -6,7 +6,8 @@
     ├── SourceError      media, a manifest or an array that cannot be read as a source
     ├── EncoderError     an encoder or its weights that cannot be loaded
     ├── StoreError       a store that is damaged, unfinished or not there
-    │   └── VersionError a dataset or a connection of another version of cmcr
+    │   ├── VersionError a dataset or a connection of another version of cmcr
+    │   └── MovedError   a dataset whose folder was given another name by hand
     └── MismatchError    two artefacts that do not belong together (other fingerprint, dim, ids)
 
 Each says what is wrong, where, and how to mend it.
@@ -72,6 +73,18 @@ class VersionError(StoreError):
             f"(format {found}, this one reads {reads})",
             where=where,
             fix="upgrade cmcr" if self.newer else "`cmcr upgrade STORE`",
+        )
+
+
+class MovedError(StoreError):
+    """A dataset in a folder of another name than its manifest says: nothing else is wrong."""
+
+    def __init__(self, made_as: str, lies_as: str, *, where: object) -> None:
+        super().__init__(
+            f"the folder was moved or copied: its manifest is of {made_as}, it lies as {lies_as}",
+            where=where,
+            fix=f"`cmcr rename {lies_as} {lies_as}` gives it the name it lies under, any other "
+            "name as well; or move it back",
         )
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,6 +104,20 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Give a file that is never written to again a second name: False where it had to be copied.
+
+    A file system without hard links, another one, or too many links make it a copy.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        with replacing(target) as unfinished:
+            shutil.copyfile(source, unfinished)
+        return False
+    return True
 
 
 def read_regular(path: Path) -> bytes:

@@ -20,6 +20,7 @@ __all__ = [
     "Connection",
     "Found",
     "JointSpace",
+    "Migrated",
     "Projected",
     "Record",
     "SpaceRecord",
@@ -28,14 +29,19 @@ __all__ = [
     "can_be_made_again",
     "connect",
     "connect_chain",
+    "describe_connections",
     "fit",
     "import_connection",
     "load_connection",
+    "migrate",
     "parse_settings",
     "project_store",
     "read_config",
     "read_training",
+    "remove_connection",
+    "rename_connection",
     "upgrade_store",
+    "uses_of",
     "with_overrides",
 ]
 
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from cmcr.connect.importer import import_connection
     from cmcr.connect.make.arrays import fit
     from cmcr.connect.make.chain import connect_chain
+    from cmcr.connect.make.migrate import Migrated, migrate
     from cmcr.connect.make.pair import Connected, connect
     from cmcr.connect.make.project import Projected, project_store
     from cmcr.connect.make.replace import can_be_made_again
@@ -56,11 +63,18 @@ if TYPE_CHECKING:
     from cmcr.connect.spaces.aggregation import aggregate
     from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
+    from cmcr.connect.upkeep import (
+        describe_connections,
+        remove_connection,
+        rename_connection,
+        uses_of,
+    )
 else:
     _MODULES = {
         "make.arrays": ["fit"],
         "make.pair": ["Connected", "connect"],
         "make.chain": ["connect_chain"],
+        "make.migrate": ["Migrated", "migrate"],
         "config": ["ConnectConfig", "parse_settings", "read_config", "with_overrides"],
         "connection.base": ["JointSpace"],
         "connection.chain": ["Chain"],
@@ -74,6 +88,7 @@ else:
         "spaces.aggregation": ["aggregate"],
         "training.log": ["TRAINING_LOG", "read_training"],
         "upgrade": ["Found", "upgrade_store"],
+        "upkeep": ["describe_connections", "remove_connection", "rename_connection", "uses_of"],
     }
 
     def __getattr__(name: str) -> object:

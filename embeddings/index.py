@@ -8,6 +8,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def build_index(dataset: Dataset, factory: str = "Flat") -> None:
 
 def index_is_current(dataset: Dataset, factory: str) -> bool:
     """Whether the index there was built by `factory` from these very rows."""
-    about = about_index(dataset)
+    about = about_index(dataset.folder)
     return (
         about is not None
         and about["factory"] == factory
@@ -89,9 +90,9 @@ def index_is_current(dataset: Dataset, factory: str) -> bool:
     )
 
 
-def about_index(dataset: Dataset) -> dict[str, Any] | None:
+def about_index(folder: Path) -> dict[str, Any] | None:
     """What `index.json` says; None where there is no index, or one that this cmcr cannot tell."""
-    path = dataset.folder / ABOUT
+    path = folder / ABOUT
     if not path.exists():
         return None
     try:
@@ -109,7 +110,7 @@ def open_index(dataset: Dataset) -> Any:
     """
     import faiss
 
-    about = about_index(dataset)
+    about = about_index(dataset.folder)
     if about is None or about["manifest_sha256"] != dataset.fingerprint:
         raise StoreError(
             "the dataset has no index of its present rows",

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,14 @@ def write_inputs(folder: Path, index: int, inputs: Sequence[Input]) -> None:
 def gather_inputs(folder: Path, parts: int) -> bool:
     """Write `inputs.parquet` from what lies beside the parts; False where some part has nothing."""
     return _write(folder, _read_parts(folder, parts))
+
+
+def join_inputs(folder: Path, datasets: Sequence[tuple[Path, int]]) -> bool:
+    """Write `inputs.parquet` of several datasets, folder and parts each, one after another.
+
+    False, and nothing is written, where those of some part are not known.
+    """
+    return _write(folder, chain.from_iterable(starmap(_read_parts, datasets)))
 
 
 def drop_sidecars(folder: Path) -> None:

@@ -27,7 +27,7 @@ from cmcr.embeddings.schema import (
     identity,
     read_manifest_bytes,
 )
-from cmcr.errors import StoreError, UsageError, near
+from cmcr.errors import MovedError, StoreError, UsageError, near
 from cmcr.files import sha256_file
 
 Stamp = tuple[int, int, int, int]  # of a part: device, inode, size, time of change
@@ -153,11 +153,7 @@ def open_dataset(store: Path, key: Key, *, check: bool = True) -> Dataset:
     while True:
         manifest, content = read_manifest_bytes(folder)
         if manifest.key != key:
-            raise StoreError(
-                f"the manifest is of {manifest.key}, the folder of {key}",
-                where=folder,
-                fix="move the folder back to where it was made",
-            )
+            raise MovedError(str(manifest.key), str(key), where=folder)
         stamps = tuple(_stamp(folder / part.name) for part in manifest.parts)
         try:
             for part in manifest.parts if check else ():
@@ -185,8 +181,7 @@ def check_part(folder: Path, part: Part, manifest: Manifest) -> None:
         raise StoreError("a part of the dataset is missing", where=path, fix=REMAKE)
     if path.stat().st_size != part.bytes or sha256_file(path) != part.sha256:
         raise StoreError("a part is not the one that was written", where=path, fix=REMAKE)
-    metadata = part_metadata(path)
-    if metadata is None or metadata.get("description") != manifest.identity:
+    if not manifest.wrote(part_metadata(path)):
         raise StoreError(
             "a part was built with other settings than its dataset", where=path, fix=REMAKE
         )

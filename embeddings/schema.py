@@ -96,7 +96,8 @@ class Description(BaseModel):
 
     `columns` are the source's own, text but for those in `numbers`. `encoder` and `source` are held
     as JSON gives them back, whatever Python values they came as, so that a description in memory
-    equals the one that was read from a file.
+    equals the one that was read from a file. `written_as` are the identities that its parts were
+    written under where a dataset had another name then, or is several that were merged.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -112,6 +113,7 @@ class Description(BaseModel):
     numbers: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
     encoder: dict[str, Any]
     source: dict[str, Any]
+    written_as: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -145,9 +147,16 @@ class Description(BaseModel):
     @property
     def identity(self) -> str:
         """Hex digest of everything here but what is `INCIDENTAL`."""
-        fields = self.model_dump(include=set(Description.model_fields))
+        fields = self.model_dump(include=set(Description.model_fields) - {"written_as"})
         return identity(
             fields | {"encoder": identity(self.encoder), "source": identity(self.source)}
+        )
+
+    def wrote(self, metadata: Mapping[str, Any] | None) -> bool:
+        """Whether a part with this metadata belongs to the dataset."""
+        return metadata is not None and metadata.get("description") in (
+            self.identity,
+            *self.written_as,
         )
 
 

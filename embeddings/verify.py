@@ -13,7 +13,7 @@ from jaxtyping import Float
 from cmcr.embeddings.index import ABOUT, INDEX, about_index
 from cmcr.embeddings.parts import RELIST, read_failures
 from cmcr.embeddings.reader import Dataset, check_part, list_datasets, open_dataset
-from cmcr.embeddings.schema import FAILURES, Key, read_manifest
+from cmcr.embeddings.schema import FAILURES, Key
 from cmcr.embeddings.writer import fresh_store
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.files import sha256_file
@@ -60,7 +60,7 @@ def describe_store(store: Path) -> list[dict[str, Any]]:
             "dataset": key.dataset,
         }
         try:
-            manifest = read_manifest(key.folder(store))
+            manifest = open_dataset(store, key, check=False).manifest
         except StoreError as error:
             lines.append(line | {"problem": error.what})
             continue
@@ -151,7 +151,7 @@ def _check_failures(dataset: Dataset) -> None:
 
 
 def _check_index(dataset: Dataset) -> None:
-    about = about_index(dataset)
+    about = about_index(dataset.folder)
     path = dataset.folder / INDEX
     if about is None:
         if path.exists():

@@ -9,6 +9,7 @@ to replace another is made aside, in `fresh_store`, and exchanged with it by `pu
 """
 
 import ctypes
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -31,9 +32,11 @@ from cmcr.embeddings.schema import (
     unreadable,
 )
 from cmcr.errors import MismatchError, StoreError
-from cmcr.files import locked, read_regular, replacing, sha256_file, write_text
+from cmcr.files import link_or_copy, locked, read_regular, sha256_file, write_text
 
-_BEGUN = ".description.json"
+log = logging.getLogger(__name__)
+
+BEGUN = ".description.json"
 
 
 def begin(store: Path, description: Description) -> Path:
@@ -46,7 +49,7 @@ def begin(store: Path, description: Description) -> Path:
     with locked(folder / ".lock", wait=True):
         there = begun(folder)
         if there is None:
-            write_text(folder / _BEGUN, description.model_dump_json())
+            write_text(folder / BEGUN, description.model_dump_json())
         else:
             _refuse_to_mix(folder, there, description)
     return folder
@@ -56,12 +59,12 @@ def begun(folder: Path) -> Description | None:
     """What the dataset in `folder` is made from, finished or not; None where there is none."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
-    if (folder / _BEGUN).exists():
+    if (folder / BEGUN).exists():
         try:
-            content = read_regular(folder / _BEGUN)
+            content = read_regular(folder / BEGUN)
         except OSError as error:
-            raise unreadable(error.strerror or str(error), folder / _BEGUN) from None
-        return parse_description(Description, content, folder / _BEGUN)
+            raise unreadable(error.strerror or str(error), folder / BEGUN) from None
+        return parse_description(Description, content, folder / BEGUN)
     return None
 
 
@@ -118,7 +121,7 @@ def reopen(folder: Path) -> None:
     """Make a finished dataset an unfinished one, which still says what it is made from."""
     if (folder / MANIFEST).exists():
         there = read_manifest(folder).model_dump(include=set(Description.model_fields))
-        write_text(folder / _BEGUN, Description.model_validate(there).model_dump_json())
+        write_text(folder / BEGUN, Description.model_validate(there).model_dump_json())
         (folder / MANIFEST).unlink(missing_ok=True)
 
 
@@ -157,12 +160,14 @@ def _finish(folder: Path, description: Description, parts: int) -> Manifest | No
     paths = [folder / part_name(index) for index in range(parts)]
     if not all(path.exists() for path in paths):
         return None
+    if there := begun(folder):  # who goes on knows nothing of names that it had before
+        description = description.model_copy(update={"written_as": there.written_as})
     failures: list[Failure] = []
     for path in paths:
         metadata = part_metadata(path)
         if metadata is None:
             raise StoreError("a part is damaged", where=path, fix=REMAKE)
-        if metadata.get("description") != description.identity:
+        if not description.wrote(metadata):
             raise StoreError(
                 "a part was built with other settings than its dataset", where=path, fix=REMAKE
             )
@@ -177,7 +182,7 @@ def _finish(folder: Path, description: Description, parts: int) -> Manifest | No
     write_failures(folder / FAILURES, failures)
     gathered = gather_inputs(folder, parts)
     write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-    (folder / _BEGUN).unlink(missing_ok=True)
+    (folder / BEGUN).unlink(missing_ok=True)
     if gathered:
         drop_sidecars(folder)
     return manifest
@@ -241,11 +246,7 @@ def _carry_regions(folder: Path, fresh: Path) -> None:
     used = read_manifest(fresh).source.get("regions", {}).get("sha256")
     for boxes in folder.glob("regions-*.jsonl"):
         if used == sha256_file(boxes) and not (fresh / boxes.name).exists():
-            try:
-                os.link(boxes, fresh / boxes.name)
-            except OSError:  # a file system without hard links
-                with replacing(fresh / boxes.name) as unfinished:
-                    shutil.copyfile(boxes, unfinished)
+            link_or_copy(boxes, fresh / boxes.name)
 
 
 def recover(store: Path, key: Key) -> None:
@@ -259,6 +260,22 @@ def recover(store: Path, key: Key) -> None:
         shutil.rmtree(aside, ignore_errors=True)
     if fresh_store(store).is_dir() and not (fresh / _FRESH).exists():
         discard_fresh(store, key)
+
+
+@contextmanager
+def held(store: Path, key: Key, *, alone: bool) -> Iterator[None]:
+    """The dataset, for this process `alone` or with others; waits for those that have it."""
+    folder = key.folder(store)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with locked(lock) as free:
+        if free:  # else another process is at it, and has put right what there was
+            recover(store, key)
+    for wait in (False, True):
+        with locked(lock, wait=wait, shared=not alone) as free:
+            if free:
+                yield
+                return
+        log.warning("%s: waiting for another process that works on it", key)
 
 
 def _aside(fresh: Path) -> Path:

@@ -6,9 +6,7 @@ What is there already is gone on with, found up to date, refused, or, as an upda
 beside the old dataset, out of whose rows those are taken over whose content is known.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -40,9 +38,9 @@ from cmcr.embeddings.writer import (
     begun,
     discard_fresh,
     finish,
+    held,
     is_complete,
     put_in_place,
-    recover,
     reopen,
 )
 from cmcr.errors import UsageError
@@ -54,9 +52,6 @@ from cmcr.extract.engine.local import Job, make_parts, moved, refuse_too_many
 from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import ITEM_TIMEOUT, Batch, load
 from cmcr.extract.sources.source import HashIds, Source
-from cmcr.files import locked
-
-log = logging.getLogger(__name__)
 
 PART_ROWS = 8_192
 MAX_FAILURES = 0.01
@@ -112,7 +107,7 @@ def extract(
     folder = key.folder(store)
     processes = cores() if workers is None else workers
     retry = partial(_any_succeeds, encoder, source, autocast, processes, item_timeout)
-    with _held(store, key, alone=update):
+    with held(store, key, alone=update):
         description, known = _find_known(store, description, source, update, retry)
         if known is None and update:
             discard_fresh(store, key)  # of an update that is no longer wanted
@@ -154,7 +149,7 @@ def revisit(store: Path, key: Key, source: Source, index: str | None = "Flat") -
     Raises MismatchError where the source changed, StoreError for a damaged dataset.
     """
     folder = key.folder(store)
-    with _held(store, key, alone=False):
+    with held(store, key, alone=False):
         before = read_manifest(folder).model_dump(include=set(Description.model_fields))
         now = {"source": source.description, "columns": source.columns, "numbers": source.numbers}
         found = compare(store, Description.model_validate(before | now), source)
@@ -234,22 +229,6 @@ def compare(
     before = {"source": content | axis, "columns": there.columns, "numbers": there.numbers}
     begin(store, description.model_copy(update=before))
     return there, find_changes(folder, there, description, source)
-
-
-@contextmanager
-def _held(store: Path, key: Key, *, alone: bool) -> Iterator[None]:
-    """The dataset, for this process `alone` or with others; waits for those that have it."""
-    folder = key.folder(store)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with locked(lock) as free:
-        if free:  # else another process is at it, and has put right what there was
-            recover(store, key)
-    for wait in (False, True):
-        with locked(lock, wait=wait, shared=not alone) as free:
-            if free:
-                yield
-                return
-        log.warning("%s: waiting for another process that extracts or updates it", key)
 
 
 def _find_known(

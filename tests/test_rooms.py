@@ -53,12 +53,13 @@ cmcr.evaluate.inputs
 cmcr.evaluate.ranking
 cmcr.evaluate.results
 
-cmcr.embeddings.search
+cmcr.embeddings.search cmcr.embeddings.upkeep
 cmcr.embeddings
 
 cmcr.cli
 cmcr.cli.check
 cmcr.cli.recipes
+cmcr.cli.log
 cmcr.serve
 cmcr.search
 cmcr

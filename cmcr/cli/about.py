@@ -1,6 +1,7 @@
-"""What is installed: `cmcr encoders`, `doctor`, `pipelines`."""
+"""What is installed, and in what formats: `cmcr encoders`, `doctor`, `pipelines`, `upgrade`."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cmcr.cli.console import Json, answer, print_table
+from cmcr.cli.console import Json, answer, print_table, say
 from cmcr.errors import CmcrError, UsageError
 
 
@@ -202,3 +203,23 @@ def _weights_here() -> Iterator[Finding]:
             yield Finding(f"encoder {name}", f"tokenizer: {spec.tokenizer}")
         for missing in spec.lacks():
             yield Finding(f"encoder {name}", missing.what, missing.fix)
+
+
+def upgrade(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+    """List the formats that a store is written in, and upgrade what is older and can be."""
+    from cmcr.connect import upgrade_store
+
+    found = list(upgrade_store(store))
+    lines = [{"kind": one.kind, "name": one.name, "format": one.format, "state": one.state}
+             for one in found]  # fmt: skip
+    if as_json:
+        problems = [None if one.problem is None else vars(one.problem) for one in found]
+        answer({"found": [line | {"problem": problem}
+                          for line, problem in zip(lines, problems, strict=True)]})  # fmt: skip
+    else:
+        print_table(lines)
+    for one in found:
+        if one.problem is not None:
+            say(f"{one.kind} {one.name}: {one.problem}")
+    if not all(one.done for one in found):
+        sys.exit(1)

@@ -12,21 +12,24 @@ when it runs, so `cmcr --help` is quick.
 """
 
 import errno
+import logging
 import os
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cmcr import __version__
-from cmcr.cli.about import doctor, encoders, pipelines
-from cmcr.cli.connect import connect, import_connection, project
-from cmcr.cli.console import answer, say
+from cmcr.cli.about import doctor, encoders, pipelines, upgrade
+from cmcr.cli.connect import connect, import_connection, migrate, project
+from cmcr.cli.console import print_json, say, shown
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
+from cmcr.cli.log.lines import end, tell
+from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
-from cmcr.cli.store import import_, info, report, search, upgrade, verify
+from cmcr.cli.store import import_, info, merge, remove, rename, report, search, verify
 from cmcr.errors import CmcrError
 
 STOPPED = 130
@@ -66,27 +69,29 @@ def root(
             "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
         ),
     ] = False,
+    log: Log = None,
 ) -> None:
     """Connect pretrained multi-modal contrastive representations without paired data."""
+    remember(log)
 
 
 for main_command in (init, prepare, run, extract, connect, search):
-    app.command()(main_command)
+    app.command()(logged(main_command))
 
 evaluate = typer.Typer(
     help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
 )
-evaluate.command()(retrieval)
-evaluate.command()(gap)
-evaluate.command()(zero_shot)
-evaluate.command()(localization)
-evaluate.command()(counterfactual)
+for task in (retrieval, gap, zero_shot, localization, counterfactual):
+    evaluate.command()(logged(task, f"evaluate {task.__name__.replace('_', '-')}"))
 app.add_typer(evaluate, name="evaluate")
 
-app.command("import")(import_)
-app.command("import-connection")(import_connection)
-for command in (report, project, info, verify, upgrade, encoders, doctor, pipelines):
-    app.command()(command)
+app.command("import")(logged(import_))
+app.command("import-connection")(logged(import_connection))
+for command in (
+    migrate, report, project, info, verify, rename, remove, merge, upgrade, encoders, doctor,
+    pipelines,
+):  # fmt: skip
+    app.command()(logged(command))
 
 
 def main() -> None:
@@ -96,29 +101,47 @@ def main() -> None:
     `--json` an error is a document too: {"error": {"what", "where", "fix", "type"}}.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    remember(None)
+    code: Any = 1
+    try:
+        code = _run()
+    except SystemExit as ended:
+        code = ended.code
+        raise
+    finally:
+        end(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """The exit code of the command, its error told."""
     try:
         code = app(standalone_mode=False)
     except CmcrError as error:
-        say(f"error: {error}")
-        _answer(error.what, error.where, error.fix, type(error).__name__)
-        sys.exit(error.exit_code)
+        _tell(error, type(error).__name__)
+        return error.exit_code
     except typer.TyperException as error:  # the line cannot be parsed
+        begin_by_words(sys.argv[1:])
         error.show()  # type: ignore[attr-defined]
         path = getattr(getattr(error, "ctx", None), "command_path", "cmcr")
         _answer(error.format_message(), path, f"{path} --help", "UsageError")
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Exception as error:
         if isinstance(error, OSError) and error.errno in errno.errorcode:
             told = _told(error)
-            say(f"error: {told}")
-            _answer(told.what, told.where, told.fix, type(error).__name__)
-            sys.exit(told.exit_code)
+            _tell(told, type(error).__name__)
+            return told.exit_code
         _answer(str(error), None, None, type(error).__name__)
         raise
     if code == STOPPED:
         say("stopped; the same command goes on where it stopped")
         _answer("stopped", None, "the same command goes on where it stopped", "KeyboardInterrupt")
-    sys.exit(code)
+    return code
+
+
+def _tell(error: CmcrError, kind: str) -> None:
+    print(shown(f"error: {error}"), file=sys.stderr, flush=True)
+    _answer(error.what, error.where, error.fix, kind)
 
 
 def _told(error: OSError) -> CmcrError:
@@ -132,5 +155,7 @@ def _told(error: OSError) -> CmcrError:
 
 
 def _answer(what: str, where: str | None, fix: str | None, kind: str) -> None:
+    parts = {"what": what, "where": where, "fix": fix, "type": kind}
+    tell(what, logging.ERROR, "error", **parts)
     if "--json" in sys.argv:
-        answer({"error": {"what": what, "where": where, "fix": fix, "type": kind}})
+        print_json({"error": parts})

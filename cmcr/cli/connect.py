@@ -1,4 +1,4 @@
-"""`cmcr connect`, `import-connection` and `project`."""
+"""`cmcr connect`, `migrate`, `import-connection` and `project`."""
 
 import os
 from pathlib import Path
@@ -95,6 +95,61 @@ def connect(
                 "methods": connected.methods, "warnings": connected.warnings,
                 "health": {str(key): vars(one) for key, one in connected.health.items()},
         })  # fmt: skip
+
+
+def migrate(
+    old: Annotated[str, typer.Option("--from", metavar="SPACE", help="It stays as it is.")],
+    new: Annotated[str, typer.Option("--to", metavar="SPACE", help="The new model's.")],
+    via: Annotated[str, typer.Option(help="The modality of the items that both embedded.")],
+    method: Annotated[
+        str, typer.Option(help="ex-cca, procrustes, ridge, ex-mcr, or the best of them.")
+    ] = "auto",
+    train: Names = None,
+    memory: Names = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the connection.", show_default="TO-in-FROM")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What is held out.")] = 0,
+    replace: Replace = False,
+    store: Store = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Search an old model's index by a new model: map its queries, and say what that keeps."""
+    from cmcr.cli.console import checked_modality
+    from cmcr.cli.recipes.ground import ground_to_measure, recipes
+    from cmcr.connect import migrate
+    from cmcr.devices import find_device
+    from cmcr.embeddings import check_store
+
+    places = [f"{space}/{via}" for space in (old, new)]
+    modality = checked_modality(via)
+    place = ground_to_measure(recipes(None, False), None, store, None, places).store
+    title = name or f"{new}-in-{old}"
+    check_store(place)
+    say(f"migrate   store {place}, connection {title}")
+    done = migrate(
+        place,
+        old,
+        new,
+        modality,
+        name=title,
+        method=method,
+        train=train or [],
+        memory=memory or [],
+        seed=seed,
+        device=str(find_device(device)),
+        replace=replace,
+    )
+    say(str(done))
+    lines = [figure.as_dict() for figure in done.figures]
+    if as_json:
+        answer({"connection": str(done.connected.path), "fresh": done.connected.fresh,
+                "method": done.method, "tried": done.tried, "held_out": done.held,
+                "labelled": done.labelled, "figures": lines})  # fmt: skip
+    else:
+        print_table(lines)
+        say(f"next: cmcr search QUERY --space {new} --in {old}/{via}:DATASET --store {place}")
 
 
 def import_connection(

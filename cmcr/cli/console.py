@@ -1,6 +1,7 @@
 """Options that several commands take, and how commands answer: messages, JSON, tables."""
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cmcr.cli.log.lines import tell
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -90,14 +93,16 @@ class Amp(StrEnum):
 
 INCOMPLETE = 3  # the exit code where something is missing and the rest was done
 
+_WARNS = ("warning", "connect   warning", "left out", "evaluate  left out", "incomplete")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NARROW = 12  # columns of the terminal that a folded text keeps
 _WIDEST = 10_000
 
 
-def say(text: str) -> None:
-    """A message to the person at the terminal."""
+def say(text: str, event: str = "message", **fields: Any) -> None:
+    """A message to the person at the terminal; the log has the `fields` of the event besides."""
     print(shown(text), file=sys.stderr, flush=True)
+    tell(text, logging.WARNING if text.startswith(_WARNS) else logging.INFO, event, **fields)
 
 
 def shown(text: str) -> str:
@@ -107,6 +112,12 @@ def shown(text: str) -> str:
 
 def answer(document: Any) -> None:
     """The one JSON document on stdout."""
+    print_json(document)
+    tell("", event="result", document=document)
+
+
+def print_json(document: Any) -> None:
+    """A document on stdout alone."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -125,6 +136,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         table.add_row(*(Text(_cell(line.get(name))) for name in names))
     _print(table)
+    tell("", event="result", rows=lines)
 
 
 def _print(content: "Table | Group") -> None:
@@ -184,6 +196,7 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> No
         answer({"results": rows, **left_out, **more})
     else:
         _print(results_table(rows))
+        tell("", event="result", results=rows)
 
 
 def show_measured(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:

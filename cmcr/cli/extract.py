@@ -133,7 +133,7 @@ def extract(
         update=update,
         dry_run=dry_run,
     ):
-        say(str(summary))
+        say(str(summary), "extracted", summary=summary.as_dict())
         done.append(summary)
     if as_json:
         answer({"store": str(ground.store), "datasets": [summary.as_dict() for summary in done]})

@@ -89,7 +89,7 @@ def run(
                 settled={one.key for one in outlook.datasets if one.settled},
                 update=update,
             ):
-                say(f"extract   {summary}")
+                say(f"extract   {summary}", "extracted", summary=summary.as_dict())
     for connection in able.connect:
         connected = connect_spaces(
             connection.config,

@@ -1,7 +1,8 @@
-"""Commands on a store: `cmcr import`, `search`, `info`, `verify`, `upgrade`, `report`."""
+"""Commands on a store: `import`, `search`, `info`, `verify`, `report`, and its upkeep."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,7 @@ from cmcr.cli.console import (
     say,
 )
 from cmcr.cli.console import Store as StoreFolder
-from cmcr.errors import CmcrError, VersionError
+from cmcr.errors import CmcrError, MovedError, UsageError, VersionError
 
 if TYPE_CHECKING:
     from cmcr.embeddings.search.mixed import Hit
@@ -189,16 +190,24 @@ def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
     }
 
 
-def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
+def info(
+    store: Annotated[Path, typer.Argument(help="A store.")],
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="Where the bytes are, leftovers among them.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
+    from cmcr.connect import describe_connections
     from cmcr.embeddings import Key, describe_store
+    from cmcr.embeddings.upkeep.sizes import measure_sizes
 
-    datasets = describe_store(store)
-    folders = sorted(path.parent for path in store.glob("connections/*/config.json"))
-    connections = [_connection(folder) for folder in folders]
+    datasets, connections = describe_store(store), describe_connections(store)
     inner = {joint for line in connections for joint in line.pop("joints")}
+    measured = [vars(size) for size in measure_sizes(store)] if sizes else []
     if as_json:
-        answer({"datasets": datasets, "connections": connections})
+        told = {"datasets": datasets, "connections": connections}
+        answer(told | {"sizes": measured} if sizes else told)
         return
     print_table(
         [
@@ -211,40 +220,10 @@ def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json 
     if connections:
         print()
         print_table([part for line in connections for part in _with_links(line)])
-
-
-def _connection(folder: Path) -> dict[str, Any]:
-    """What `info` says of a connection; `links` where it is a chain, whose `joints` are its own."""
-    from cmcr.connect import Chain, load_connection
-
-    line: dict[str, Any] = {"connection": folder.name, "joints": []}
-    try:
-        connection = load_connection(folder)
-    except CmcrError as problem:
-        return line | {"problem": problem.what}
-    record = connection.record
-    line |= {
-        "method": record.model,
-        "via": record.via,
-        "spaces": " + ".join(space.name for space in record.spaces),
-        "pairs": record.pairs or None,  # of an imported one nobody knows
-        "joint_dim": record.joint_dim,
-    }
-    if not isinstance(connection, Chain):
-        return line
-    links = [
-        {
-            "method": link.record.model,
-            "via": link.record.via,
-            "spaces": " + ".join(
-                "the spaces before" if space.name in connection.joints else space.name
-                for space in link.record.spaces
-            ),
-            "pairs": link.record.pairs,
-        }
-        for link in connection.links
-    ]
-    return line | {"pairs": None, "links": links, "joints": connection.joints}
+    if sizes:
+        print()
+        print_table(measured)
+        print(f"{sum(line['bytes'] - line['shared'] for line in measured):,} bytes in all")
 
 
 def _with_links(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -252,6 +231,114 @@ def _with_links(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {name: value for name, value in line.items() if name != "links"}
     for number, link in enumerate(line.get("links", ()), 1):
         yield {"connection": f"  link {number}"} | link
+
+
+def rename(
+    old: Annotated[str, typer.Argument(help="SPACE/MODALITY:DATASET, or a connection.")],
+    new: Annotated[str, typer.Argument(help="Its new name; of a dataset DATASET is enough.")],
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Give a dataset or a connection another name, or the one that its folder was moved to."""
+    from cmcr.connect import rename_connection, uses_of
+    from cmcr.embeddings import Key
+    from cmcr.embeddings.upkeep.rename import rename_dataset
+
+    place = _place_of(store, [old])
+    say(f"rename    store {place}")
+    uses: list[str] = []
+    if "/" in old:
+        key = Key.parse(old)
+        target = Key.parse(new) if "/" in new else replace(key, dataset=new)
+        fresh = rename_dataset(place, key, target)
+        uses = [use for use in uses_of(place, key) if not use.startswith(str(target))]
+        new = str(target)
+    else:
+        fresh = rename_connection(place, old, new)
+    say(f"renamed: {old} is {new}" if fresh else f"up to date: {new}")
+    for use in uses if fresh else []:
+        say(f"  {use}, and keeps the name {old} in its record")
+    if as_json:
+        answer({"store": str(place), "old": old, "new": new, "fresh": fresh, "uses": uses})
+
+
+def remove(
+    what: Annotated[
+        list[str], typer.Argument(help="SPACE/MODALITY:DATASET or connections.", metavar="WHAT...")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Delete datasets, with their indexes, and connections, with their results."""
+    from cmcr.connect import remove_connection, uses_of
+    from cmcr.embeddings import Key
+    from cmcr.embeddings.upkeep.remove import check_there, remove_dataset
+
+    place = _place_of(store, what)
+    say(f"remove    store {place}")
+    things = {name: Key.parse(name) if "/" in name else name for name in what}
+    uses = {}
+    for name, thing in things.items():
+        if isinstance(thing, Key):
+            check_there(place, thing)
+        uses[name] = uses_of(place, thing)
+        for use in uses[name]:
+            say(f"  {name}: {use}")
+    if not yes:
+        _ask(f"Delete {', '.join(things)}, for good?")
+    for thing in things.values():
+        if isinstance(thing, Key):
+            remove_dataset(place, thing)
+        else:
+            remove_connection(place, thing)
+        say(f"removed: {thing}")
+    if as_json:
+        answer({"store": str(place), "removed": list(things), "uses": uses})
+
+
+def _ask(question: str) -> None:
+    """Go on with a yes. Raises UsageError without one, or where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError("nothing is deleted unasked, and nobody can be asked", fix="--yes")
+    if not typer.confirm(question, err=True):
+        raise UsageError("nothing was deleted", fix="answer yes, or give --yes")
+
+
+def merge(
+    datasets: Annotated[
+        list[str],
+        typer.Argument(help="Two or more, in order.", metavar="SPACE/MODALITY:DATASET..."),
+    ],
+    into: Annotated[str, typer.Option(help="What they become; DATASET is enough.")],
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Make one dataset of several of one space and modality, without copying; they stay."""
+    from cmcr.embeddings import Key
+    from cmcr.embeddings.upkeep.merge import merge_datasets
+
+    place = _place_of(store, datasets)
+    say(f"merge     store {place}")
+    keys = [Key.parse(dataset) for dataset in datasets]
+    target = Key.parse(into) if "/" in into else replace(keys[0], dataset=into)
+    merged = merge_datasets(place, keys, target)
+    say(str(merged))
+    if as_json:
+        answer({"store": str(place)} | merged.as_dict())
+
+
+def _place_of(store: Path | None, names: Sequence[str]) -> Path:
+    """The store that is named, else that of the recipe that has the spaces, else ./store."""
+    from cmcr.cli.recipes.ground import ground_to_measure, recipes
+    from cmcr.embeddings import check_store
+
+    if store is None:
+        places = [name for name in names if "/" in name]
+        connection = next((name for name in names if "/" not in name), None)
+        store = ground_to_measure(recipes(None, False), None, None, connection, places).store
+    check_store(store)
+    return store
 
 
 def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
@@ -280,29 +367,11 @@ def verify(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Jso
 
 
 def _state(problem: CmcrError) -> str:
+    if isinstance(problem, MovedError):
+        return "moved  "
     if isinstance(problem, VersionError):
         return "newer  " if problem.newer else "older  "
     return "damaged"
-
-
-def upgrade(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
-    """List the formats that a store is written in, and upgrade what is older and can be."""
-    from cmcr.connect import upgrade_store
-
-    found = list(upgrade_store(store))
-    lines = [{"kind": one.kind, "name": one.name, "format": one.format, "state": one.state}
-             for one in found]  # fmt: skip
-    if as_json:
-        problems = [None if one.problem is None else vars(one.problem) for one in found]
-        answer({"found": [line | {"problem": problem}
-                          for line, problem in zip(lines, problems, strict=True)]})  # fmt: skip
-    else:
-        print_table(lines)
-    for one in found:
-        if one.problem is not None:
-            say(f"{one.kind} {one.name}: {one.problem}")
-    if not all(one.done for one in found):
-        sys.exit(1)
 
 
 def report(
@@ -322,7 +391,6 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML page about a store: sources, numbers, pictures, what found what."""
-    from cmcr.errors import UsageError
     from cmcr.evaluate import write_report
     from cmcr.extract import find_media
 

@@ -39,7 +39,7 @@ class Models:
             first = keys[0].space
             if spaces == {first} and all(self._takes(first, kind) for kind in kinds):
                 return None
-            return self._only_fitting(there, keys, kinds)
+            return self._only_fitting(there, keys, kinds, space)
         folders = (self.path / "connections" / named, Path(named))
         folder = next((one for one in folders if (one / "config.json").exists()), None)
         if folder is None:
@@ -51,13 +51,19 @@ class Models:
         return folder
 
     def _only_fitting(
-        self, there: Sequence[str], keys: Sequence[Key], kinds: Sequence[Modality]
+        self,
+        there: Sequence[str],
+        keys: Sequence[Key],
+        kinds: Sequence[Modality],
+        named: str | None,
     ) -> Path:
         """Of the connections `there` the smallest that has all that is asked and searched in."""
         fitting: dict[int, list[Path]] = {}
         for folder in (self.path / "connections" / name for name in there):
             joint = self.opened(folder)
             spaces = [space.name for space in joint.record.spaces]
+            if named is not None and named not in spaces:
+                continue
             if all(self._lies_in(joint, key.space) for key in keys) and all(
                 any(self._embeds(joint, space, kind) for space in spaces) for kind in kinds
             ):

@@ -234,7 +234,8 @@ def _refuse_what_no_index_holds(
             "an index holds all rows of a dataset", fix="give --index or --where, not both"
         )
     for place in places:
-        if joint is not None and place.projection_of is None:
+        key = place.dataset.key
+        if joint is not None and place.projection_of is None and not joint.keeps(key.space):
             raise UsageError(
                 f"the index of {place.dataset.key} is of its own space, not of the joint one",
                 where=place.dataset.folder,

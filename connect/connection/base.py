@@ -62,6 +62,13 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         names = self.record.spaces[self.place_of(space)].datasets
         return [key for key in map(Key.parse, names) if key.modality == modality]
 
+    def keeps(self, space: str) -> bool:
+        """Whether embeddings of `space` are the joint ones as they are, so its indexes hold."""
+        record = self.record.spaces[self.place_of(space)]
+        return record.head == "identity" and not (
+            record.centred or record.turned or record.whitened
+        )
+
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """Move to `device`; returns itself."""

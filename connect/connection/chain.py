@@ -58,6 +58,12 @@ class Chain(JointSpace):
         """Whether the first link that `space` goes through can project `modality`."""
         return any(link.knows(space, modality) for link in self.links)
 
+    def keeps(self, space: str) -> bool:
+        """Whether embeddings of `space` are the joint ones as they are: no link moves them."""
+        first = self.links.index(self._first(space))
+        later = zip(self.links[first + 1 :], self.joints[first:], strict=False)
+        return self.links[first].keeps(space) and all(link.keeps(joint) for link, joint in later)
+
     def check(self, space: str, encoder_identity: str) -> None:
         """Raise MismatchError unless `encoder_identity` is the one this was made for."""
         self._first(space).check(space, encoder_identity)

@@ -101,10 +101,12 @@ def open_bank(
             kept.append((dataset, rows))
     if not kept:
         named = ", ".join(map(str, keys))
+        gone = ", ".join(str(key) for key in keys if key not in there)
         raise UsageError(
             "there are no unpaired rows to correct hubs by"
             + (f": none of {named} is left without what is searched for and in" if named else
-               ": the connection was made from none of the query's modality"),
+               ": the connection was made from none of the query's modality")
+            + (f"; {gone} is not in the store under that name" if gone else ""),
             where=store,
             fix="connect again with such rows as --memory, or search with --hubness none",
         )  # fmt: skip

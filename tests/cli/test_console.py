@@ -56,7 +56,7 @@ def test_the_documentation_lists_commands_and_exit_codes() -> None:
         and issubclass(kind, errors.CmcrError)
         and kind is not errors.CmcrError
     ]
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     for kind in kinds:
         assert f"`{kind.__name__}`" in codes[str(kind.exit_code)]
 

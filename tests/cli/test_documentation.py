@@ -42,6 +42,7 @@ MARKED = {
     ("demo.md", "data"): 1,
     ("encoders.md", "install"): 1,
     ("hf.md", "weights"): 1,
+    ("migrate.md", "weights"): 1,
     ("reproduce.md", "data"): 11,
     ("reproduce.md", "network"): 2,
     ("sources.md", "weights"): 2,

@@ -645,7 +645,7 @@ def test_shards_that_start_after_a_crash_put_right_one_after_the_other(
 ) -> None:  # fmt: skip
     run(tmp_path / "store", encoder, media)
     folder = KEY.folder(tmp_path / "store")
-    recovered = counted(monkeypatch, "cmcr.extract.embed.recover")
+    recovered = counted(monkeypatch, "cmcr.embeddings.writer.recover")
     with locked(folder.with_name(f".{folder.name}.lock"), shared=True):  # another shard's
         assert run(tmp_path / "store", encoder, media).made == 0
     assert recovered == []
@@ -663,7 +663,7 @@ def test_what_is_waited_for_is_told(
     fcntl.flock(other, fcntl.LOCK_SH)
     threading.Timer(0.3, other.close).start()
     assert run(tmp_path / "store", encoder, media, update=True).made == 0
-    assert caplog.messages == [f"{KEY}: waiting for another process that extracts or updates it"]
+    assert caplog.messages == [f"{KEY}: waiting for another process that works on it"]
 
 
 def test_an_update_that_was_killed_after_its_last_part_is_told_as_one(

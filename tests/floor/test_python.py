@@ -20,9 +20,10 @@ PUBLIC = {
     "cmcr": "__version__ connect embeddings errors evaluate extract fit load_connection "
     "open_store quiet",
     "cmcr.connect": "TRAINING_LOG Chain ConnectConfig Connected Connection Found JointSpace "
-    "Projected Record SpaceRecord aggregate baselines can_be_made_again connect connect_chain "
-    "fit import_connection load_connection parse_settings project_store read_config read_training "
-    "upgrade_store with_overrides",
+    "Migrated Projected Record SpaceRecord aggregate baselines can_be_made_again connect "
+    "connect_chain describe_connections fit import_connection load_connection migrate "
+    "parse_settings project_store read_config read_training remove_connection rename_connection "
+    "upgrade_store uses_of with_overrides",
 }
 
 

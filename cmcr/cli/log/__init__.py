@@ -1,0 +1,1 @@
+"""What a command did, as JSON lines in the file that `--log` names."""

@@ -1,0 +1,1 @@
+"""Upkeep of a store: datasets are renamed, removed, merged and measured."""
