@@ -16,6 +16,7 @@ from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import workers_kept
 from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media
+from cmcr.extract.media.readers import Reader
 from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
 from cmcr.extract.prepare.published import Published
 from cmcr.extract.prepare.sets.catalogue import published_sets
@@ -42,6 +43,7 @@ __all__ = [
     "Prepared",
     "Preview",
     "Published",
+    "Reader",
     "Source",
     "Summary",
     "Waveform",

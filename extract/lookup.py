@@ -20,6 +20,7 @@ from cmcr.errors import SourceError
 from cmcr.extract.digits.world.builtin import BUILTIN
 from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, file_uri, local_path
 from cmcr.extract.media.decode import decode
+from cmcr.extract.media.readers import Reader, reader_of
 from cmcr.extract.sources.webdataset import is_tar
 
 _BUILTIN = "builtin:"
@@ -32,6 +33,7 @@ def find_media(
 
     A region of a picture has the picture's uri, and gives the whole picture.
     """
+    reader = reader_of(modality)
     wanted: dict[str, dict[str, None]] = defaultdict(dict)
     for uri in uris:
         wanted[_container(uri)][uri] = None
@@ -41,7 +43,7 @@ def find_media(
         found |= dict.fromkeys(members, gone)
         try:
             for uri, item in _items(container, members, roots):
-                found[uri] = _decoded(modality, item)
+                found[uri] = _decoded(modality, item, reader)
         except Exception as error:  # decoders and tars raise what they like
             found |= {uri: error for uri in members if found[uri] is gone}
     return found
@@ -88,8 +90,8 @@ def _members(container: str, place: Path, uris: Mapping[str, None]) -> Iterator[
                 yield Item(uri, uri, file.read())
 
 
-def _decoded(modality: Modality, item: Item) -> "Decoded | Exception":
+def _decoded(modality: Modality, item: Item, reader: Reader | None) -> "Decoded | Exception":
     try:
-        return decode(modality, item)
+        return decode(modality, item, reader)
     except Exception as error:  # as above: one item that cannot be read takes no other with it
         return error

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def import_(
     space: Annotated[str, typer.Option(help="Name of the space the vectors lie in.")],
-    modality: Annotated[str, typer.Option(help="audio, image, pointcloud or text.")],
+    modality: Annotated[str, typer.Option(help="audio, image, molecule, any name.")],
     dataset: Annotated[str, typer.Option(help="Name in the store.")],
     embeddings: Annotated[Path, typer.Option(help=".npy, .npz, .parquet or .safetensors.")],
     store: Annotated[Path, typer.Option(help="Folder of the embeddings.")],
@@ -49,7 +49,7 @@ def import_(
 
     imported = import_embeddings(
         store,
-        Key(space, modality, dataset),  # type: ignore[arg-type]
+        Key(space, modality, dataset),
         embeddings,
         metadata,
         precision=precision.value,
@@ -191,15 +191,20 @@ def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
 
 def info(store: Annotated[Path, typer.Argument(help="A store.")], as_json: Json = False) -> None:
     """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
-    from cmcr.embeddings import Key, describe_store
+    from cmcr.embeddings import Key, describe_store, stray_folders
 
     datasets = describe_store(store)
     folders = sorted(path.parent for path in store.glob("connections/*/config.json"))
     connections = [_connection(folder) for folder in folders]
+    strays = stray_folders(store)
     inner = {joint for line in connections for joint in line.pop("joints")}
     if as_json:
-        answer({"datasets": datasets, "connections": connections})
+        left_out = [{"folder": name, "problem": why} for name, why in strays.items()]
+        found = {"datasets": datasets, "connections": connections}
+        answer(found | ({"left_out": left_out} if left_out else {}))
         return
+    for name, why in strays.items():
+        say(f"left out  {name}: {why}")
     print_table(
         [
             {"dataset": "{space}/{modality}:{dataset}".format(**line)}

@@ -75,7 +75,10 @@ class Known:
         if isinstance(item, Crop):
             extra = {**item.extra, **self.boxes[part].slice(row, 1).to_pylist()[0]}
             return Item(item.id, item.uri, label=item.label, group=item.group, extra=extra)
-        return item if self.modality == "text" else replace(item, content=None)
+        return item if isinstance(item.content, str) else replace(item, content=None)
+
+
+_TOLD_BY_CONTENT = ("audio", "image", "text")
 
 
 def read_known(folder: Path, there: Description, wanted: Description) -> Known:
@@ -128,8 +131,8 @@ def _of_texts(path: Path) -> pa.Table:
 
 
 def _name(modality: Modality, uri: str, sha256: str | None) -> bytes | None:
-    """What decides a row: the content, and for point clouds the suffix that says how to read it."""
+    """What decides a row: the content, and the suffix where that says how to read it."""
     if sha256 is None:
         return None
-    suffix = Path(uri).suffix.lower() if modality == "pointcloud" else ""
+    suffix = Path(uri).suffix.lower() if modality not in _TOLD_BY_CONTENT else ""
     return bytes.fromhex(sha256) + suffix.encode()

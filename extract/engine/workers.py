@@ -33,6 +33,7 @@ from cmcr.extract.engine.processes import NOWHERE, Mark, Place, Worker, start
 from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
 from cmcr.extract.media.decode import decode
+from cmcr.extract.media.readers import reader_of
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Decoding:
     def __init__(self, encoder: Encoder, modality: Modality) -> None:
         self.preprocess = encoder.preprocess
         self.modality = modality
+        self.reader = reader_of(modality)
 
     def __call__(
         self, task: tuple[Batch, Mapping[int, Exception]], mark: Mark
@@ -145,8 +147,8 @@ class Decoding:
         """The item as it is written, its media let go, and what the encoder takes."""
         if isinstance(item, Crop):
             return crop(item)
-        decoded = decode(self.modality, item)
-        return (item if self.modality == "text" else replace(item, content=None)), decoded
+        decoded = decode(self.modality, item, self.reader)
+        return (item if isinstance(item.content, str) else replace(item, content=None)), decoded
 
 
 def unstackable(inputs: Sequence[object]) -> str | None:
@@ -398,9 +400,9 @@ class Crew:
 
         Texts of one manifest share their uri, and may share an id.
         """
-        if self.decoding.modality == "text":
-            return number, row
         item = self.batches[number].items[row]
+        if isinstance(item.content, str):
+            return number, row
         item = item.picture.item if isinstance(item, Crop) else item
         return item.id, item.uri
 

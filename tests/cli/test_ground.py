@@ -183,7 +183,7 @@ def test_one_space_and_a_modality_that_there_is_not_are_told_plainly(
     document, _ = cmcr("connect --via text --spaces clip --train captions --store S", code=2)
     assert document["error"]["what"] == "clip alone cannot be connected"
     document, _ = cmcr("extract --encoder clip --source images=photos", code=2)
-    assert document["error"]["what"] == "there is no modality 'images'"
+    assert document["error"]["what"] == "clip takes no images"
     assert document["error"]["fix"].startswith("did you mean image?")
 
 

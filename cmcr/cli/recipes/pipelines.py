@@ -24,7 +24,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from cmcr.embeddings.schema import MODALITIES, Key, Modality
+from cmcr.embeddings.schema import Key, Modality, check_modality
 from cmcr.errors import UsageError, near
 
 FILE = "pipelines.yaml"
@@ -334,7 +334,7 @@ def parse_place(text: str) -> tuple[str, Modality, str | None]:
     space, slash, modality = place.partition("/")
     if not slash:
         raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", fix="such as clap/audio:esc10")
-    key = Key(space, modality, dataset or "any")  # type: ignore[arg-type]
+    key = Key(space, modality, dataset or "any")
     return key.space, key.modality, dataset or None
 
 
@@ -368,8 +368,7 @@ def _source(
         raise UsageError(
             f"{text!r} is not MODALITY=WHERE", fix="such as --source audio=recordings/"
         )
-    if modality not in MODALITIES:
-        raise UsageError(f"there is no modality {modality!r}", fix=near(modality, MODALITIES))
+    check_modality(modality)
     place = Path(where.rpartition(":")[2]).expanduser().resolve()
     stem = place.name if place.is_dir() else place.stem
     section = {

@@ -44,7 +44,7 @@ def choose_sources(
     """
     from cmcr.extract import encoder_spec
 
-    encoder_spec(encoder)
+    takes = encoder_spec(encoder).modalities
     usual = next(
         (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
         None,
@@ -52,6 +52,13 @@ def choose_sources(
     weights = checkpoint or (usual.checkpoint if usual else None)
     if sources:
         wanted = read_sources(sources, dataset, pattern, regions, up)
+        for one in wanted:
+            if one.modality not in takes:
+                raise UsageError(
+                    f"{encoder} takes no {one.modality}",
+                    where=f"--source {one.modality}={one.where}",
+                    fix=near(one.modality, takes),
+                )
         return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
     if dataset or pattern or regions or up:
         raise UsageError(
@@ -141,12 +148,12 @@ def given_flags(
 ) -> dict[str, Any]:
     """The flags of `cmcr connect` as fields of `ConnectConfig`, those that are given.
 
-    `--memory none` is a memory of nothing. Raises UsageError for a modality that there is not.
+    `--memory none` is a memory of nothing. Raises UsageError for what cannot name a modality.
     """
-    from cmcr.embeddings import MODALITIES
+    from cmcr.embeddings import check_modality
 
-    if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", fix=near(via, MODALITIES))
+    if via is not None:
+        check_modality(via)
     if memory and "none" in memory and len(memory) > 1:
         raise UsageError("--memory none goes with no other --memory", fix="give one of them")
     fields = others | {
