@@ -33,12 +33,14 @@ from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
 from cmcr.extract.sources.source import Source
+from cmcr.extract.spans.open import Frames, open_spans
 
 __all__ = [
     "PROMISES",
     "Asked",
     "Encoder",
     "EncoderSpec",
+    "Frames",
     "Item",
     "Prepared",
     "Preview",
@@ -58,6 +60,7 @@ __all__ = [
     "open_encoder",
     "open_regions",
     "open_source",
+    "open_spans",
     "prepare_dataset",
     "preview_extraction",
     "published_sets",

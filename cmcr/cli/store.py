@@ -181,6 +181,7 @@ def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
         "dataset": hit.dataset,
         "id": item["id"],
         "label": ", ".join(item["label"] or []),
+        **({"seconds": f"{item['start']:g}-{item['end']:g}"} if "start" in item else {}),
         "cosine": hit.cosine,
         **({} if hit.score == hit.cosine else {"corrected": hit.score}),
         **({"share": f"{hit.share:.1g}"} if of_several else {}),

@@ -23,6 +23,7 @@ from cmcr.embeddings.writer import finished_part
 from cmcr.extract.engine.content import digest, digest_text, is_as_recorded, stamp
 from cmcr.extract.items import Item
 from cmcr.extract.media.crops import PLACES, Crop
+from cmcr.extract.media.video import Span
 
 _OPEN = 16  # parts mapped at once
 
@@ -75,6 +76,8 @@ class Known:
         if isinstance(item, Crop):
             extra = {**item.extra, **self.boxes[part].slice(row, 1).to_pylist()[0]}
             return Item(item.id, item.uri, label=item.label, group=item.group, extra=extra)
+        if isinstance(item, Span):
+            return Item(item.id, item.uri, label=item.label, group=item.group, extra=item.extra)
         return item if isinstance(item.content, str) else replace(item, content=None)
 
 
@@ -118,7 +121,10 @@ def read_known(folder: Path, there: Description, wanted: Description) -> Known:
         start += part.rows
         boxes.append(pq.read_table(path, columns=list(columns), partitioning=None))
     block = lru_cache(_OPEN)(lambda number: part_view(folder, parts[number], there))
-    same_regions = there.source.get("regions") == wanted.source.get("regions")
+    same_regions = all(
+        there.source.get(name) == wanted.source.get(name)
+        for name in ("regions", "frames", "windows")
+    )
     return Known(there.modality, block, starts, boxes, rows, record, same_regions)
 
 

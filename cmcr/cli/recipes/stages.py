@@ -37,6 +37,7 @@ def choose_sources(
     regions: str | None,
     up: str | None,
     checkpoint: Path | None,
+    spans: Mapping[str, Any] = MappingProxyType({}),
 ) -> ExtractSection:
     """What `cmcr extract` is to do.
 
@@ -51,7 +52,7 @@ def choose_sources(
     )
     weights = checkpoint or (usual.checkpoint if usual else None)
     if sources:
-        wanted = read_sources(sources, dataset, pattern, regions, up)
+        wanted = read_sources(sources, dataset, pattern, regions, up, spans)
         for one in wanted:
             if one.modality not in takes:
                 raise UsageError(
@@ -60,9 +61,10 @@ def choose_sources(
                     fix=near(one.modality, takes),
                 )
         return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
-    if dataset or pattern or regions or up:
+    if dataset or pattern or regions or up or spans:
         raise UsageError(
-            "--dataset, --pattern, --regions and --up go with --source", fix="name a --source too"
+            "--dataset, --pattern, --regions, --frames, --window, --hop and --up go with --source",
+            fix="name a --source too",
         )
     if usual is None:
         raise UsageError(
@@ -111,6 +113,10 @@ def extract_datasets(
         if wanted in opened:
             sources.append((opened[wanted], wanted))
             continue
+        folder = Key(space, wanted.modality, wanted.dataset).folder(store)
+        if wanted.spans:
+            sources.append((_open_spans(wanted, folder, dry_run), wanted))
+            continue
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if dry_run and (wanted.regions or "").startswith("torchvision"):
             raise UsageError(
@@ -118,7 +124,6 @@ def extract_datasets(
                 fix="--dry-run without --regions says what it would look at",
             )
         if wanted.regions:
-            folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
         sources.append((source, wanted))
     weights = section.checkpoint
@@ -141,6 +146,43 @@ def extract_datasets(
                 continue
             chosen |= options
             yield work(store, load(), source, name, space=space, licence=licence, **chosen)
+
+
+def _open_spans(wanted: SourceSection, folder: Path, dry_run: bool) -> "Source":
+    from cmcr.extract import open_spans
+
+    if wanted.regions or wanted.up != "y":
+        raise UsageError(
+            "films and recordings are cut in time alone",
+            where=wanted.where,
+            fix="give --frames or --window without --regions and --up",
+        )
+    if dry_run and wanted.frames == "scene":
+        raise UsageError(
+            "only looking at the films tells how many scenes they have",
+            where=wanted.where,
+            fix="--dry-run with --frames 1 says how long they are",
+        )
+    return open_spans(wanted.modality, wanted.where, wanted.pattern, folder=folder, **wanted.spans)
+
+
+def given_spans(frames: str | None, window: float | None, hop: float | None) -> dict[str, Any]:
+    """The flags that cut films and recordings as fields of `SourceSection`, those that are given.
+
+    Raises UsageError for frames that are neither seconds nor scenes.
+    """
+    every: float | str | None = frames
+    if frames is not None and frames != "scene":
+        try:
+            every = float(frames)
+        except ValueError:
+            raise UsageError(
+                f"{frames!r} is no number of seconds",
+                where=f"--frames {frames}",
+                fix="--frames 2 for a picture every two seconds, or --frames scene",
+            ) from None
+    given = {"frames": every, "window": window, "hop": hop}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def given_flags(
