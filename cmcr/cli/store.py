@@ -65,7 +65,9 @@ def search(
     queries: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUERY...", help="Texts, files, folders of files, or - for lines of stdin."
+            metavar="QUERY...",
+            help="Texts, files, folders of files, items of the store as "
+            "SPACE/MODALITY:DATASET#ID, or - for lines of stdin.",
         ),
     ] = None,
     places: Annotated[

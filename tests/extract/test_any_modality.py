@@ -16,7 +16,7 @@ MAKE = Callable[..., Dataset]
 
 
 def two_spaces(
-    make: MAKE, one: tuple[str, str], other: tuple[str, str], rows: int = 240, shift: float = 0.4
+    make: MAKE, one: tuple[str, str], other: tuple[str, str], rows: int = 96, shift: float = 0.4
 ) -> None:
     """Rows of one hidden thing each in two spaces of 12 and 16, (SPACE, MODALITY) by text.
 
@@ -41,6 +41,7 @@ def two_spaces(
                      text=[f"C{row}" for row in range(60)])  # fmt: skip
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_molecules_are_imported_connected_by_text_evaluated_and_reported(
     make_dataset: MAKE, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_molecules_are_imported_connected_by_text_evaluated_and_reported(
     assert {one["modality"] for one in listed} == {"text", "molecule", "x-ray"}
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_several_memories_of_a_space_have_each_a_middle_and_a_spread_of_their_own(
     make_dataset: MAKE, tmp_path: Path
 ) -> None:
@@ -103,8 +105,11 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "site", monkeypatch)
 
 
-@pytest.mark.usefixtures("plugins")
-def test_the_contract_tries_an_encoder_of_a_modality_of_its_own() -> None:
+@pytest.mark.usefixtures("plugins", "one_thread")
+def test_the_contract_tries_an_encoder_of_a_modality_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(PROMISES, "a worker process")  # type: ignore[arg-type]  # seconds
     found = {one.name: one.problem for one in check_encoder("globe")}
     assert not any(found.values()), found
     assert len(found) == 2 + 2 * len(PROMISES)
@@ -191,3 +196,60 @@ def test_what_cannot_name_a_modality_gets_an_error_in_three_parts(
     assert "'Audio!' cannot name a modality" in told
     assert "modality=Audio!" in told
     assert "small letters, digits and '-'" in told
+
+
+@pytest.fixture
+def tracks(make_dataset: MAKE, tmp_path: Path) -> Path:
+    """120 tracks of six tastes: their genres' words, what playlists they are in, their sound.
+
+    Of 60 new ones, which no playlist has yet, there is the sound alone.
+    """
+    random = np.random.default_rng(0)
+    tastes = random.normal(size=(6, 5))
+    old, new = np.repeat(np.arange(6), 20), np.repeat(np.arange(6), 10)
+    for space, dim, loose in (("words", 20, 0.1), ("playlists", 16, 0.7), ("sound", 24, 0.3)):
+        turn = random.normal(size=(5, dim))
+        for name, taste in (("catalogue", old), ("new", new)):
+            if name == "catalogue" or space == "sound":
+                lie = (tastes[taste] + loose * random.normal(size=(len(taste), 5))) @ turn
+                make_dataset(f"{space}/track:{name}", lie.astype(np.float32),
+                             id=[f"{name}-{row}" for row in range(len(taste))],
+                             label=[[str(one)] for one in taste])  # fmt: skip
+    for other in ("words", "playlists"):
+        succeed("connect", "--no-pipeline", "--store", "store", "--spaces", f"{other},sound",
+                "--via", "track", "--train", "catalogue", "--method", "cca", "--name", other,
+                cwd=tmp_path)  # fmt: skip
+    return tmp_path / "store"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_playlist_is_continued_by_the_mean_of_its_seeds(tracks: Path) -> None:
+    def continued(*seeds: str) -> list[str]:
+        """The tastes of the new tracks that are found first, by their sound."""
+        flags = ("--together", "--in", "sound/track:new", "--store", "store", "--no-pipeline")
+        told = succeed("search", *seeds, *flags, "-k", "10", "--json", cwd=tracks.parent)
+        (asked,) = json.loads(told.stdout)["queries"]
+        return [hit["label"][0] for hit in asked["results"]]
+
+    def share(seeds: int) -> float:
+        lists = [[f"playlists/track:catalogue#catalogue-{20 * taste + seed}"
+                  for seed in range(seeds)] for taste in range(6)]  # fmt: skip
+        found = [continued(*one).count(str(taste)) for taste, one in enumerate(lists)]
+        return sum(found) / 60
+
+    assert share(8) > max(0.75, share(1))
+
+    from cmcr.connect import load_connection
+
+    seeds = open_dataset(tracks, Key("playlists", "track", "catalogue")).embeddings()[:8]
+    connection = load_connection(tracks / "connections" / "playlists")
+    (hits,) = connection.search(tracks, seeds, ["sound/track:new"], space="playlists",
+                                modality="track", together=True)  # fmt: skip
+    names = [f"playlists/track:catalogue#catalogue-{seed}" for seed in range(8)]
+    assert [hit.item["label"][0] for hit in hits] == continued(*names)
+    genre = succeed("search", "words/track:catalogue#catalogue-45", "--in", "sound/track:new",
+                    "--store", "store", "--no-pipeline", "-k", "3", cwd=tracks.parent)  # fmt: skip
+    assert "connection words" in genre.stderr
+    told = refuse(2, "search", "words/track:catalogue#none", "--in", "sound/track:new",
+                  "--store", "store", "--no-pipeline", cwd=tracks.parent)  # fmt: skip
+    assert "has no item 'none'" in told
