@@ -30,8 +30,9 @@ def write_inputs(folder: Path, modality: Modality) -> Path:
     reader = reader_of(modality)
     if is_textual(modality):
         place = place.with_suffix(".txt")
-        texts = reader.examples if reader else TEXTS
-        place.write_text("".join(f"{text}\n" for text in texts[:3]), encoding="utf-8")
+        texts = reader.examples[:3] if reader else TEXTS
+        lines = (text if isinstance(text, str) else text.decode() for text in texts)
+        place.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return place
     place.mkdir()
     if reader:

@@ -112,17 +112,18 @@ def span(item: Span) -> tuple[Item, Decoded]:
     if key not in _files:
         _close()
     try:
-        file = _files.get(key) or (_Film if item.modality == "image" else _Sound)(item)
+        if key not in _files:
+            _files[key] = _Film(item) if item.modality == "image" else _Sound(item)
+        file = _files[key]
         if isinstance(file, Exception):
             raise RecordedError("the file cannot be read")
-        _files[key] = file
         with _explained():
             decoded = file.cut(item.start, item.end)
     except RecordedError:
         raise
     except Exception as error:
-        if isinstance(file := _files.get(key), _Film | _Sound):
-            file.close()
+        if isinstance(held := _files.get(key), _Film | _Sound):
+            held.close()
         _files[key] = error
         raise
     known = Item(item.id, item.uri, label=item.label, group=item.group, extra=item.extra)
@@ -285,6 +286,8 @@ class _Film(_Opened):
 
     def cut(self, start: float, end: float) -> "Image":
         """What the film shows at `start`, upright."""
+        from PIL import Image
+
         while self.next is not None and self.shown and self.next[0] <= start + _NEAR:
             self.still = max(self.still, self.next[0] - self.shown[0])
             self.shown, self.next = self.next, next(self.frames, None)
@@ -293,7 +296,7 @@ class _Film(_Opened):
         time, frame = self.shown
         if self.next is None and start > time + self.still:
             raise SourceError(f"cut short: the last picture is at second {time:.1f}")
-        picture = frame.to_image()
+        picture = Image.fromarray(frame.to_ndarray(format="rgb24"))
         return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
 
 
