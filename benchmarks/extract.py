@@ -51,7 +51,7 @@ from torch.utils.data import DataLoader, Dataset
 from cmcr.embeddings import Modality
 from cmcr.extract import Source, extract, load_encoder, open_source
 from cmcr.extract.encoders.registry import Encoder
-from cmcr.extract.engine.encode import BATCH_SIZES, find_autocast
+from cmcr.extract.engine.encode import find_autocast, usual_batch
 from cmcr.extract.items import Item
 from cmcr.extract.media.decode import decode
 
@@ -120,7 +120,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="inputs that are timed (4 batches for each core)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
-    sizes = CPU_BATCH_SIZES if options.device == "cpu" else BATCH_SIZES
+    usual = {modality: usual_batch(modality) for modality in CPU_BATCH_SIZES}
+    sizes = CPU_BATCH_SIZES if options.device == "cpu" else usual
     print(f"{machine(options.device)}\n")
     print("| modality | encoder | inputs | batch | ours | loop | peer | decode | forward | floor "
           "| ours/floor | ours/loop | ours/peer |")  # fmt: skip

@@ -46,8 +46,9 @@ class ConnectConfig(BaseModel):
     )
     memory: tuple[str, ...] = Field(
         default=(),
-        description="datasets of the other modality of each space: DATASET, or "
-        "SPACE/MODALITY:DATASET where the name alone fits two modalities of a space",
+        description="datasets of the other modalities of each space: DATASET, or "
+        "SPACE/MODALITY:DATASET where the name alone fits two modalities of a space; of a space's "
+        "several modalities the one named first gives the pseudo partners",
     )
     method: Method = "auto"
     centre: bool = Field(

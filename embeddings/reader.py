@@ -204,5 +204,29 @@ def list_datasets(store: Path) -> list[Key]:
             part.partition("=")[2] for part in folder.relative_to(store).parts
         )
         with suppress(UsageError):  # a folder of somebody else's
-            keys.append(Key(space, modality, dataset))  # type: ignore[arg-type]
+            keys.append(Key(space, modality, dataset))
     return sorted(keys)
+
+
+def stray_folders(store: Path) -> dict[str, str]:
+    """The folders at the place of a modality or a dataset that `list_datasets` leaves out, and why.
+
+    They are named as they lie in `store`.
+    """
+    strays: dict[str, str] = {}
+    for folder in sorted(one for one in store.glob("space=*/*") if one.is_dir()):
+        name = folder.relative_to(store).as_posix()
+        kind, equals, modality = folder.name.partition("=")
+        below = [one for one in folder.glob("dataset=*") if one.is_dir()]
+        if folder.name.startswith("."):
+            continue
+        if kind != "modality" or not equals:
+            strays[name] = "the folder of a modality is called modality=NAME"
+        elif not below:
+            strays[name] = "it holds no dataset"
+        for one in below if equals and kind == "modality" else ():
+            try:
+                Key(folder.parent.name.partition("=")[2], modality, one.name.partition("=")[2])
+            except UsageError as error:
+                strays[one.relative_to(store).as_posix()] = error.what
+    return strays

@@ -13,16 +13,18 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -33,7 +35,6 @@ from cmcr.errors import (
     StoreError,
     UsageError,
     VersionError,
-    near,
 )
 from cmcr.files import read_regular
 
@@ -46,8 +47,34 @@ METADATA_KEY = b"cmcr"
 # licence of the weights, and the path by which a source was named.
 INCIDENTAL = frozenset(["libraries", "licence", "where"])
 
-Modality = Literal["audio", "image", "pointcloud", "text"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
+_MODALITY = re.compile(r"[a-z][a-z0-9-]*")
+
+
+def check_modality(name: str) -> str:
+    """`name`, where it can be a modality's. Raises UsageError for one that cannot."""
+    if not _MODALITY.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a modality",
+            where=f"modality={name}",
+            fix="small letters, digits and '-', with a letter in front, such as "
+            f"{', '.join(MODALITIES)}, molecule",
+        )
+    return name
+
+
+def _fits(name: str) -> str:
+    try:
+        return check_modality(name)
+    except UsageError as error:
+        raise ValueError(f"{error.what}: {error.fix}") from None
+
+
+Modality: TypeAlias = Annotated[
+    str,
+    AfterValidator(_fits),
+    WithJsonSchema({"type": "string", "pattern": f"^{_MODALITY.pattern}$"}),
+]
+MODALITIES: tuple[Modality, ...] = ("audio", "image", "pointcloud", "text")  # with a decoder here
 
 Precision = Literal["float16", "float32"]
 
@@ -69,10 +96,7 @@ class Key:
                     f"{value!r} cannot name a {part}",
                     fix="letters, digits, '.', '_', '+' and '-', with a letter or digit in front",
                 )
-        if self.modality not in MODALITIES:
-            raise UsageError(
-                f"there is no modality {self.modality!r}", fix=near(self.modality, MODALITIES)
-            )
+        check_modality(self.modality)
 
     def __str__(self) -> str:
         return f"{self.space}/{self.modality}:{self.dataset}"
@@ -82,7 +106,7 @@ class Key:
         """The key that `str` gives as `place`."""
         space, _, rest = place.partition("/")
         modality, _, dataset = rest.partition(":")
-        return cls(space, modality, dataset)  # type: ignore[arg-type]
+        return cls(space, modality, dataset)
 
     def folder(self, store: Path) -> Path:
         """Where the dataset lies in `store`."""

@@ -16,6 +16,7 @@ from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import workers_kept
 from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media
+from cmcr.extract.media.readers import Reader
 from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
 from cmcr.extract.prepare.published import Published
 from cmcr.extract.prepare.sets.catalogue import published_sets
@@ -32,16 +33,19 @@ from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
 from cmcr.extract.sources.source import Source
+from cmcr.extract.spans.open import Frames, open_spans
 
 __all__ = [
     "PROMISES",
     "Asked",
     "Encoder",
     "EncoderSpec",
+    "Frames",
     "Item",
     "Prepared",
     "Preview",
     "Published",
+    "Reader",
     "Source",
     "Summary",
     "Waveform",
@@ -56,6 +60,7 @@ __all__ = [
     "open_encoder",
     "open_regions",
     "open_source",
+    "open_spans",
     "prepare_dataset",
     "preview_extraction",
     "published_sets",

@@ -30,6 +30,7 @@ from cmcr.extract.encoders.registry import Encoder, EncoderSpec, encoder_spec, l
 from cmcr.extract.engine.encode import check_norms, check_shape
 from cmcr.extract.engine.summary import Summary
 from cmcr.extract.media.decode import decode
+from cmcr.extract.media.readers import SUFFIXES, reader_of
 from cmcr.extract.sources.open import open_source
 from cmcr.extract.sources.source import Source
 
@@ -167,6 +168,14 @@ def as_said(encoder: Encoder, said: EncoderSpec, given: bool) -> str:
             f"{said.modalities} and {said.dim}"
         )
     Key(encoder.name, "text", "any")  # its name can be a space's
+    for modality in said.modalities:
+        if modality in SUFFIXES:
+            if modality in said.readers:
+                raise BrokenPromiseError(f"cmcr reads {modality} itself, not by a Reader")
+        elif len(reader.examples if (reader := said.readers.get(modality)) else ()) < 3:
+            raise BrokenPromiseError(
+                f"the EncoderSpec's `readers` have no three examples of {modality}"
+            )
     return f"{', '.join(sorted(encoder.modalities))}, {encoder.dim} values"
 
 
@@ -185,7 +194,8 @@ def fingerprint(encoder: Encoder, again: Encoder) -> str:
 def preprocessed(preprocess: Callable[[Modality, Any], Tensor], bench: Bench) -> list[Tensor]:
     """Each of the three, decoded and preprocessed."""
     items = list(bench.source.items())
-    return [preprocess(bench.modality, decode(bench.modality, item)) for item in items]
+    reader = reader_of(bench.modality)
+    return [preprocess(bench.modality, decode(bench.modality, item, reader)) for item in items]
 
 
 def preprocesses(bench: Bench) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cmcr.embeddings import Modality
+from cmcr.extract.media.readers import is_textual, reader_of
 
 TEXTS = [
     "a dog",
@@ -21,13 +22,24 @@ POINTS = (600, 1500, 1024)
 
 
 def write_inputs(folder: Path, modality: Modality) -> Path:
-    """Write three inputs of `modality`; gives the folder or file that is their source."""
+    """Write three inputs of `modality`; gives the folder or file that is their source.
+
+    Of one that a package brings they are its reader's examples, at most three.
+    """
     place = folder / modality
-    if modality == "text":
+    reader = reader_of(modality)
+    if is_textual(modality):
         place = place.with_suffix(".txt")
-        place.write_text("".join(f"{text}\n" for text in TEXTS), encoding="utf-8")
+        texts = reader.examples[:3] if reader else TEXTS
+        lines = (text if isinstance(text, str) else text.decode() for text in texts)
+        place.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return place
     place.mkdir()
+    if reader:
+        for number, content in enumerate(reader.examples[:3]):
+            path = (place / str(number)).with_suffix(reader.suffixes[0])
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return place
     write = {"audio": _write_sound, "image": _write_picture, "pointcloud": _write_cloud}[modality]
     for number in range(3):
         write(place / str(number), number)

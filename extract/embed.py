@@ -46,7 +46,7 @@ from cmcr.embeddings.writer import (
 from cmcr.errors import UsageError
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.engine.changes import Changes, find_changes, remember
-from cmcr.extract.engine.encode import BATCH_SIZES, Amp, Autocast, encode_batches, find_autocast
+from cmcr.extract.engine.encode import Amp, Autocast, encode_batches, find_autocast, usual_batch
 from cmcr.extract.engine.known import Known, read_known
 from cmcr.extract.engine.local import Job, make_parts, moved, refuse_too_many
 from cmcr.extract.engine.summary import Summary
@@ -120,7 +120,7 @@ def extract(
             source=source,
             parts=parts,
             mine=range(shard_index, parts, num_shards),
-            batch_size=batch_size or BATCH_SIZES[source.modality],
+            batch_size=batch_size or usual_batch(source.modality),
             workers=processes,
             item_timeout=item_timeout,
             autocast=autocast,

@@ -10,6 +10,7 @@ builtin source is read once for all that is wanted of it. Texts are not looked u
 them.
 """
 
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from cmcr.errors import SourceError
 from cmcr.extract.digits.world.builtin import BUILTIN
 from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, file_uri, local_path
 from cmcr.extract.media.decode import decode
+from cmcr.extract.media.readers import Reader, reader_of
+from cmcr.extract.media.video import files_open, span, spans
 from cmcr.extract.sources.webdataset import is_tar
 
 _BUILTIN = "builtin:"
@@ -30,8 +33,10 @@ def find_media(
 ) -> "Mapping[str, Decoded | Exception]":
     """What each of `uris` decodes to, or the exception where its media are gone or damaged.
 
-    A region of a picture has the picture's uri, and gives the whole picture.
+    A region of a picture has the picture's uri, and gives the whole picture. `FILE#t=12.5,15` is
+    what a film shows at 12.5 s, or the sound from there to 15 s.
     """
+    reader = reader_of(modality)
     wanted: dict[str, dict[str, None]] = defaultdict(dict)
     for uri in uris:
         wanted[_container(uri)][uri] = None
@@ -40,17 +45,51 @@ def find_media(
         gone = SourceError(f"there is no such item in {container}")
         found |= dict.fromkeys(members, gone)
         try:
+            if times := {uri: _seconds(uri) for uri in members if _seconds(uri)}:
+                found |= _spans(modality, container, times, roots)
+                continue
             for uri, item in _items(container, members, roots):
-                found[uri] = _decoded(modality, item)
+                found[uri] = _decoded(modality, item, reader)
         except Exception as error:  # decoders and tars raise what they like
             found |= {uri: error for uri in members if found[uri] is gone}
     return found
 
 
 def _container(uri: str) -> str:
-    """The builtin source or the tar that `uri` is in, else `uri` itself."""
+    """The builtin source, the tar, the film or recording that `uri` is in, else `uri` itself."""
     container, mark, _ = uri.rpartition("#")
+    if _seconds(uri):
+        return container
     return container if mark and (uri.startswith(_BUILTIN) or is_tar(Path(container))) else uri
+
+
+_SECONDS = re.compile(r"#t=([0-9.]+),([0-9.]+)$")
+
+
+def _seconds(uri: str) -> tuple[float, float] | None:
+    """From where to where, of the uri of a span."""
+    found = _SECONDS.search(uri)
+    return (float(found[1]), float(found[2])) if found else None
+
+
+def _spans(
+    modality: Modality,
+    container: str,
+    times: Mapping[str, tuple[float, float] | None],
+    roots: Sequence[Path],
+) -> "dict[str, Decoded | Exception]":
+    """What is in a film or a recording, which is read once, from its first second that counts."""
+    ordered = sorted(times.items(), key=lambda one: one[1] or (0.0, 0.0))
+    file = Item(container, file_uri(_place(local_path(container), roots)))
+    found: dict[str, Decoded | Exception] = {}
+    with files_open():
+        items = spans(file, modality, (at for _, at in ordered if at))
+        for (uri, _), item in zip(ordered, items, strict=True):
+            try:
+                found[uri] = span(item)[1]
+            except Exception as error:  # as below
+                found[uri] = error
+    return found
 
 
 def _items(
@@ -88,8 +127,8 @@ def _members(container: str, place: Path, uris: Mapping[str, None]) -> Iterator[
                 yield Item(uri, uri, file.read())
 
 
-def _decoded(modality: Modality, item: Item) -> "Decoded | Exception":
+def _decoded(modality: Modality, item: Item, reader: Reader | None) -> "Decoded | Exception":
     try:
-        return decode(modality, item)
+        return decode(modality, item, reader)
     except Exception as error:  # as above: one item that cannot be read takes no other with it
         return error

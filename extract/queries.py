@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmcr.embeddings import MODALITIES, Modality, identity
+from cmcr.embeddings import Modality, identity
 from cmcr.embeddings.parts import Failure
 from cmcr.embeddings.schema import as_json
 from cmcr.errors import EncoderError, MismatchError, SourceError, UsageError, near
 from cmcr.extract.encoders.registry import Encoder, load_encoder
-from cmcr.extract.engine.encode import BATCH_SIZES, encode_batches
+from cmcr.extract.engine.encode import encode_batches, usual_batch
 from cmcr.extract.engine.workers import Batch, failure, load
 from cmcr.extract.items import Item, file_uri
+from cmcr.extract.media.readers import SUFFIXES, brought, files_of, is_textual
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
-from cmcr.extract.sources.source import SUFFIXES
 
 LONGEST = 10_000  # letters of a text
 _MEDIA: tuple[Modality, ...] = ("image", "audio", "pointcloud")
@@ -60,14 +60,15 @@ def read_queries(words: Sequence[str], modality: Modality | None = None) -> list
 def _read(word: str, modality: Modality | None) -> Iterator[Asked]:
     path = _path(word, modality)
     if path is None:
-        yield Asked("text", Item(word, word, _text(word)))
+        textual = modality if modality and is_textual(modality) else "text"
+        yield Asked(textual, Item(word, word, _text(word)))
     elif path.is_dir():
         yield from _folder(path, modality)
-    elif (kind := modality or _modality(path)) == "text":
-        for item in open_source("text", str(path)).items():
+    elif is_textual(kind := modality or _modality(path)):
+        for item in open_source(kind, str(path)).items():
             if isinstance(item.content, str):
                 _text(item.content)
-            yield Asked("text", item, alone=False)
+            yield Asked(kind, item, alone=False)
     else:
         yield Asked(kind, Item(path.name, file_uri(path.absolute())))
 
@@ -82,8 +83,8 @@ def _path(word: str, modality: Modality | None) -> Path | None:
             return path if word.strip() else None
     except OSError:  # longer than a name may be
         return None
-    media = any(path.suffix.lower() in SUFFIXES[kind] for kind in MODALITIES)
-    if not word.strip() or modality == "text":
+    media = path.suffix and path.suffix.lower() in _suffixes()
+    if not word.strip() or (modality and is_textual(modality)):
         return None
     if modality is None and not (media or word.endswith("/")):
         return None
@@ -93,6 +94,11 @@ def _path(word: str, modality: Modality | None) -> Path | None:
         "there is no such file", where=word, fix=near(path.name, names) if names else
         f"there is no folder {beside} either: see that it is spelt right",
     )  # fmt: skip
+
+
+def _suffixes() -> set[str]:
+    """Of all files that something reads."""
+    return set().union(*SUFFIXES.values(), *(reader.suffixes for reader in brought().values()))
 
 
 def _text(word: str) -> str:
@@ -108,14 +114,14 @@ def _text(word: str) -> str:
 
 
 def _modality(path: Path) -> Modality:
-    kinds: tuple[Modality, ...] = (*_MEDIA, "text")  # a .txt of points is no text
+    kinds = (*_MEDIA, "text", *brought())  # a .txt of points is no text
     for kind in kinds:
         if is_of(kind, path):
             return kind
     raise UsageError(
         f"nothing reads a file of {path.suffix or 'no suffix'}",
         where=path,
-        fix="; ".join(f"{kind}: {' '.join(sorted(SUFFIXES[kind]))}" for kind in MODALITIES)
+        fix="; ".join(f"{kind}: {' '.join(sorted(files_of(kind).suffixes))}" for kind in kinds)
         + "; or say which it is with --modality",
     )
 
@@ -123,18 +129,18 @@ def _modality(path: Path) -> Modality:
 def _folder(path: Path, modality: Modality | None) -> Iterator[Asked]:
     """The files of a folder, which must be of one modality where none is named."""
     sources = []
-    for kind in (modality,) if modality else _MEDIA:
+    others = [kind for kind, reader in brought().items() if reader.read]
+    for kind in (modality,) if modality else (*_MEDIA, *others):
         try:
             sources.append(open_source(kind, str(path)))
         except SourceError:
             if modality:
                 raise
     if not sources:
-        suffixes = sorted(set().union(*(SUFFIXES[kind] for kind in _MEDIA)))
         raise SourceError(
             "the folder holds nothing to search for",
             where=path,
-            fix=f"files are read by their suffix: {' '.join(suffixes)}",
+            fix=f"files are read by their suffix: {' '.join(sorted(_suffixes()))}",
         )
     if len(sources) > 1:
         kinds = " and ".join(f"{source.total:,} {source.modality}" for source in sources)
@@ -218,7 +224,7 @@ def embed_items(
         )
     if ready := getattr(encoder, "ready", None):
         ready(modality)
-    size = BATCH_SIZES[modality]
+    size = usual_batch(modality)
     starts = range(0, len(items), size)
     batches = (
         Batch(0, items[start : start + size], range(start, min(start + size, len(items))), False)

@@ -18,10 +18,10 @@ from cmcr.cli.console import (
     Replace,
     Store,
     answer,
+    checked_modality,
     print_table,
     say,
 )
-from cmcr.errors import UsageError, near
 
 
 def connect(
@@ -171,10 +171,8 @@ def import_connection(
 ) -> None:
     """Make a published projector checkpoint a connection."""
     from cmcr.connect import import_connection
-    from cmcr.embeddings import MODALITIES
 
-    if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", fix=near(via, MODALITIES))
+    checked_modality(via)
     named = None if spaces is None else spaces.split(",")
     record = import_connection(file, named, out, via=via, replace=replace).record
     first, second = (f"{space.name} ({space.dim})" for space in record.spaces)

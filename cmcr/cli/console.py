@@ -221,10 +221,7 @@ def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:
 
 
 def checked_modality(name: str | None) -> Any:
-    """A modality that a flag names. Raises UsageError for one that there is not."""
-    from cmcr.embeddings import MODALITIES
-    from cmcr.errors import UsageError, near
+    """A modality that a flag names. Raises UsageError for what cannot name one."""
+    from cmcr.embeddings import check_modality
 
-    if name is not None and name not in MODALITIES:
-        raise UsageError(f"there is no modality {name!r}", fix=near(name, MODALITIES))
-    return name
+    return None if name is None else check_modality(name)

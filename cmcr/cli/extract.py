@@ -32,7 +32,7 @@ def extract(
         typer.Option(
             metavar="MODALITY=WHERE",
             help="WHERE: a folder, .txt, .csv, .tsv, .jsonl, .parquet, a webdataset .tar or "
-            "builtin:NAME. Can be repeated.",
+            "builtin:NAME; with --frames or --window a file too. Can be repeated.",
         ),
     ] = None,
     dataset: Annotated[
@@ -53,6 +53,26 @@ def extract(
             help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
             "(image, x0, y0, x1, y1), windows of several sizes (84, with grid:3 35), or a "
             "detector's.",
+        ),
+    ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECONDS|scene",
+            help="Embed pictures of films: one every so many seconds, or one each time that they "
+            "show something else.",
+        ),
+    ] = None,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Embed windows of long recordings and of films' sound."
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="From a window to the next.", show_default="the window"
         ),
     ] = None,
     up: Annotated[
@@ -107,13 +127,14 @@ def extract(
 ) -> None:
     """Turn media into embedding shards; goes on where an earlier run stopped."""
     from cmcr.cli.recipes.ground import ground_to_extract, recipes
-    from cmcr.cli.recipes.stages import choose_sources, extract_datasets
+    from cmcr.cli.recipes.stages import choose_sources, extract_datasets, given_spans
 
     sources = source or []
     ground = ground_to_extract(recipes(pipeline, no_pipeline), pipeline, encoder, sources, store)
     section = choose_sources(
-        ground, encoder, sources, dataset, pattern, regions, up and up.value, checkpoint
-    )
+        ground, encoder, sources, dataset, pattern, regions, up and up.value, checkpoint,
+        given_spans(frames, window, hop),
+    )  # fmt: skip
     say(ground.line("extract"))
     done = []
     for summary in extract_datasets(

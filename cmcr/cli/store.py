@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def import_(
     space: Annotated[str, typer.Option(help="Name of the space the vectors lie in.")],
-    modality: Annotated[str, typer.Option(help="audio, image, pointcloud or text.")],
+    modality: Annotated[str, typer.Option(help="audio, image, molecule, any name.")],
     dataset: Annotated[str, typer.Option(help="Name in the store.")],
     embeddings: Annotated[Path, typer.Option(help=".npy, .npz, .parquet or .safetensors.")],
     store: Annotated[Path, typer.Option(help="Folder of the embeddings.")],
@@ -50,7 +50,7 @@ def import_(
 
     imported = import_embeddings(
         store,
-        Key(space, modality, dataset),  # type: ignore[arg-type]
+        Key(space, modality, dataset),
         embeddings,
         metadata,
         precision=precision.value,
@@ -66,7 +66,9 @@ def search(
     queries: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="QUERY...", help="Texts, files, folders of files, or - for lines of stdin."
+            metavar="QUERY...",
+            help="Texts, files, folders of files, items of the store as "
+            "SPACE/MODALITY:DATASET#ID, or - for lines of stdin.",
         ),
     ] = None,
     places: Annotated[
@@ -182,6 +184,7 @@ def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
         "dataset": hit.dataset,
         "id": item["id"],
         "label": ", ".join(item["label"] or []),
+        **({"seconds": f"{item['start']:g}-{item['end']:g}"} if "start" in item else {}),
         "cosine": hit.cosine,
         **({} if hit.score == hit.cosine else {"corrected": hit.score}),
         **({"share": f"{hit.share:.1g}"} if of_several else {}),
@@ -199,16 +202,21 @@ def info(
 ) -> None:
     """List a store: spaces, modalities, datasets, rows, dimensions, encoders, connections."""
     from cmcr.connect import describe_connections
-    from cmcr.embeddings import Key, describe_store
+    from cmcr.embeddings import Key, describe_store, stray_folders
     from cmcr.embeddings.upkeep.sizes import measure_sizes
 
     datasets, connections = describe_store(store), describe_connections(store)
+    strays = stray_folders(store)
     inner = {joint for line in connections for joint in line.pop("joints")}
     measured = [vars(size) for size in measure_sizes(store)] if sizes else []
     if as_json:
-        told = {"datasets": datasets, "connections": connections}
-        answer(told | {"sizes": measured} if sizes else told)
+        left_out = [{"folder": name, "problem": why} for name, why in strays.items()]
+        more = {"sizes": measured, "left_out": left_out}
+        answer({"datasets": datasets, "connections": connections}
+               | {name: lines for name, lines in more.items() if lines})  # fmt: skip
         return
+    for name, why in strays.items():
+        say(f"left out  {name}: {why}")
     print_table(
         [
             {"dataset": "{space}/{modality}:{dataset}".format(**line)}

@@ -26,6 +26,7 @@ from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import MismatchError, UsageError, near
 from cmcr.extract import Asked, embed_items, read_queries, refuse_failures
 from cmcr.search.models import Models
+from cmcr.search.stored import Stored, find_stored
 
 _WORTH_WORKERS = 512  # files
 
@@ -85,7 +86,8 @@ class Store:
     ) -> Answer:
         """The `k` nearest items of `places` to each of `queries`, or to all of them `together`.
 
-        A query is a text, a file or a folder of files; `places` are SPACE/MODALITY:DATASET, or
+        A query is a text, a file, a folder of files, or an item of the store,
+        SPACE/MODALITY:DATASET#ID; `places` are SPACE/MODALITY:DATASET, or
         SPACE/MODALITY where that is one dataset. Queries are embedded in `space`, else in the one
         of the first place that takes them. `connection` is a name or a folder, else the only one
         of the store; none is needed where all happens in one space.
@@ -108,12 +110,22 @@ class Store:
                 where=self.path,
                 fix=near("", map(str, list_datasets(self.path))),
             )
-        asked = read_queries(queries, modality)
-        kinds = list(dict.fromkeys(one.modality for one in asked))
-        folder = self.models.connection(connection, keys, kinds, space)
+        asked: list[Asked] = []
+        stored: dict[int, Stored] = {}  # by place in `asked`
+        for word in queries:
+            if (one := find_stored(self.path, word)) is not None:
+                stored[len(asked)] = one
+                asked.append(one.asked)
+            else:
+                asked += read_queries([word], modality)
+        fresh = [one for at, one in enumerate(asked) if at not in stored]
+        kinds = list(dict.fromkeys(one.modality for one in fresh))
+        near_by = [*keys, *(one.key for one in stored.values())]
+        folder = self.models.connection(connection, near_by, kinds, space)
         joint = None if folder is None else self.models.opened(folder)
         spaces = {kind: self.models.space(joint, kind, keys, space) for kind in kinds}
         embedded = [self.models.example(one) for one in dict.fromkeys(spaces.values())]
+        embedded += [one.dataset for one in stored.values()]
         if joint is None:
             there = open_places(self.path, keys, where or {})
             _refuse_two_encoders([*embedded, *(place.dataset for place in there)])
@@ -124,14 +136,17 @@ class Store:
         if index:
             _refuse_what_no_index_holds(joint, there, where)
         own: JointSpace | OwnSpace = OwnSpace(self.path) if joint is None else joint
-        vectors, failures = self._projected(asked, spaces, own, workers)
+        vectors, failures = self._projected(asked, stored, spaces, own, workers)
         refuse_failures(asked, failures)
-        asked = [one for at, one in enumerate(asked) if at in vectors]
+        of = {at: (one.key.space, one.key.modality) for at, one in stored.items()}
+        of |= {
+            at: (spaces[asked[at].modality], asked[at].modality) for at in set(vectors) - set(of)
+        }
         made = [
-            Query(vectors[at], {(spaces[one.modality], one.modality): 1.0},
-                  {one.item.uri, one.name})
-            for at, one in zip(sorted(vectors), asked, strict=True)
-        ]  # fmt: skip
+            Query(vectors[at], {of[at]: 1.0}, {asked[at].item.uri, asked[at].name})
+            for at in sorted(vectors)
+        ]
+        asked = [one for at, one in enumerate(asked) if at in vectors]
         groups = [asked] if together else [[one] for one in asked]
         if together:
             made = [_added(made, weights or [1.0] * len(made))]
@@ -139,7 +154,8 @@ class Store:
                              most_false=false_positives)  # fmt: skip
         found = [Found(group, own_hits) for group, own_hits in zip(groups, hits, strict=True)]
         name = None if folder is None else folder.resolve().name
-        return Answer(found, name, spaces, failures)
+        told = {modality: space for space, modality in of.values()} | spaces
+        return Answer(found, name, told, failures)
 
     def find(self, place: str) -> Key:
         """The dataset that SPACE/MODALITY:DATASET names, or the only one of SPACE/MODALITY.
@@ -157,6 +173,7 @@ class Store:
     def _projected(
         self,
         asked: Sequence[Asked],
+        stored: Mapping[int, Stored],
         spaces: Mapping[Modality, str],
         joint: JointSpace | OwnSpace,
         workers: int,
@@ -164,8 +181,12 @@ class Store:
         """The inputs in the joint space by their places, (joint,) each, and what failed of them."""
         vectors: dict[int, Tensor] = {}
         failures: list[dict[str, Any]] = []
+        for at, known in stored.items():
+            space, modality = known.key.space, known.key.modality
+            vectors[at] = joint.project(space, known.vector[None], modality).cpu()[0]
+        fresh = [at for at in range(len(asked)) if at not in stored]
         for modality, space in spaces.items():
-            places = np.array([at for at, one in enumerate(asked) if one.modality == modality])
+            places = np.array([at for at in fresh if asked[at].modality == modality])
             items = [asked[at].item for at in places]
             ahead = workers if len(items) >= _WORTH_WORKERS else 0
             found, failed = embed_items(self.models.encoder(space), modality, items, ahead)

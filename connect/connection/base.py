@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.record import Record
@@ -134,6 +135,7 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         space: str,
         modality: Modality,
         k: int = 10,
+        together: bool = False,
         where: RowFilter | None = None,
         index: bool = False,
         hubness: Hubness = "none",
@@ -142,10 +144,13 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         """What is nearest to each of `embeddings`, (n, D) of `modality` in `space`, in `places`.
 
         `places` are SPACE/MODALITY:DATASET of `store`, of which the rows count that `where` leaves.
+        `together` they are one query: the mean of their joint vectors, such as of a playlist.
         The rest is as in `cmcr.embeddings.search.mixed.search_places`; what is raised, too, beside
         MismatchError for embeddings or datasets that this connection was not made for.
         """
         vectors = self.project(space, embeddings, modality).cpu()  # (n, joint)
+        if together:
+            vectors = normalize(vectors.mean(dim=0, keepdim=True))
         queries = [Query(vector, {(space, modality): 1.0}) for vector in vectors]
         found = self.open_places(store, places, where or {})
         return search_places(store, self, queries, found, k=k, index=index, hubness=hubness,

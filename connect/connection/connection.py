@@ -30,7 +30,7 @@ from cmcr.connect.connection.record import (
     Record,
     SpaceRecord,
 )
-from cmcr.embeddings import MODALITIES, Modality
+from cmcr.embeddings import Modality, check_modality
 from cmcr.errors import MismatchError, UsageError
 from cmcr.files import replacing, sha256_file, write_text
 from cmcr.typed import typed
@@ -79,10 +79,8 @@ class Connection(JointSpace):
     def check_modality(self, space: str, modality: Modality | None) -> None:
         """Raise unless `modality` of `space` can be projected, as `project` does."""
         record = self.record.spaces[self.place_of(space)]
-        if modality is not None and modality not in MODALITIES:
-            raise UsageError(
-                f"there is no modality {modality!r}", fix=f"one of: {', '.join(MODALITIES)}"
-            )
+        if modality is not None:
+            check_modality(modality)
         if modality is None and (special := record.centred or record.turned):
             raise UsageError(
                 f"{self.model_name} treats the modalities of {space} each in its own way, "

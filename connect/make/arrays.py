@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.load import load_pair
 from cmcr.connect.make.pair import connect
 from cmcr.devices import Vectors, find_device, float32, refuse_what_has_no_direction, rows
-from cmcr.embeddings import MODALITIES, Key, Modality, import_embeddings
-from cmcr.errors import MismatchError, SourceError, UsageError, near
+from cmcr.embeddings import Key, check_modality, import_embeddings
+from cmcr.errors import MismatchError, SourceError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def fit(
             for modality, array in arrays.items():
                 file = store / "array.npy"
                 _write(file, array, f"{name}/{modality}")
-                key = Key(name, cast(Modality, modality), DATASET)
+                key = Key(name, modality, DATASET)
                 import_embeddings(store, key, file, precision="float32", index=None)
         done = connect(store, config, name="fitted", device=place)
         for line in done.warnings:
@@ -79,7 +79,7 @@ def fit(
 
 
 def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, str]:
-    """The names of the spaces, which have `via` and modalities that there are."""
+    """The names of the spaces, which have `via` and names of modalities."""
     if len(spaces) != 2:
         raise UsageError(
             f"two spaces are connected, these are {len(spaces)}: {', '.join(spaces)}",
@@ -87,9 +87,7 @@ def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, st
         )
     for name, arrays in spaces.items():
         for modality in (via, *arrays):
-            if modality not in MODALITIES:
-                fix = near(modality, MODALITIES)
-                raise UsageError(f"there is no modality {modality!r}", fix=fix)
+            check_modality(modality)
         if via not in arrays:
             raise UsageError(
                 f"{name} has no {via}, through which the spaces are to be connected",

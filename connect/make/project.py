@@ -186,7 +186,8 @@ def _banks(store: Path, connection: JointSpace, source: Dataset) -> dict[str, Ba
     banks = {}
     problem: UsageError | None = None
     for space in connection.record.spaces:
-        for modality in MODALITIES:
+        known = {Key.parse(name).modality for name in space.datasets}
+        for modality in sorted(known.union(MODALITIES)):
             keys = connection.unpaired(space.name, modality)
             try:
                 banks[f"{NNN}_{space.name}_{modality}"] = open_bank(store, keys, itself)

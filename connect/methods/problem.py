@@ -11,7 +11,7 @@ problem.finished(projectors, validation)   # the connection, with its record
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.connect.methods.cca import Spread
 from cmcr.connect.methods.closed_forms import Moments, moments
 from cmcr.connect.methods.held_out import folds, split
-from cmcr.connect.spaces.datasets import SpaceData, Spaces, open_spaces
+from cmcr.connect.spaces.datasets import SpaceData, Spaces, blocks, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, hold, validate
@@ -42,8 +42,9 @@ SEARCHING = 2_048  # memory rows that search, of each space
 def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
     """Open the spaces that `config` names; nothing of them is read yet.
 
-    Raises UsageError for a dataset that is not in the store or a memory that could be two
-    modalities, StoreError for a damaged dataset, MismatchError for one space with two encoders.
+    Raises UsageError for a dataset that is not in the store or an entry of the memory that could
+    be two modalities, StoreError for a damaged dataset, MismatchError for one space with two
+    encoders.
     """
     spaces = open_spaces(store, config.spaces, config.via, config.train, config.memory)
     return Problem(config, Data(store, spaces, config.validation, config.seed,
@@ -137,12 +138,14 @@ class Data:
 
     @cached_property
     def unpaired(self) -> tuple[Spreads, Spreads]:
-        """Where the memory of either space lies."""
+        """Where each modality of either space lies that is not the bridge, the memory's first."""
         first, second = (
-            {} if one.memory_modality is None
-            else {one.memory_modality: Spread(one.memory_blocks, one.dim)}
-            for one in self.spaces
-        )  # fmt: skip
+            {
+                modality: Spread(partial(blocks, datasets), space.dim)
+                for modality, datasets in space.unpaired.items()
+            }
+            for space in self.spaces
+        )
         return first, second
 
     @cached_property

@@ -126,9 +126,9 @@ def start(problem: Problem) -> tuple[Projector, Projector]:
         )
     heads = make_heads(config.heads, (first.dim, second.dim), problem.joint_dim, config.seed)
     projectors = (_projector(problem, 0, heads[0]), _projector(problem, 1, heads[1]))
-    if config.method == "ex-mcr" and first.memory_modality is not None:
+    if config.method == "ex-mcr" and first.unpaired:
         projectors[0].turn = _identity_layer(first.dim)
-        projectors[0].turned = (first.memory_modality,)
+        projectors[0].turned = tuple(first.unpaired)
     matrices = _canonical(problem, projectors) if config.whitened else (_linear(problem), None)
     for head, matrix in zip(heads, matrices, strict=True):
         layer = getattr(head, "base", head)  # what a residual starts from, or all that there is

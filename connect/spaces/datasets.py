@@ -5,7 +5,7 @@ for block in first.memory_blocks():  # (rows, D), the other modality of the spac
     ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +17,29 @@ from cmcr.errors import MismatchError, UsageError, near
 
 @dataclass(frozen=True)
 class SpaceData:
-    """The opened datasets of one space: the bridge, and the other modality if it has one."""
+    """The opened datasets of one space: the bridge, and the other modalities if it has any.
+
+    The pseudo partners come from `memory`, which is of one modality. Of those in `others` it is
+    only known where they lie and how they spread.
+    """
 
     name: str
     bridge: tuple[Dataset, ...]
     memory: tuple[Dataset, ...]
+    others: tuple[Dataset, ...] = ()
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """Bridge first, then memory."""
-        return self.bridge + self.memory
+        """Bridge first, then memory, then what else there is."""
+        return self.bridge + self.memory + self.others
+
+    @property
+    def unpaired(self) -> Mapping[Modality, tuple[Dataset, ...]]:
+        """The datasets of each modality but the bridge, the memory's first."""
+        found: dict[Modality, tuple[Dataset, ...]] = {}
+        for dataset in self.memory + self.others:
+            found[dataset.key.modality] = (*found.get(dataset.key.modality, ()), dataset)
+        return found
 
     @property
     def encoder_identity(self) -> str:
@@ -50,8 +63,13 @@ class SpaceData:
 
     def memory_blocks(self) -> Iterator[np.ndarray]:
         """The memory, streamed in blocks of (rows, D)."""
-        for dataset in self.memory:
-            yield from dataset.batches()
+        yield from blocks(self.memory)
+
+
+def blocks(datasets: Iterable[Dataset]) -> Iterator[np.ndarray]:
+    """The rows of `datasets`, streamed in blocks of (rows, D)."""
+    for dataset in datasets:
+        yield from dataset.batches()
 
 
 Spaces = tuple[SpaceData, SpaceData]
@@ -67,7 +85,7 @@ def open_spaces(
     """Open the datasets `train` of the modality `via` in both spaces, and those of their memory.
 
     An entry of `memory` is DATASET or SPACE/MODALITY:DATASET. Raises UsageError for a dataset that
-    is not in the store or a memory that could be two modalities, StoreError for a damaged one,
+    is not in the store or an entry that could be two modalities, StoreError for a damaged one,
     MismatchError for one space with two encoders.
     """
     there = list_datasets(store)
@@ -87,20 +105,20 @@ def open_spaces(
 def _memory_of(
     space: str, store: Path, there: Sequence[Key], via: Modality, memory: Sequence[str]
 ) -> list[Key]:
-    keys = [
-        key
-        for key in there
-        if key.space == space
-        and key.modality != via
-        and any(_matches(entry, key) for entry in memory)
-    ]
-    if len({key.modality for key in keys}) > 1:
-        raise UsageError(
-            f"the memory of {space} could be of two modalities: {', '.join(map(str, keys))}",
-            where=store,
-            fix="name the one to use in full, as SPACE/MODALITY:DATASET",
-        )
-    return keys
+    """What the entries name in `space`: datasets of the modality that is named first, first."""
+    able = [key for key in there if key.space == space and key.modality != via]
+    order: dict[Modality, None] = {}
+    for entry in memory:
+        fitting = [key for key in able if _matches(entry, key)]
+        if len(fitting) > 1:
+            raise UsageError(
+                f"the memory of {space} could be of two modalities: {', '.join(map(str, fitting))}",
+                where=store,
+                fix="name the one to use in full, as SPACE/MODALITY:DATASET, or both",
+            )
+        order.update(dict.fromkeys(key.modality for key in fitting))
+    keys = [key for key in able if any(_matches(entry, key) for entry in memory)]
+    return sorted(keys, key=lambda key: list(order).index(key.modality))
 
 
 def _matches(entry: str, key: Key) -> bool:
@@ -110,10 +128,12 @@ def _matches(entry: str, key: Key) -> bool:
 def _open_space(
     store: Path, name: str, via: Modality, train: Sequence[str], memory: Sequence[Key]
 ) -> SpaceData:
+    first = [key for key in memory if key.modality == memory[0].modality]
     space = SpaceData(
         name,
         tuple(open_dataset(store, Key(name, via, dataset)) for dataset in train),
-        tuple(open_dataset(store, key) for key in memory),
+        tuple(open_dataset(store, key) for key in first),
+        tuple(open_dataset(store, key) for key in memory if key not in first),
     )
     for dataset in space.datasets:
         if (dataset.encoder_identity, dataset.dim) != (space.encoder_identity, space.dim):

@@ -40,7 +40,7 @@ from cmcr.embeddings.search.hubness import (
     with_one,
 )
 from cmcr.embeddings.search.places import Joint, Kind, Place
-from cmcr.embeddings.search.where import COLUMNS
+from cmcr.embeddings.search.where import COLUMNS, SPAN
 from cmcr.errors import UsageError
 
 
@@ -72,7 +72,7 @@ class Hit:
     score: float
     share: float
     false_positives: float | None
-    item: Mapping[str, Any] = field(repr=False)  # id, uri, text, label, group
+    item: Mapping[str, Any] = field(repr=False)  # id, uri, text, label, group, of a span start, end
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -278,7 +278,9 @@ class _Search:
                 wanted.setdefault(int(place), []).append(int(row))
         items: dict[tuple[int, int], dict[str, Any]] = {}
         for place, rows in wanted.items():
-            table = self.places[place].dataset.table(COLUMNS).take(rows)
+            dataset = self.places[place].dataset
+            columns = [*COLUMNS, *(SPAN if set(SPAN) <= set(dataset.manifest.numbers) else ())]
+            table = dataset.table(columns).take(rows)
             items |= {(place, row): line for row, line in zip(rows, table.to_pylist(), strict=True)}
         return [
             [

@@ -14,6 +14,7 @@ from cmcr.errors import UsageError, near
 RowFilter = Mapping[str, Sequence[str]]  # columns, and the values to keep
 
 COLUMNS = ("id", "uri", "text", "label", "group")  # that every dataset has
+SPAN = ("start", "end")  # of a span of a film or a recording: seconds
 
 
 def rows_where(dataset: Dataset, where: RowFilter) -> np.ndarray:

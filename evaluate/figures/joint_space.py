@@ -31,6 +31,7 @@ LEAST_POINTS = 8
 
 _MOST_POINTS = 400
 _MARKERS = {"audio": "o", "image": "s", "pointcloud": "^", "text": "D"}
+_OTHER = "P"  # of any other modality
 _NEAR = 0.12  # of the map's extent: modalities of a class that are closer share one name
 _SLICES = 8
 _AXES = 32
@@ -190,7 +191,7 @@ def _sample(cloud: Cloud, classes: Sequence[str]) -> Cloud:
 def _colour(cloud: Cloud, name: str | None, classes: Sequence[str]) -> str:
     if classes and name is not None:
         return PALETTE[classes.index(name)]
-    return PALETTE[list(_MARKERS).index(cloud.modality)]
+    return PALETTE[[*_MARKERS, cloud.modality].index(cloud.modality)]
 
 
 def scatter(axes: "Axes", panel: Panel, classes: Sequence[str]) -> None:
@@ -201,7 +202,7 @@ def scatter(axes: "Axes", panel: Panel, classes: Sequence[str]) -> None:
                 points[start::_SLICES, 0],
                 points[start::_SLICES, 1],
                 c=[_colour(cloud, name, classes) for name in cloud.classes[start::_SLICES]],
-                marker=_MARKERS[cloud.modality],
+                marker=_MARKERS.get(cloud.modality, _OTHER),
                 s=24,
                 alpha=0.85,
                 edgecolors="white",
@@ -254,7 +255,8 @@ def _legend(figure: "Figure", clouds: tuple[Cloud, Cloud], *, coloured: bool) ->
 
     handles = [
         Line2D(
-            [], [], linestyle="", marker=_MARKERS[cloud.modality], markersize=7, label=_name(cloud),
+            [], [], linestyle="", marker=_MARKERS.get(cloud.modality, _OTHER), markersize=7,
+            label=_name(cloud),
             color=_colour(cloud, None, []) if coloured else FAINT,
         )
         for cloud in clouds

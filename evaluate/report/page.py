@@ -146,7 +146,7 @@ def _pair(
             missing = error.what
     one, other = rows[0]["query"], rows[0]["gallery"]
     modalities = dict.fromkeys([Key.parse(one).modality, Key.parse(other).modality])
-    marks = " and ".join(f"{_MARKS[modality]} {modality}" for modality in modalities)
+    marks = " and ".join(f"{_MARKS.get(modality, '✚')} {modality}" for modality in modalities)
     filters = filters_line(evaluations[0].filters)
     title = f"{one} and {other}" + (f", {filters}" if filters else "")
     return PairSection(title, charts, marks, missing, tasks)

@@ -10,19 +10,21 @@ Everything is embedded in the page, and small: 5 s of 16 kHz mono as MP3, pictur
 import io
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from cmcr.embeddings import Key, Modality, open_dataset
+from cmcr.embeddings import MODALITIES, Key, Modality, open_dataset
+from cmcr.embeddings.search.where import SPAN
 from cmcr.errors import CmcrError
 
 RATE = 16_000  # Hz
 LONGEST = 5.0  # seconds
 WIDEST = 320  # pixels
 POINTS = 512
+_SEEN = tuple(one for one in MODALITIES if one != "text")  # of others there is their text
 _PLACES = ("x0", "y0", "x1", "y1")
 _LONGEST_TEXT = 300
 
@@ -47,6 +49,7 @@ class Media:
     size: tuple[int, int] = (0, 0)
     text: str = ""
     note: str = ""
+    film: str = ""  # URI of the file that it is a span of, from where to where
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Shown:
     @property
     def alt(self) -> str:
         """The item in words."""
-        kind = {"audio": "recording", "image": "picture", "pointcloud": "point cloud"}
-        named = f"{kind.get(self.key.modality, 'text')} {self.id}"
+        kinds = {"audio": "recording", "image": "picture", "pointcloud": "point cloud"}
+        named = f"{kinds.get(self.key.modality, self.key.modality)} {self.id}"
         return f"{named}, labelled {self.label}" if self.label else named
 
 
@@ -80,8 +83,8 @@ def show(
         rows = _rows(store, key, wanted)
     except CmcrError as error:
         return {name: Shown(key, name, missing=error.what) for name in wanted}
-    uris = [row["uri"] for row in rows.values() if row["uri"]]
-    found = find(key.modality, uris) if key.modality != "text" else {}
+    uris = [_uri(row) for row in rows.values() if row["uri"]]
+    found = find(key.modality, uris) if key.modality in _SEEN else {}
     return {
         name: _shown(key, name, rows[name], found, whole)
         if name in rows
@@ -94,8 +97,8 @@ def show_input(kind: Modality, space: str, uri: str, text: str | None, find: Fin
     """A query that is in no store: a text, or a file by its uri."""
     key = Key(space, kind, "query")
     row = {"uri": uri, "text": text, "label": None}
-    found = find(kind, [uri]) if kind != "text" else {}
-    return _shown(key, "" if kind == "text" else Path(uri).name, row, found, whole=True)
+    found = find(kind, [uri]) if kind in _SEEN else {}
+    return _shown(key, "" if text is not None else Path(uri).name, row, found, whole=True)
 
 
 def _rows(store: Path, key: Key, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -104,6 +107,7 @@ def _rows(store: Path, key: Key, ids: Sequence[str]) -> dict[str, dict[str, Any]
 
     dataset = open_dataset(store, key)
     columns = [name for name in _PLACES if name in dataset.manifest.columns]
+    columns += [name for name in SPAN if name in dataset.manifest.numbers]
     table = dataset.table(["id", "uri", "text", "label", *columns])
     table = table.filter(pc.is_in(table["id"], pa.array(ids, pa.string())))
     return {row["id"]: row for row in table.to_pylist()}
@@ -120,23 +124,46 @@ def _shown(key: Key, name: str, row: Mapping[str, Any], found: Decodings, whole:
 
 
 def _media(kind: Modality, row: Mapping[str, Any], found: Decodings, whole: bool) -> Media:
-    if kind == "text":
-        if not row["text"]:
+    if kind not in _SEEN:
+        text = row["text"] or (row["uri"] if kind != "text" else None)
+        if not text:
             raise ValueError("the store does not have the text")
-        text = row["text"]
         cut = len(text) > _LONGEST_TEXT
         return Media(kind, text=text[:_LONGEST_TEXT] + "…" * cut)
     if not row["uri"]:
         raise ValueError("the store does not say where it lies")
-    decoded = found[row["uri"]]
+    decoded = found[_uri(row)]
     if isinstance(decoded, Exception):
         raise decoded
+    if kind == "pointcloud":
+        return points(decoded)
     if kind == "audio":
-        return audio(decoded)
-    if kind == "image":
+        media = audio(decoded)
+    else:
         box = [float(row[name]) for name in _PLACES if row.get(name) is not None]
-        return image(decoded, box if len(box) == len(_PLACES) and not whole else None)
-    return points(decoded)
+        media = image(decoded, box if len(box) == len(_PLACES) and not whole else None)
+    span = [row[name] for name in SPAN if row.get(name) is not None]
+    if not span:
+        return media
+    note = f"second {span[0]:g} to {span[-1]:g}"
+    return replace(media, film=_link(row["uri"], _fragment(row)), note=note)
+
+
+def _uri(row: Mapping[str, Any]) -> str:
+    """What the media of a row are found by: a span's file with the seconds in it."""
+    return f"{row['uri']}{_fragment(row)}"
+
+
+def _fragment(row: Mapping[str, Any]) -> str:
+    """The media fragment of a span, `#t=12.5,15`; empty for a whole file."""
+    if row.get("start") is None or row.get("end") is None:
+        return ""
+    start, end = (f"{row[name]:.6f}".rstrip("0").rstrip(".") for name in SPAN)
+    return f"#t={start},{end}"
+
+
+def _link(uri: str, seconds: str) -> str:
+    return (uri if "://" in uri else Path(uri).absolute().as_uri()) + seconds
 
 
 def audio(sound: Sound) -> Media:

@@ -5,7 +5,7 @@ cmcr's own encoders are registered there like anybody else's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,8 +17,7 @@ from torch import Tensor
 from cmcr.embeddings.schema import Modality
 from cmcr.errors import CmcrError, UsageError, near
 from cmcr.extract.items import Decoded
-
-GROUP = "cmcr.encoders"
+from cmcr.extract.media.readers import GROUP, Reader
 
 
 @runtime_checkable
@@ -73,6 +72,7 @@ class EncoderSpec:
     weights_present: Callable[[], bool] | None  # None where the name alone is no model
     lacks: Callable[[], Sequence[CmcrError]] = tuple  # what else is not here, and the fix
     tokenizer: str | None = None  # what makes tokens of texts, and where it comes from
+    readers: Mapping[Modality, Reader] = field(default_factory=dict)  # of what only it knows
 
 
 def registered() -> dict[str, EntryPoint]:

@@ -111,7 +111,7 @@ def find_changes(folder: Path, there: Description, wanted: Description, source: 
         return changes
     parts = len(there.parts) if isinstance(there, Manifest) else -(-source.total // there.part_rows)
     known = _on_record(folder, parts, changes)
-    same_regions = "regions" not in fields
+    same_regions = not {"regions", "frames", "windows"}.intersection(fields)
     doubtful = _doubtful(known, there.part_rows, source.items(), changes, same_regions)
     _compare(doubtful, changes)
     return changes

@@ -7,7 +7,7 @@
 Content decides, time only spares the reading: what has the size and the time of change that are
 on record is taken to be unchanged, anything else is hashed. A text in a list or in a tar is known
 by its text, a file in a plain tar by its bytes there and the tar's time of change, a region by
-its picture's content and its box.
+its picture's content and its box, a span by its film's and its seconds.
 """
 
 import hashlib
@@ -18,15 +18,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 from cmcr.devices import cores
 from cmcr.embeddings.inventory import Input
 from cmcr.extract.items import Item, Refused, Slice, local_path
 from cmcr.extract.media.crops import Crop, Picture
+from cmcr.extract.media.video import Recording, Span
 
 _BLOCK = 1 << 20
 _WINDOW = 64  # items whose bytes may be in memory at once
+
+_one_film = Lock()  # several threads may ask for one and the same
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -49,8 +53,8 @@ def stamp(item: Item) -> Content:
     """Size and time of change. No time means that only a hash can tell."""
     if isinstance(item, Refused):
         return Content()
-    if isinstance(item, Crop):
-        return _stamp_picture(item.picture)
+    if isinstance(item, Crop | Span):
+        return _stamp_whole(item.picture if isinstance(item, Crop) else item.recording)
     if item.content is not None:
         return Content(len(_bytes(item.content)))
     try:
@@ -71,8 +75,12 @@ def digest(item: Item) -> str | None:
     if isinstance(item, Refused):
         return None
     if isinstance(item, Crop):
-        picture = _digest_picture(item.picture)
+        picture = _digest_whole(item.picture)
         return picture and hashlib.sha256(f"{picture} {item.box!r}".encode()).hexdigest()
+    if isinstance(item, Span):
+        whole = _digest_whole(item.recording)
+        name = f"{whole} {item.modality} {item.start!r} {item.end!r}"
+        return whole and hashlib.sha256(name.encode()).hexdigest()
     if item.content is not None:
         return digest_text(item.content)
     try:
@@ -87,10 +95,10 @@ def digest(item: Item) -> str | None:
 def is_as_recorded(item: Item, size: int | None, mtime_ns: int | None, same_regions: bool) -> bool:
     """Whether the size and the time of change on record say that the item is unchanged.
 
-    A picture's say nothing of a box in it, unless the regions are `same_regions` as before: then
-    an id stands for one box.
+    A picture's say nothing of a box in it, nor a film's of a span, unless these are `same_regions`
+    as before: then an id stands for one box or one span.
     """
-    if isinstance(item, Crop) and not same_regions:
+    if isinstance(item, Crop | Span) and not same_regions:
         return False
     now = stamp(item)
     return now.mtime_ns is not None and (now.size, now.mtime_ns) == (size, mtime_ns)
@@ -107,13 +115,27 @@ def in_threads(
 
 
 @lru_cache(maxsize=1)
-def _stamp_picture(picture: Picture) -> Content:
-    return stamp(picture.item)
+def _stamp_whole(whole: Picture | Recording) -> Content:
+    return stamp(whole.item)
 
 
-@lru_cache(maxsize=_WINDOW)  # crops of so many pictures may be hashed at once
-def _digest_picture(picture: Picture) -> str | None:
-    return digest(picture.item)
+@lru_cache(maxsize=_WINDOW)  # parts of so many pictures or films may be hashed at once
+def _digest_whole(whole: Picture | Recording) -> str | None:
+    return digest(whole.item) if isinstance(whole, Picture) else _digest_film(whole.item)
+
+
+def _digest_film(item: Item) -> str | None:
+    """Read once a process, not once a batch, for it is large."""
+    now = stamp(item)
+    if now.mtime_ns is None:
+        return digest(item)
+    with _one_film:
+        return _digest_file(item.uri, now)
+
+
+@lru_cache(maxsize=_WINDOW)
+def _digest_file(uri: str, now: Content) -> str | None:
+    return digest(Item(uri, uri))
 
 
 def _bytes(content: str | bytes) -> bytes:

@@ -30,8 +30,12 @@ PATIENCE = 300.0  # seconds for one batch
 FEWEST = 8  # inputs of a first batch that cannot all be bad
 NORM_TOLERANCE = 1e-2  # of a unit vector; half precision stays well inside
 
-# Inputs decoded, sent and encoded at once where --batch-size does not say.
-BATCH_SIZES: dict[Modality, int] = {"audio": 64, "image": 128, "pointcloud": 64, "text": 512}
+_BATCH_SIZES: dict[Modality, int] = {"image": 128, "text": 512}
+
+
+def usual_batch(modality: Modality) -> int:
+    """Inputs decoded, sent and encoded at once where --batch-size does not say."""
+    return _BATCH_SIZES.get(modality, 64)
 
 
 def find_autocast(amp: Amp, device: torch.device) -> Autocast | None:

@@ -23,6 +23,7 @@ from cmcr.embeddings.writer import finished_part
 from cmcr.extract.engine.content import digest, digest_text, is_as_recorded, stamp
 from cmcr.extract.items import Item
 from cmcr.extract.media.crops import PLACES, Crop
+from cmcr.extract.media.video import Span
 
 _OPEN = 16  # parts mapped at once
 
@@ -75,7 +76,12 @@ class Known:
         if isinstance(item, Crop):
             extra = {**item.extra, **self.boxes[part].slice(row, 1).to_pylist()[0]}
             return Item(item.id, item.uri, label=item.label, group=item.group, extra=extra)
-        return item if self.modality == "text" else replace(item, content=None)
+        if isinstance(item, Span):
+            return Item(item.id, item.uri, label=item.label, group=item.group, extra=item.extra)
+        return item if isinstance(item.content, str) else replace(item, content=None)
+
+
+_TOLD_BY_CONTENT = ("audio", "image", "text")
 
 
 def read_known(folder: Path, there: Description, wanted: Description) -> Known:
@@ -115,7 +121,10 @@ def read_known(folder: Path, there: Description, wanted: Description) -> Known:
         start += part.rows
         boxes.append(pq.read_table(path, columns=list(columns), partitioning=None))
     block = lru_cache(_OPEN)(lambda number: part_view(folder, parts[number], there))
-    same_regions = there.source.get("regions") == wanted.source.get("regions")
+    same_regions = all(
+        there.source.get(name) == wanted.source.get(name)
+        for name in ("regions", "frames", "windows")
+    )
     return Known(there.modality, block, starts, boxes, rows, record, same_regions)
 
 
@@ -128,8 +137,8 @@ def _of_texts(path: Path) -> pa.Table:
 
 
 def _name(modality: Modality, uri: str, sha256: str | None) -> bytes | None:
-    """What decides a row: the content, and for point clouds the suffix that says how to read it."""
+    """What decides a row: the content, and the suffix where that says how to read it."""
     if sha256 is None:
         return None
-    suffix = Path(uri).suffix.lower() if modality == "pointcloud" else ""
+    suffix = Path(uri).suffix.lower() if modality not in _TOLD_BY_CONTENT else ""
     return bytes.fromhex(sha256) + suffix.encode()

@@ -33,6 +33,8 @@ from cmcr.extract.engine.processes import NOWHERE, Mark, Place, Worker, start
 from cmcr.extract.items import Decoded, Item
 from cmcr.extract.media.crops import Crop, RecordedError, crop
 from cmcr.extract.media.decode import decode
+from cmcr.extract.media.readers import reader_of
+from cmcr.extract.media.video import Span, files_open, span
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Decoding:
     def __init__(self, encoder: Encoder, modality: Modality) -> None:
         self.preprocess = encoder.preprocess
         self.modality = modality
+        self.reader = reader_of(modality)
 
     def __call__(
         self, task: tuple[Batch, Mapping[int, Exception]], mark: Mark
@@ -112,7 +115,7 @@ class Decoding:
         `known` are failures of items by their number in the batch, which are not tried again;
         `mark` is told the number of each item that is begun.
         """
-        with threads_for(0):  # there is a worker for every core
+        with threads_for(0), files_open():  # there is a worker for every core
             items, places, inputs, failures = [], [], [], []
             measured = {}
             for number, (item, place) in enumerate(zip(batch.items, batch.places, strict=True)):
@@ -125,7 +128,8 @@ class Decoding:
                 measured[place] = content.as_input(item, failed=True)
                 try:
                     if found:
-                        raise RecordedError(str(found)) if _is_recorded(item) else found
+                        again = _is_recorded(batch.items, number)
+                        raise RecordedError(str(found)) if again else found
                     told, decoded = self.decode(item)
                     inputs.append(self.preprocess(self.modality, decoded))
                 except RecordedError:
@@ -145,8 +149,10 @@ class Decoding:
         """The item as it is written, its media let go, and what the encoder takes."""
         if isinstance(item, Crop):
             return crop(item)
-        decoded = decode(self.modality, item)
-        return (item if self.modality == "text" else replace(item, content=None)), decoded
+        if isinstance(item, Span):
+            return span(item)
+        decoded = decode(self.modality, item, self.reader)
+        return (item if isinstance(item.content, str) else replace(item, content=None)), decoded
 
 
 def unstackable(inputs: Sequence[object]) -> str | None:
@@ -394,14 +400,15 @@ class Crew:
             raise self._killed(code, in_time)
 
     def _key(self, number: int, row: int) -> Hashable:
-        """What ends a process: a file is one wherever it stands, and so are a picture's regions.
+        """What ends a process: a file is one wherever it stands, with all its regions or spans.
 
         Texts of one manifest share their uri, and may share an id.
         """
-        if self.decoding.modality == "text":
-            return number, row
         item = self.batches[number].items[row]
-        item = item.picture.item if isinstance(item, Crop) else item
+        if isinstance(item.content, str):
+            return number, row
+        if isinstance(item, Crop | Span):
+            item = item.picture.item if isinstance(item, Crop) else item.recording.item
         return item.id, item.uri
 
     def _killed(self, code: int | None, in_time: bool) -> SourceError:
@@ -432,8 +439,11 @@ def _content_bytes(batch: Batch) -> int:
     return sum(map(content_bytes, batch.items))
 
 
-def _is_recorded(item: Item) -> bool:
-    """Whether another region stands for the picture of this one."""
+def _is_recorded(items: Sequence[Item], number: int) -> bool:
+    """Whether region 0 stands for its picture, or the span before this one for its file."""
+    item, before = items[number], items[number - 1] if number else None
+    if isinstance(item, Span) and isinstance(before, Span):
+        return before.recording is item.recording
     return isinstance(item, Crop) and item.number > 0
 
 

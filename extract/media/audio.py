@@ -45,7 +45,7 @@ def read_audio(file: BinaryIO) -> Waveform:
     """
     import soundfile
 
-    _refuse_cut(file)
+    refuse_cut(file)
     try:
         opened = soundfile.SoundFile(file)
     except soundfile.LibsndfileError as error:
@@ -65,8 +65,11 @@ def read_audio(file: BinaryIO) -> Waveform:
     return sound
 
 
-def _refuse_cut(file: BinaryIO) -> None:
-    """Decoders read a cut recording to where it ends and say nothing; its headers tell."""
+def refuse_cut(file: BinaryIO) -> None:
+    """Raise SourceError for a recording that is shorter than its headers promise.
+
+    Decoders read it to where it ends and say nothing.
+    """
     header = file.read(12)
     size = file.seek(0, os.SEEK_END)
     kind = header[:4] + header[8:]
@@ -95,7 +98,7 @@ def _libsndfile(sound: "SoundFile") -> Waveform:
         for block in sound.blocks(_BLOCK, dtype="float32", always_2d=True):
             samples[:, filled : filled + len(block)] = block.T
             filled += len(block)
-            _refuse_infinite(block)
+            refuse_infinite(block)
     except LibsndfileError as error:
         raise SourceError(f"damaged after {filled} frames: {error.error_string}") from error
     if filled < sound.frames:
@@ -121,7 +124,7 @@ def _ffmpeg(file: BinaryIO, libsndfile_says: str) -> Waveform:
             for block in _blocks(container, stream):
                 length += block.shape[1]
                 _refuse_absurd(stream.sample_rate, length * len(block))
-                _refuse_infinite(block)
+                refuse_infinite(block)
                 blocks.append(block)
             promised = _promised_seconds(container, stream)
     except (av.FFmpegError, ValueError) as error:
@@ -169,6 +172,7 @@ def _refuse_absurd(sample_rate: int, samples: int) -> None:
         )
 
 
-def _refuse_infinite(block: np.ndarray) -> None:
+def refuse_infinite(block: np.ndarray) -> None:
+    """Raise SourceError for a sample that is no number."""
     if not np.isfinite(block).all():
         raise SourceError("a sample is NaN or infinite")

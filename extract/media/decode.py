@@ -18,17 +18,24 @@ from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, Refused, Slice, lo
 from cmcr.extract.media.audio import read_audio
 from cmcr.extract.media.images import read_image
 from cmcr.extract.media.pointclouds import read_points, z_to_y_up
+from cmcr.extract.media.readers import Reader
 
 LONGEST_TEXT = 1 << 20  # bytes
 
 
-def decode(modality: Modality, item: Item) -> Decoded:
-    """The decoded input. Raises SourceError, OSError or the decoder's own error."""
+def decode(modality: Modality, item: Item, reader: Reader | None = None) -> Decoded:
+    """The decoded input, by `reader` where the modality is none of cmcr's own.
+
+    Raises SourceError, OSError or the decoder's own error.
+    """
     if isinstance(item, Refused):
         raise SourceError(item.why)
-    if modality == "text":
+    if modality == "text" or (reader and reader.read is None):
         return _text(item)
-    with _opened(item) as file:
+    with opened(item) as file:
+        if reader and reader.read:
+            decoded: Decoded = reader.read(file, Path(item.uri).suffix.lower())
+            return decoded
         if modality == "image":
             return read_image(file)
         if modality == "audio":
@@ -38,7 +45,7 @@ def decode(modality: Modality, item: Item) -> Decoded:
 
 
 @contextmanager
-def _opened(item: Item) -> Iterator[BinaryIO]:
+def opened(item: Item) -> Iterator[BinaryIO]:
     """The encoded media as a file. Only regular files: a pipe or a device might never answer."""
     if isinstance(item.content, bytes):
         if not item.content:
@@ -73,7 +80,7 @@ def _text(item: Item) -> str:
     if isinstance(item.content, str):
         text = item.content
     else:
-        with _opened(item) as file:
+        with opened(item) as file:
             encoded = file.read(LONGEST_TEXT + 1)
         if len(encoded) > LONGEST_TEXT:
             raise SourceError(f"more than {LONGEST_TEXT >> 10} KiB are not one text")

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from cmcr.errors import SourceError, UsageError
-from cmcr.extract.sources.source import SUFFIXES
+from cmcr.extract.media.readers import SUFFIXES
 
 VIDEOS = frozenset([".mp4", ".webm", ".mkv", ".avi", ".mov", ".flv", ".m4v", ".3gp"])
 PICTURES = SUFFIXES["image"]

@@ -4,17 +4,10 @@
 
 The detector runs once, before the regions are embedded, and its boxes become a file of regions in
 the dataset's folder, named by what decides them, the sizes and times of change of the pictures'
-files among it; that is also how their number is known. The pictures are gone through in runs of
-`RUN`, so that a pass that is interrupted goes on where it stopped. Other processes wait until it is
-through.
+files among it (`sources/derived.py`).
 """
 
-import hashlib
-import itertools
-import json
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +17,16 @@ import torch
 from cmcr.embeddings.schema import identity
 from cmcr.errors import EncoderError
 from cmcr.extract.encoders.hub import explained, load_state_dict_file
-from cmcr.extract.items import Item, Slice, local_path
+from cmcr.extract.items import Item
 from cmcr.extract.media.crops import PLACES, Box
 from cmcr.extract.media.decode import decode
+from cmcr.extract.sources.derived import derive, digest_media
 from cmcr.extract.sources.source import Source
-from cmcr.files import locked, replacing, sha256_file
-from cmcr.progress import progress
+from cmcr.files import sha256_file
 
 SCORE = 0.05  # of a box at least: torchvision's own default
 MOST = 50  # boxes of a picture, the best ones
-RUN = 256  # pictures
+RUN = 256  # pictures that are a unit of work
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 Detector = Callable[[np.ndarray], list[list[float]]]  # (height, width, 3) uint8 to (n, 4) pixels
@@ -47,48 +40,17 @@ def propose(
     `decisive` is what decides the boxes, `load` loads the detector. A picture that cannot be
     read, or in which nothing is found, gets one box, the whole.
     """
-    name = identity({"pictures": _digest(pictures), **decisive})[:16]
+    name = identity({"pictures": digest_media(pictures), **decisive})[:16]
+
+    def begin() -> Callable[[Item], Iterator[dict[str, Any]]]:
+        detector = load()
+        return lambda item: (
+            {"image": item.id, **dict(zip(PLACES, box, strict=True))}
+            for box in _found(item, detector)
+        )
+
     boxes = folder / f"regions-{name}.jsonl"
-    with locked(folder / ".locks" / boxes.name, wait=True):
-        if not boxes.exists():
-            _detect(pictures, load(), boxes)
-    return boxes
-
-
-def _digest(pictures: Source) -> str:
-    """Changes with every picture: a source may know its files by their names and sizes alone."""
-    digest = hashlib.sha256(identity(pictures.description).encode())
-    if not pictures.sealed:
-        for item in pictures.items():
-            if isinstance(item.content, bytes):  # of a compressed tar
-                digest.update(hashlib.sha256(item.content).digest())
-                continue
-            with suppress(OSError, ValueError):
-                status = local_path(item.file if isinstance(item, Slice) else item.uri).stat()
-                digest.update(f"{item.id}\0{status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _detect(pictures: Source, detector: Detector, boxes: Path) -> None:
-    unfinished = boxes.with_name(f".{boxes.stem}")
-    runs = [unfinished / f"{run:06d}" for run in range(-(-pictures.total // RUN))]
-    items = pictures.items()
-    with progress(f"detect {pictures.name}", pictures.total, "pictures") as advance:
-        for run in runs:
-            chosen = itertools.islice(items, RUN)
-            if run.exists():
-                advance(sum(1 for _ in chosen))
-                continue
-            with replacing(run) as target, target.open("w", encoding="utf-8") as file:
-                for item in chosen:
-                    for box in _found(item, detector):
-                        row = {"image": item.id, **dict(zip(PLACES, box, strict=True))}
-                        file.write(json.dumps(row) + "\n")
-                    advance(1)
-    with replacing(boxes) as target, target.open("wb") as whole:
-        for run in runs:
-            whole.write(run.read_bytes())
-    shutil.rmtree(unfinished)
+    return derive(boxes, pictures, begin, run=RUN, told="detect", unit="pictures")
 
 
 def _found(item: Item, detector: Detector) -> list[list[float]]:

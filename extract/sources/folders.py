@@ -15,7 +15,8 @@ from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.items import Item, file_uri
 from cmcr.extract.media.pointclouds import begins_with_points
-from cmcr.extract.sources.source import SUFFIXES, HashIds, Source, column, columns
+from cmcr.extract.media.readers import Files, files_of
+from cmcr.extract.sources.source import HashIds, Source, column, columns
 
 # File names of well-known flat collections, as (?P<column>...) groups.
 FILE_NAMES = {
@@ -25,8 +26,12 @@ FILE_NAMES = {
 }
 
 
-def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
+def folder(
+    modality: Modality, where: Path, pattern: str | None, files: Files | None = None
+) -> Source:
     """The files of the modality below `where` (`is_of`), sorted, hidden ones left out.
+
+    Those of another kind, `files`, where that is given.
 
     What is named like a file and cannot be read (a dangling link, a pipe, no permission) is an
     item too: it ends in failures.parquet. Links to folders are followed, and a folder that is
@@ -38,11 +43,12 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     """
     digest, former = (hashlib.sha256(str(pattern).encode()) for _ in range(2))
     ids = HashIds()
+    files = files or files_of(modality)
     layout = _compile(pattern) if pattern else None
     total, matched, known = 0, 0, dict.fromkeys(FILE_NAMES, True)
     skipped: Counter[str] = Counter()
     other = ""
-    for path in _walk(where, modality, skipped):
+    for path in _walk(where, modality, files, skipped):
         relative = _readable(path.relative_to(where))
         size, time = _size_and_time(path)
         digest.update(f"{relative}\0{size}\n".encode())
@@ -57,9 +63,10 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
             other = other or relative
     if not total:
         raise SourceError(
-            f"the folder holds no {modality} files" + (f", but {told(skipped)}" if skipped else ""),
+            f"the folder holds no {files.name} files"
+            + (f", but {told(skipped)}" if skipped else ""),
             where=where,
-            fix=f"files are read by their suffix: {' '.join(sorted(SUFFIXES[modality]))}",
+            fix=f"files are read by their suffix: {' '.join(sorted(files.suffixes))}",
         )
     if layout and not matched:
         raise UsageError(
@@ -77,7 +84,7 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
         modality,
         name=_readable(Path(where.resolve().name)),
         description={"kind": "folder", "where": file_uri(where), "sha256": digest.hexdigest()},
-        items=partial(_items, modality, where, layout),
+        items=partial(_items, modality, files, where, layout),
         total=total,
         columns=columns(layout.groupindex) if layout else (),
         ids=ids.hex,
@@ -87,10 +94,27 @@ def folder(modality: Modality, where: Path, pattern: str | None) -> Source:
     )
 
 
+def one_file(modality: Modality, path: Path) -> Source:
+    """A file by itself, known by its name and size."""
+    name = _readable(Path(path.name))
+    digest = hashlib.sha256(f"{name}\0{_size_and_time(path)[0]}\n".encode())
+    return Source(
+        modality,
+        name=_readable(Path(path.stem)),
+        description={"kind": "file", "where": file_uri(path), "sha256": digest.hexdigest()},
+        items=lambda: iter([Item(name, file_uri(path))]),
+        total=1,
+    )
+
+
 def is_of(modality: Modality, path: Path) -> bool:
     """Whether a file is of the modality: by its suffix, and a .txt of points by its first lines."""
+    return _is_of(modality, files_of(modality), path)
+
+
+def _is_of(modality: Modality, files: Files, path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES[modality]:
+    if suffix not in files.suffixes:
         return False
     return modality != "pointcloud" or suffix != ".txt" or begins_with_points(path)
 
@@ -118,21 +142,21 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def _walk(where: Path, modality: Modality, skipped: Counter[str]) -> Iterator[Path]:
+def _walk(where: Path, modality: Modality, files: Files, skipped: Counter[str]) -> Iterator[Path]:
     """The files of the modality; what is `skipped` is counted by suffix."""
     try:
         seen = {_identity(where)}
-        for root, folders, files in os.walk(where, followlinks=True, onerror=_raise):
+        for root, folders, names in os.walk(where, followlinks=True, onerror=_raise):
             fresh = []
             for name in sorted(folders):
                 if not name.startswith(".") and (place := _identity(Path(root, name))) not in seen:
                     seen.add(place)
                     fresh.append(name)
             folders[:] = fresh
-            for name in sorted(files):
+            for name in sorted(names):
                 if name.startswith("."):
                     continue
-                if is_of(modality, path := Path(root, name)):
+                if _is_of(modality, files, path := Path(root, name)):
                     yield path
                 else:
                     suffix = path.suffix.lower()
@@ -167,8 +191,10 @@ def _readable(relative: Path) -> str:
     return os.fsencode(relative.as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _items(modality: Modality, where: Path, layout: re.Pattern[str] | None) -> Iterator[Item]:
-    for path in _walk(where, modality, Counter()):
+def _items(
+    modality: Modality, files: Files, where: Path, layout: re.Pattern[str] | None
+) -> Iterator[Item]:
+    for path in _walk(where, modality, files, Counter()):
         relative = _readable(path.relative_to(where))
         top, below, _ = relative.partition("/")
         named: dict[str, str] = {}

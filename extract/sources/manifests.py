@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
 from cmcr.extract.items import Item, Refused, file_uri
+from cmcr.extract.media.readers import is_textual
 from cmcr.extract.sources.source import (
     TEXT_COLUMNS,
     HashIds,
@@ -49,14 +50,15 @@ def manifest(modality: Modality, where: Path) -> Source:
     names: dict[str, None] = {}
     total = 0
     ids = HashIds()
-    read = read_lines if modality == "text" and _has_no_header(where) else read_rows
+    textual = is_textual(modality)
+    read = read_lines if textual and _has_no_header(where) else read_rows
     for row in read(where):
         names.update(dict.fromkeys(row))
         ids.add(_id(row, total))
         total += 1
     if not total:
         raise SourceError("the file lists nothing", where=where, fix="write a row for each input")
-    wanted = TEXT_COLUMNS if modality == "text" else ("path",)
+    wanted = TEXT_COLUMNS if textual else ("path",)
     found = next((name for name in wanted if name in names), None)
     if found is None:
         raise UsageError(

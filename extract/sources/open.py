@@ -23,7 +23,8 @@ from pathlib import Path
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError, near
 from cmcr.extract.items import Item, UpAxis
-from cmcr.extract.sources.folders import folder
+from cmcr.extract.media.readers import Files, reader_of
+from cmcr.extract.sources.folders import folder, one_file
 from cmcr.extract.sources.manifests import READERS, manifest
 from cmcr.extract.sources.prompts import PREFIXES, prompts
 from cmcr.extract.sources.source import Source
@@ -33,19 +34,26 @@ __all__ = ["Source", "open_source"]
 
 
 def open_source(
-    modality: Modality, where: str, pattern: str | None = None, up: UpAxis = "y"
+    modality: Modality,
+    where: str,
+    pattern: str | None = None,
+    up: UpAxis = "y",
+    files: Files | None = None,
 ) -> Source:
     """The source that `where` names.
 
     `pattern` is a regular expression for the names of files in a folder, or with a slash for
     their paths in it; its named groups `label` and `group` are those of the item, every other one
-    becomes a column. `up` is the axis of its point clouds that points upwards.
+    becomes a column. `up` is the axis of its point clouds that points upwards. With `files` its
+    items are of another kind than the modality's own, such as films, and one file is a source too.
 
-    Raises UsageError for a place that is not there or not of a known kind, or an axis of what has
-    none, SourceError for a place that is damaged or holds nothing to embed.
+    Raises UsageError for a place that is not there or not of a known kind, a modality that nothing
+    reads, or an axis of what has none, SourceError for a place that is damaged or holds nothing to
+    embed.
     """
     if up != "y":
         return _turned(open_source(modality, where, pattern), up)
+    reader_of(modality)  # raises for what nothing reads
     if pattern and not Path(where).expanduser().is_dir():
         raise UsageError(
             "a pattern reads the names of files in a folder, and this is none",
@@ -59,23 +67,28 @@ def open_source(
     path = _absolute(Path(where).expanduser())
     if path.is_dir():
         shards = _shards(path)
-        if shards:
+        if shards and files is None:
             return webdataset(modality, path, shards)
-        return folder(modality, path, pattern)
+        return folder(modality, path, pattern, files)
     if not path.is_file():
         raise UsageError(
             "there is no such folder or file",
             where=where,
             fix="put it there, or name another place: --source MODALITY=WHERE",
         )
-    if is_tar(path):
+    if files is not None and path.suffix.lower() in files.suffixes:
+        return one_file(modality, path)
+    if is_tar(path) and files is None:
         return webdataset(modality, path, [path])
     if path.suffix.lower() in READERS:
         return manifest(modality, path)
     raise UsageError(
         f"a source is not read from {path.suffix or 'a file without suffix'}",
         where=where,
-        fix=f"a folder, builtin:NAME, or a file of {', '.join([*READERS, *ENDINGS])}",
+        fix=f"a folder, builtin:NAME, or a file of {', '.join([*READERS, *ENDINGS])}"
+        if files is None
+        else f"a folder, a list of {', '.join(READERS)}, or a file of "
+        f"{' '.join(sorted(files.suffixes))}",
     )
 
 

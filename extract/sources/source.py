@@ -13,20 +13,6 @@ from typing import Any
 from cmcr.embeddings import Modality
 from cmcr.extract.items import Item
 
-SUFFIXES: Mapping[Modality, frozenset[str]] = {
-    "audio": frozenset([
-        ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf",
-        ".m4a", ".aac", ".mp4", ".wma", ".webm", ".mka", ".amr", ".ac3",
-    ]),
-    "image": frozenset([
-        ".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif",
-        ".heic", ".heif",  # not read: but failures are seen, and gaps are not
-    ]),
-    "pointcloud": frozenset([
-        ".npy", ".npz", ".ply", ".off", ".obj", ".stl", ".glb", ".xyz", ".txt",
-    ]),
-    "text": frozenset([".txt"]),
-}  # fmt: skip
 TEXT_COLUMNS = ("text", "caption")
 OWN = ("id", "path", "label", "group", *TEXT_COLUMNS)  # what a row says of its item
 RESERVED = ("embedding", "uri", "space", "modality", "dataset")  # the store's own

@@ -24,15 +24,15 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
 from cmcr.extract.items import LARGEST_MEMBER, Item, Refused, Slice, file_uri
+from cmcr.extract.media.readers import files_of
 from cmcr.extract.sources.source import (
-    SUFFIXES,
     TEXT_COLUMNS,
     HashIds,
     Source,
@@ -47,9 +47,11 @@ ENDINGS = (".tar", ".tar.gz", ".tgz")
 LARGEST_NOTE = 1 << 20  # bytes of a .json, .cls or .txt
 
 
+@cache
 def _suffixes(modality: Modality) -> frozenset[str]:
     """What a file of the modality ends in: a .txt is the caption of its key, no list of points."""
-    return SUFFIXES[modality] if modality == "text" else SUFFIXES[modality] - {".txt"}
+    suffixes = files_of(modality).suffixes
+    return suffixes - {".txt"} if modality == "pointcloud" else suffixes
 
 
 def is_tar(path: Path) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -100,7 +101,7 @@ def command_of(words: Sequence[str]) -> tuple[Any, list[str]]:
 
 @pytest.fixture(scope="module")
 def prepared(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's store, media in class folders, lists of texts, and arrays in two spaces."""
+    """The demo's store, media in class folders, a film, texts, and arrays in two spaces."""
     folder = tmp_path_factory.mktemp("prepared")
     shutil.copytree(demo.store, folder / "stores/digits")
     draw = np.random.default_rng(0)
@@ -114,6 +115,14 @@ def prepared(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 wave = 0.1 * draw.standard_normal(4000)
                 soundfile.write(folder / f"{kind}/{digit}/{number}.wav", wave, 8000)
             np.save(folder / f"shapes/{digit}/{number}.npy", draw.normal(size=(300, 3)))
+    (folder / "films").mkdir()
+    with av.open(str(folder / "films/street.mp4"), "w") as film:
+        pictures = film.add_stream("mpeg4", rate=4)
+        pictures.width, pictures.height, pictures.pix_fmt = 32, 24, "yuv420p"
+        for shade in (20, 20, 200, 200, 90, 90):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), shade, np.uint8))
+            film.mux(pictures.encode(frame))
+        film.mux(pictures.encode(None))
     phrases = [f"the digit {number % CONCEPTS}, number {number}" for number in range(48)]
     (folder / "captions.txt").write_text("\n".join(phrases) + "\n")
     (folder / "captions.tsv").write_text("\n".join(["text", *phrases]) + "\n")

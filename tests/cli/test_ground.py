@@ -183,7 +183,7 @@ def test_one_space_and_a_modality_that_there_is_not_are_told_plainly(
     document, _ = cmcr("connect --via text --spaces clip --train captions --store S", code=2)
     assert document["error"]["what"] == "clip alone cannot be connected"
     document, _ = cmcr("extract --encoder clip --source images=photos", code=2)
-    assert document["error"]["what"] == "there is no modality 'images'"
+    assert document["error"]["what"] == "clip takes no images"
     assert document["error"]["fix"].startswith("did you mean image?")
 
 
@@ -199,14 +199,14 @@ def test_one_space_and_a_modality_that_there_is_not_are_told_plainly(
         ("project --store S --connection mnie", "mine"),
         ("project --store S --dataset clap/audio:sonds", "clap/audio:sounds"),
         ("report S --connection mnie", "mine"),
-        ("connect --via txt", "text"),
+        ("connect --via txt --spaces clip,clap --train captions --store S", "clip/text:captions"),
         ("connect --via text --spaces clip,clap --train captoins --store S", "clip/text:captions"),
         ("connect --via text --spaces clpi,clap --train captions --store S", "clip/text:captions"),
         ("connect --via text --spaces clip,clap --train captions --memory photso --store S",
          "photos"),
         ("extract --encoder digits-clpi", "digits-clip"),
         ("run digts", "digits"),
-        ("import --space a --modality txt --dataset b --embeddings x.npy --store S", "text"),
+        ("extract --encoder digits-clip --source txt=x.txt --store S", "text"),
     ],
 )  # fmt: skip
 def test_a_misspelt_name_lists_those_spelt_like_it(

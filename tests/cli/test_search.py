@@ -342,8 +342,8 @@ def test_on_the_command_line(
         app, [*line, "--in", PICTURES, "--false-positives", "2e-6", "no digit at all"]
     )
     assert nothing.stdout.splitlines() == ["no digit at all: nothing found"]
-    told = refuse(2, "search", "three", "--in", PICTURES, "--store", demo.store, "--modality", "x")
-    assert "there is no modality 'x'" in told
+    told = refuse(2, "search", "three", "--in", PICTURES, "--store", demo.store, "--modality", "X")
+    assert "'X' cannot name a modality" in told
 
 
 def test_in_projected_datasets_by_their_index(demo: Demo, media: Path, tmp_path: Path) -> None:

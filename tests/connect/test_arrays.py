@@ -110,7 +110,7 @@ NAN = np.full((90, 8), np.nan, dtype=np.float32)
         (change(see_text=seen("see", LATENT[:-1])), {}, MismatchError, "199 rows, hear has 200"),
         (change(see_image=np.ones((90, 7))), {}, MismatchError, "see/image are \\(n, 8\\)"),
         (change(see_image=NAN), {}, SourceError, "row 0 of the embeddings of see/image"),
-        (change(see_smell=np.ones((9, 8))), {}, UsageError, "no modality 'smell'"),
+        (change(see_Smell=np.ones((9, 8))), {}, UsageError, "'Smell' cannot name a modality"),
         (change(see_text=[[1.0, 2.0], [3.0]]), {}, SourceError, "rows of numbers"),
         (
             change(see_text=np.zeros((0, 8)), hear_text=np.zeros((0, 6))),

@@ -521,8 +521,8 @@ def test_what_are_no_rows_of_numbers_is_refused(
     connection = load_connection(connect(store, config(method="ridge"), name="a").path)
     with pytest.raises(error, match=message):
         connection.project("see", given)
-    with pytest.raises(UsageError, match="no modality 'sound'") as caught:
-        connection.project("see", np.ones((1, 24)), "sound")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="'Sound' cannot name a modality") as caught:
+        connection.project("see", np.ones((1, 24)), "Sound")
     assert "audio, image, pointcloud, text" in str(caught.value)
 
 

@@ -427,11 +427,11 @@ def test_from_file_to_numbers(write: Callable, store: Path, tmp_path: Path) -> N
     assert "ok       connection published" in run("verify", store).stderr
 
 
-def test_the_command_line_refuses_a_modality_that_there_is_not(
+def test_the_command_line_refuses_what_cannot_name_a_modality(
     write: Callable, tmp_path: Path
 ) -> None:
-    with pytest.raises(CmcrError, match="no modality 'smell'"):
+    with pytest.raises(CmcrError, match="'Smell' cannot name a modality"):
         run(
             *("import-connection", write(ex_leaf()), "--spaces", "a,b"),
-            *("--out", tmp_path / "c", "--via", "smell"),
+            *("--out", tmp_path / "c", "--via", "Smell"),
         )

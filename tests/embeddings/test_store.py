@@ -332,7 +332,7 @@ def test_a_store_without_the_dataset_says_what_there_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "modality"), [("../up", "image"), ("clip", "smell"), ("", "text")]
+    ("space", "modality"), [("../up", "image"), ("clip", "Smell"), ("clip", "a_b"), ("", "text")]
 )
 def test_keys_are_checked(space: str, modality: str) -> None:
     with pytest.raises(UsageError):

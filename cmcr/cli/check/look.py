@@ -140,7 +140,7 @@ def _unready(encoder: "Encoder", modality: Modality) -> list[Lack]:
 
 def _decoders(datasets: Sequence[Dataset]) -> Iterator[Lack]:
     for modality in sorted({one.key.modality for one in datasets if not one.settled}):
-        for name in _DECODERS[modality]:
+        for name in _DECODERS.get(modality, ()):
             try:
                 import_module(name)
             except ImportError as error:

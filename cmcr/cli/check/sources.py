@@ -26,10 +26,25 @@ class Shelf:
         self._opened: dict[tuple[str | None, ...], Source | Lack] = {}
 
     def find(self, dataset: Dataset, store: Path) -> "Source | Lack | None":
-        """The dataset's source; None for regions of which only a detector tells how many."""
-        from cmcr.extract import open_regions
+        """The dataset's source; None for what only a detector, or looking at films, counts."""
+        from cmcr.extract import open_regions, open_spans
 
         wanted = dataset.source
+        if wanted.spans:
+            if (path := _file(wanted.where)) is not None and not path.exists():
+                return not_there(path, wanted.modality)
+            if wanted.frames == "scene":
+                return None
+            return _tried(
+                lambda: open_spans(
+                    wanted.modality,
+                    wanted.where,
+                    wanted.pattern,
+                    folder=dataset.key.folder(store),
+                    **wanted.spans,
+                ),
+                wanted,
+            )
         place = (wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if place not in self._opened:
             self._opened[place] = _opened(wanted)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
@@ -24,7 +25,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from cmcr.embeddings.schema import MODALITIES, Key, Modality
+from cmcr.embeddings.schema import Key, Modality, check_modality
 from cmcr.errors import UsageError, near
 
 FILE = "pipelines.yaml"
@@ -38,9 +39,10 @@ class _Section(BaseModel):
 class SourceSection(_Section):
     """One source: `modality` from `where` (as --source takes it) becomes `dataset`.
 
-    With `regions` (as --regions takes it) its rows are regions of the pictures. `up` is the axis
-    of point clouds that points upwards, `index` a FAISS factory string or none, `max_failures` the
-    share of the inputs that may be bad.
+    With `regions` (as --regions takes it) its rows are regions of the pictures, with `frames`
+    (seconds, or scene) pictures of films, with `window` and `hop` (seconds) pieces of sound. `up`
+    is the axis of point clouds that points upwards, `index` a FAISS factory string or none,
+    `max_failures` the share of the inputs that may be bad.
     """
 
     modality: Modality
@@ -48,9 +50,18 @@ class SourceSection(_Section):
     dataset: str
     pattern: str | None = None
     regions: str | None = None
+    frames: float | Literal["scene"] | None = None
+    window: float | None = None
+    hop: float | None = None
     up: Literal["y", "z"] = "y"
     index: str | None = None
     max_failures: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    @property
+    def spans(self) -> dict[str, Any]:
+        """How films and long recordings are cut, as `open_spans` takes it; empty where not."""
+        given = {"frames": self.frames, "window": self.window, "hop": self.hop}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ExtractSection(_Section):
@@ -334,7 +345,7 @@ def parse_place(text: str) -> tuple[str, Modality, str | None]:
     space, slash, modality = place.partition("/")
     if not slash:
         raise UsageError(f"{text!r} is not SPACE/MODALITY:DATASET", fix="such as clap/audio:esc10")
-    key = Key(space, modality, dataset or "any")  # type: ignore[arg-type]
+    key = Key(space, modality, dataset or "any")
     return key.space, key.modality, dataset or None
 
 
@@ -344,9 +355,10 @@ def read_sources(
     pattern: str | None = None,
     regions: str | None = None,
     up: str | None = None,
+    spans: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[SourceSection]:
     """What the `MODALITY=WHERE` of --source name. Raises UsageError for one that is none."""
-    wanted = [_source(source, dataset, pattern, regions, up) for source in sources]
+    wanted = [_source(source, dataset, pattern, regions, up, spans) for source in sources]
     if len({(source.modality, source.dataset) for source in wanted}) < len(wanted):
         raise UsageError(
             "two sources of one modality would become one dataset",
@@ -361,21 +373,27 @@ def space_of(encoder: str) -> str:
 
 
 def _source(
-    text: str, dataset: str | None, pattern: str | None, regions: str | None, up: str | None
+    text: str,
+    dataset: str | None,
+    pattern: str | None,
+    regions: str | None,
+    up: str | None,
+    spans: Mapping[str, Any],
 ) -> SourceSection:
     modality, equals, where = text.partition("=")
     if not equals or not where:
         raise UsageError(
             f"{text!r} is not MODALITY=WHERE", fix="such as --source audio=recordings/"
         )
-    if modality not in MODALITIES:
-        raise UsageError(f"there is no modality {modality!r}", fix=near(modality, MODALITIES))
+    check_modality(modality)
     place = Path(where.rpartition(":")[2]).expanduser().resolve()
     stem = place.name if place.is_dir() else place.stem
+    kind = "regions" if regions else {"image": "frames", "audio": "windows"}.get(modality)
     section = {
+        **spans,
         "modality": modality,
         "where": where,
-        "dataset": dataset or (f"{stem}-regions" if regions else stem),
+        "dataset": dataset or (f"{stem}-{kind}" if regions or spans else stem),
         "pattern": pattern,
         "regions": regions,
         "up": up or "y",

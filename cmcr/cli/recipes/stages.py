@@ -37,6 +37,7 @@ def choose_sources(
     regions: str | None,
     up: str | None,
     checkpoint: Path | None,
+    spans: Mapping[str, Any] = MappingProxyType({}),
 ) -> ExtractSection:
     """What `cmcr extract` is to do.
 
@@ -44,18 +45,26 @@ def choose_sources(
     """
     from cmcr.extract import encoder_spec
 
-    encoder_spec(encoder)
+    takes = encoder_spec(encoder).modalities
     usual = next(
         (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
         None,
     )
     weights = checkpoint or (usual.checkpoint if usual else None)
     if sources:
-        wanted = read_sources(sources, dataset, pattern, regions, up)
+        wanted = read_sources(sources, dataset, pattern, regions, up, spans)
+        for one in wanted:
+            if one.modality not in takes:
+                raise UsageError(
+                    f"{encoder} takes no {one.modality}",
+                    where=f"--source {one.modality}={one.where}",
+                    fix=near(one.modality, takes),
+                )
         return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
-    if dataset or pattern or regions or up:
+    if dataset or pattern or regions or up or spans:
         raise UsageError(
-            "--dataset, --pattern, --regions and --up go with --source", fix="name a --source too"
+            "--dataset, --pattern, --regions, --frames, --window, --hop and --up go with --source",
+            fix="name a --source too",
         )
     if usual is None:
         raise UsageError(
@@ -104,6 +113,10 @@ def extract_datasets(
         if wanted in opened:
             sources.append((opened[wanted], wanted))
             continue
+        folder = Key(space, wanted.modality, wanted.dataset).folder(store)
+        if wanted.spans:
+            sources.append((_open_spans(wanted, folder, dry_run), wanted))
+            continue
         source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
         if dry_run and (wanted.regions or "").startswith("torchvision"):
             raise UsageError(
@@ -111,7 +124,6 @@ def extract_datasets(
                 fix="--dry-run without --regions says what it would look at",
             )
         if wanted.regions:
-            folder = Key(space, wanted.modality, wanted.dataset).folder(store)
             source = open_regions(source, wanted.regions, folder, place)
         sources.append((source, wanted))
     weights = section.checkpoint
@@ -136,17 +148,54 @@ def extract_datasets(
             yield work(store, load(), source, name, space=space, licence=licence, **chosen)
 
 
+def _open_spans(wanted: SourceSection, folder: Path, dry_run: bool) -> "Source":
+    from cmcr.extract import open_spans
+
+    if wanted.regions or wanted.up != "y":
+        raise UsageError(
+            "films and recordings are cut in time alone",
+            where=wanted.where,
+            fix="give --frames or --window without --regions and --up",
+        )
+    if dry_run and wanted.frames == "scene":
+        raise UsageError(
+            "only looking at the films tells how many scenes they have",
+            where=wanted.where,
+            fix="--dry-run with --frames 1 says how long they are",
+        )
+    return open_spans(wanted.modality, wanted.where, wanted.pattern, folder=folder, **wanted.spans)
+
+
+def given_spans(frames: str | None, window: float | None, hop: float | None) -> dict[str, Any]:
+    """The flags that cut films and recordings as fields of `SourceSection`, those that are given.
+
+    Raises UsageError for frames that are neither seconds nor scenes.
+    """
+    every: float | str | None = frames
+    if frames is not None and frames != "scene":
+        try:
+            every = float(frames)
+        except ValueError:
+            raise UsageError(
+                f"{frames!r} is no number of seconds",
+                where=f"--frames {frames}",
+                fix="--frames 2 for a picture every two seconds, or --frames scene",
+            ) from None
+    given = {"frames": every, "window": window, "hop": hop}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def given_flags(
     via: str | None, spaces: str | None, memory: Sequence[str] | None, **others: Any
 ) -> dict[str, Any]:
     """The flags of `cmcr connect` as fields of `ConnectConfig`, those that are given.
 
-    `--memory none` is a memory of nothing. Raises UsageError for a modality that there is not.
+    `--memory none` is a memory of nothing. Raises UsageError for what cannot name a modality.
     """
-    from cmcr.embeddings import MODALITIES
+    from cmcr.embeddings import check_modality
 
-    if via is not None and via not in MODALITIES:
-        raise UsageError(f"there is no modality {via!r}", fix=near(via, MODALITIES))
+    if via is not None:
+        check_modality(via)
     if memory and "none" in memory and len(memory) > 1:
         raise UsageError("--memory none goes with no other --memory", fix="give one of them")
     fields = others | {
