@@ -23,6 +23,7 @@ from cmcr.evaluate.results import (
     metric_names,
     model_label,
     selected_line,
+    sure_line,
 )
 from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
 
@@ -182,7 +183,7 @@ def _results(rows: list[Row]) -> Table:
         Line(model_label(row), _cells(row["metrics"], names, best, row.get("intervals", {})))
         for row in rows
     ]
-    counted = [counts_line(metrics[0]), selected_line(rows[0])]
+    counted = [counts_line(rows[0]), sure_line(rows), selected_line(rows[0])]
     notes = [f"{line[0].upper()}{line[1:]}." for line in counted if line]
     if any("intervals" in row for row in rows):
         notes.append("Small: 95 % interval, by the bootstrap over the queries.")
