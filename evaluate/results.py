@@ -41,7 +41,7 @@ _FORMATS = {
     "build_s": "{:.1f}",
     "index_mb": "{:,.1f}",
 }
-_WITH_INTERVAL = "mAP"
+WITH_INTERVAL = "mAP"
 _SHOWN = 5  # of a long list
 UNKNOWN = "none"  # the truth of a row where nothing says what matches
 _NOT_IN_TABLE = frozenset({"mAP@10", "false_positives"})  # it would be wider than a terminal
@@ -249,17 +249,13 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    metrics = [row["metrics"] for row in rows]
-    names = [
-        name for name in metric_names(metrics) if name not in COUNTS and name not in _NOT_IN_TABLE
-    ]
-    best = best_values(metrics)
-    with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
+    names, best = shown_metrics(rows), best_values([row["metrics"] for row in rows])
+    with_interval = any(WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("model", overflow="fold")
     for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
-        if with_interval and name == _WITH_INTERVAL:
+        if with_interval and name == WITH_INTERVAL:
             table.add_column("\n95 %", justify="right", no_wrap=True)
     for row in rows:
         cells = []
@@ -267,13 +263,20 @@ def _table(rows: Sequence[Row]) -> "Table":
             value = row["metrics"].get(name)
             text = "" if value is None else format_value(name, value)
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
-            if with_interval and name == _WITH_INTERVAL:
-                cells.append(_half_width(row.get("intervals", {}).get(name)))
+            if with_interval and name == WITH_INTERVAL:
+                cells.append(half_width(row.get("intervals", {}).get(name)))
         table.add_row(Text(model_label(row)), *cells)
     return table
 
 
-def _half_width(interval: list[float] | None) -> str:
+def shown_metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics that have a column in a table."""
+    names = metric_names([row["metrics"] for row in rows])
+    return [name for name in names if name not in COUNTS and name not in _NOT_IN_TABLE]
+
+
+def half_width(interval: list[float] | None) -> str:
+    """Half of an interval as it stands in a table, nothing where there is none."""
     if interval is None:
         return ""
     low, high = interval

@@ -291,13 +291,8 @@ def _compute(
 ) -> tuple[list[Row], list[str]]:
     rankings = rank_both_ways(models.all, *both, banks)
     for ranking in rankings:
-        if ranking.row["model"] != models.name:
-            continue
-        if ranking.per_query:
-            ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
-            ranking.row["worst"] = worst(ranking.per_query, ranking.query)
-        elif ranking.hubs:
-            ranking.row["hubs"] = [*ranking.hubs]
+        if ranking.row["model"] == models.name:
+            tell_what_lies_behind(ranking)
     matches = rankings[0].matches
     files = [NEIGHBOURS_FILE]
     with threads_for(_operations(models.connection, *both)):
@@ -313,6 +308,15 @@ def _compute(
         *_draw(folder, models, both, rankings, log),
         *files,
     ]
+
+
+def tell_what_lies_behind(ranking: Ranking) -> None:
+    """Give a row its metrics `per_class` and its `worst` queries, or without truth its `hubs`."""
+    if ranking.per_query:
+        ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
+        ranking.row["worst"] = worst(ranking.per_query, ranking.query)
+    elif ranking.hubs:
+        ranking.row["hubs"] = [*ranking.hubs]
 
 
 def _tell_false_positives(
