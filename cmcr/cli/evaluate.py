@@ -170,8 +170,8 @@ def retrieval(
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
     if choice:
         done += measure_indexes(ground, found, choice, hubness.value)
-    if rows := asked.tell(done):
-        print(shown(weak_spots(rows)))
+    if spots := weak_spots(asked.tell(done)):
+        print(shown(spots))
     stop_if_missed(done)
 
 
