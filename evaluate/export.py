@@ -49,7 +49,7 @@ def results_csv(rows: Sequence[Row]) -> str:
     for line, row in zip(texts, rows, strict=True):
         chosen = row.get("selected", {})
         line |= {
-            f"{side}_where": filters_line(chosen[side]["where"])  # type: ignore[literal-required]
+            f"{side}_where": filters_line(chosen[side]["where"])
             for side in _SIDES
             if side in chosen
         }

@@ -100,18 +100,20 @@ def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     number: dict[ItemKey, int] = defaultdict(count().__next__)
     query_keys = [[number[key] for key in _query_keys(*item)] for item in _items(query)]
     gallery_keys = [[number[key] for key in _gallery_keys(*item)] for item in _items(gallery)]
-    sides = [_incidence(keys, len(number)) for keys in (query_keys, gallery_keys)]
+    one, other = (_incidence(keys, len(number)) for keys in (query_keys, gallery_keys))
     names = list(number)
-    shared = np.intersect1d(*(side.indices for side in sides))
+    shared = np.intersect1d(one.indices, other.indices)
     kinds = {"group" if names[key][0] == "group" else "label" for key in shared}
-    return Matches(*sides, truth=" or ".join(sorted(kinds)))
+    return Matches(one, other, " or ".join(sorted(kinds)))
 
 
 def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
     """The pairs of items that have the same id, of two lists in which none occurs twice."""
     number = {name: at for at, name in enumerate(dict.fromkeys([*query, *gallery]))}
-    sides = (_incidence([[number[name]] for name in ids], len(number)) for ids in (query, gallery))
-    return Matches(*sides, truth="id")
+    one, other = (
+        _incidence([[number[name]] for name in ids], len(number)) for ids in (query, gallery)
+    )
+    return Matches(one, other, "id")
 
 
 def unknown_matches(queries: int, gallery: int) -> Matches:

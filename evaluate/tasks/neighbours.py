@@ -99,10 +99,12 @@ def find_neighbours(
         yield pa.table(columns, schema=_SCHEMA)
 
 
-def per_query_table(row: Row, ids: pa.Array, measured: Mapping[str, np.ndarray]) -> pa.Table:
+def per_query_table(
+    row: Row, ids: pa.Array, measured: Mapping[str, np.ndarray | pa.Array]
+) -> pa.Table:
     """A line for each query of one row of results: what the row is of, the id, what was measured.
 
-    `measured` are columns of (queries,); masked values are null.
+    `measured` are columns of (queries,).
     """
     named = {
         "query": row["query"],
@@ -114,11 +116,7 @@ def per_query_table(row: Row, ids: pa.Array, measured: Mapping[str, np.ndarray])
         name: pa.array([value], pa.string()).dictionary_encode().take(np.zeros(len(ids), np.int32))
         for name, value in named.items()
     }
-    columns["id"] = ids
-    for name, values in measured.items():
-        mask = np.ma.getmaskarray(values)
-        columns[name] = pa.array(np.ma.getdata(values), mask=mask)
-    return pa.table(columns)
+    return pa.table({**columns, "id": ids, **measured})
 
 
 def write_per_query(path: Path, tables: Iterable[pa.Table]) -> None:

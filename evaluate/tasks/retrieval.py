@@ -99,7 +99,7 @@ class Ranking:
     precision: np.ndarray  # (levels,), none where nothing says what matches
     matches: Matches
     per_query: PerQuery | None = None  # none of chance, and where nothing says what matches
-    hubs: Sequence[Mapping[str, Any]] = ()  # where nothing says what matches
+    hubs: Sequence[dict[str, Any]] = ()  # where nothing says what matches
 
 
 def rank_both_ways(
@@ -355,10 +355,10 @@ def per_query(rankings: Sequence[Ranking]) -> Iterator[pa.Table]:
         there = np.zeros(len(counts), bool)
         there[found.rows] = True
 
-        def whole(values: np.ndarray, there: np.ndarray = there) -> np.ndarray:
-            every = np.ma.masked_all(len(there), values.dtype)
+        def whole(values: np.ndarray, there: np.ndarray = there) -> pa.Array:
+            every = np.zeros(len(there), values.dtype)
             every[there] = values
-            return every
+            return pa.array(every, mask=~there)
 
         scores = dict(zip(MEANS, found.scores.T, strict=True))
         measured = {
