@@ -19,6 +19,7 @@ from cmcr.evaluate.inputs.items import Items, select
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
+from cmcr.evaluate.ranking.rankings import Ranking
 from cmcr.evaluate.results import Results, Row, read_results, results_table, weak_spots
 from cmcr.evaluate.tasks.counterfactual import evaluate_counterfactual, precision_recall
 from cmcr.evaluate.tasks.gap import evaluate_gap
@@ -29,7 +30,7 @@ from cmcr.evaluate.tasks.localization import (
     success_rates,
 )
 from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILE, write_per_query
-from cmcr.evaluate.tasks.retrieval import Ranking, evaluate_retrieval, rank_both_ways
+from cmcr.evaluate.tasks.retrieval import evaluate_retrieval, rank_both_ways
 from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from cmcr.devices import Vectors, float32, refuse_what_has_no_direction, rows, threads_for
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
 from cmcr.evaluate.ranking.matches import Matches, find_matches, match_ids, unknown_matches
+from cmcr.evaluate.ranking.rankings import rank_by_chance, rank_by_model, tell_what_lies_behind
 from cmcr.evaluate.results import Row, Selected
-from cmcr.evaluate.tasks.retrieval import rank_by_chance, rank_by_model, tell_what_lies_behind
 
 MODEL = "identity"  # as the command calls vectors that are compared as they are
 

@@ -111,7 +111,7 @@ class Row(TypedDict):
     selected: NotRequired[dict[Literal["query", "gallery"], Selected]]
     unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
-    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/tasks/retrieval.py
+    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/ranking/rankings.py
     worst: NotRequired[list[dict[str, Any]]]
     hubs: NotRequired[list[dict[str, Any]]]
     hubness: NotRequired[str]  # "nnn" where the search was corrected for hubs

@@ -1,4 +1,4 @@
-"""Cosines of pairs that match, and how often pairs that do not match score as high.
+"""How two sets lie to each other: distance, cosines of what matches, and of what does not.
 
 cosines = related_cosines(queries, gallery, matches)      # unit vectors; (drawn, 16)
 false_positive_rate(cosines, unrelated)                   # of the median pair
@@ -43,6 +43,12 @@ def related_cosines(
         items = matching.indices[matching.indptr[:-1, None] + nth.astype(np.int64)]  # (rows, 16)
         cosines.append(torch.einsum("qd,qmd->qm", queries[rows], gallery[items]).ravel())
     return torch.cat(cosines)
+
+
+@typed
+def distance(one: Float[Tensor, "items dim"], other: Float[Tensor, "others dim"]) -> float:
+    """How far the means of two sets of unit vectors lie apart."""
+    return float(torch.linalg.vector_norm(one.mean(dim=0) - other.mean(dim=0)))
 
 
 def false_positive_rate(related: np.ndarray, unrelated: np.ndarray) -> float:

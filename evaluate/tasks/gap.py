@@ -32,19 +32,13 @@ from cmcr.embeddings import Key
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.ranking.related import draw, related_cosines
+from cmcr.evaluate.ranking.related import distance, draw, related_cosines
 from cmcr.evaluate.results import UNKNOWN, Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
 TASK = "gap"
 GAP_VERSION = 1
-
-
-@typed
-def distance(one: Float[Tensor, "items dim"], other: Float[Tensor, "others dim"]) -> float:
-    """How far the means of two sets of unit vectors lie apart."""
-    return float(torch.linalg.vector_norm(one.mean(dim=0) - other.mean(dim=0)))
 
 
 @typed

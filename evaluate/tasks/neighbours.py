@@ -2,13 +2,13 @@
 
 write_neighbours(folder / NEIGHBOURS_FILE, connection, (sounds, photos), matches)
 find_neighbours(connection, sounds, photos, matches, bank)    # one direction, corrected for hubs
-write_per_query(folder / PER_QUERY_FILE, [table, ...])        # of `per_query_table`
+write_per_query(folder / PER_QUERY_FILE, [table, ...])        # of `per_query`
 
 neighbours.parquet   who found whom, by the connection
 per-query.parquet    how well each query did, by every model
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from cmcr.embeddings.index import search
 from cmcr.embeddings.search.hubness import NNN, Bank, correction, with_correction, with_one
 from cmcr.evaluate.inputs.items import Items
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.results import Row
 from cmcr.files import replacing
 
 NEIGHBOURS_FILE = "neighbours.parquet"
@@ -97,26 +96,6 @@ def find_neighbours(
             "score": cosines if bank is None else 2 * products.ravel(),
         }
         yield pa.table(columns, schema=_SCHEMA)
-
-
-def per_query_table(
-    row: Row, ids: pa.Array, measured: Mapping[str, np.ndarray | pa.Array]
-) -> pa.Table:
-    """A line for each query of one row of results: what the row is of, the id, what was measured.
-
-    `measured` are columns of (queries,).
-    """
-    named = {
-        "query": row["query"],
-        "gallery": row["gallery"],
-        "model": row["model"],
-        "hubness": row.get("hubness", "none"),
-    }
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        name: pa.array([value], pa.string()).dictionary_encode().take(np.zeros(len(ids), np.int32))
-        for name, value in named.items()
-    }
-    return pa.table({**columns, "id": ids, **measured})
 
 
 def write_per_query(path: Path, tables: Iterable[pa.Table]) -> None:

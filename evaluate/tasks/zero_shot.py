@@ -37,9 +37,10 @@ from cmcr.evaluate.figures.plots import draw_confusion
 from cmcr.evaluate.inputs.classes import ClassItems, Prompts, choose_items, choose_prompts
 from cmcr.evaluate.inputs.items import project_blocks, project_rows
 from cmcr.evaluate.inputs.selection import choose_rows
+from cmcr.evaluate.ranking.rankings import per_query_table
 from cmcr.evaluate.ranking.ranks import TIE
 from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
-from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILE, per_query_table, write_per_query
+from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILE, write_per_query
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import replacing
 from cmcr.templates import read_templates
