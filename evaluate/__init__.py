@@ -29,7 +29,7 @@ from cmcr.evaluate.tasks.localization import (
     localization_metrics,
     success_rates,
 )
-from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILE, write_per_query
+from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILES, write_per_query
 from cmcr.evaluate.tasks.retrieval import evaluate_retrieval, rank_both_ways
 from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
@@ -50,7 +50,7 @@ else:
 
 
 __all__ = [
-    "PER_QUERY_FILE",
+    "PER_QUERY_FILES",
     "Budget",
     "Evaluate",
     "Evaluated",

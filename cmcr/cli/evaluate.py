@@ -122,7 +122,7 @@ class Asked(NamedTuple):
                 with replacing(Path(file)) as unfinished:
                     unfinished.write_text(made(rows), encoding="utf-8")
         if self.per_query is not None:
-            _write_per_query(self.per_query, [one.folder for one in found])
+            _write_per_query(self.per_query, found)
         return rows if tables and not self.as_json else []
 
     @property
@@ -302,14 +302,14 @@ def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str,
     stop_if_missed(done)
 
 
-def _write_per_query(file: Path, folders: "Sequence[Path]") -> None:
+def _write_per_query(file: Path, done: "Sequence[Evaluated]") -> None:
     import pyarrow.parquet as pq
 
     from cmcr.errors import CmcrError
-    from cmcr.evaluate import PER_QUERY_FILE, write_per_query
+    from cmcr.evaluate import PER_QUERY_FILES, write_per_query
 
-    there = [folder / PER_QUERY_FILE for folder in dict.fromkeys(folders)]
-    there = [path for path in there if path.exists()]
+    files = [(one.folder, PER_QUERY_FILES.get(one.rows[0]["task"])) for one in done]
+    there = [folder / name for folder, name in dict.fromkeys(files) if name]
     if not there:
         raise CmcrError(
             "there is no number of a query: nothing says what matches",

@@ -24,6 +24,10 @@ from cmcr.files import replacing
 
 NEIGHBOURS_FILE = "neighbours.parquet"
 PER_QUERY_FILE = "per-query.parquet"
+PER_QUERY_FILES = {  # by task; two tasks of one pair share a folder
+    "retrieval": PER_QUERY_FILE,
+    "zero-shot": "zero-shot-per-query.parquet",
+}
 TOP_K = 10
 
 _BLOCK_QUERIES = 65_536

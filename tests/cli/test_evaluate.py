@@ -315,6 +315,17 @@ def test_results_leave_as_csv_latex_and_a_line_a_query(store: Path) -> None:
     assert "is to be a file" in refuse(2, *line, "--csv", ".", cwd=folder)
 
 
+def test_two_tasks_of_one_pair_keep_their_lines_apart(store: Path) -> None:
+    columns = []
+    for task in ("retrieval", "zero-shot", "retrieval"):
+        line = f"evaluate {task} --no-pipeline --store S {TASKS['zero-shot']} --per-query q.parquet"
+        succeed(*line.split(), cwd=store.parent)
+        columns.append(pq.read_table(store.parent / "q.parquet").column_names)
+    assert columns[0] == columns[2]
+    assert "hit@10" in columns[0]
+    assert "hit@3" in columns[1]
+
+
 def test_without_truth_there_is_no_line_of_a_query(
     store: Path, make_dataset: Callable[..., Dataset]
 ) -> None:
