@@ -4,6 +4,7 @@
 
     connection = cmcr.load_connection("stores/digits/connections/digits")   # or OWNER/NAME
     joint = connection.project("digits-clap", embeddings)                   # (n, joint), unit norm
+    rows = cmcr.evaluate(joint, others)                                     # how well they match
 
 Importing it loads nothing; what is named below is fetched when it is asked for.
 """
@@ -26,8 +27,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from cmcr.connect import fit, load_connection
+    from cmcr.evaluate import Evaluate
     from cmcr.progress import quiet
     from cmcr.search.store import open_store
+
+    evaluate: Evaluate  # a package that can be called
 else:
 
     def __getattr__(name: str) -> object:

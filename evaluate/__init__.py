@@ -4,16 +4,22 @@ from cmcr.evaluate import evaluate_retrieval, results_table
 
 done = evaluate_retrieval(store, store / "connections" / "clip-clap", query, gallery)
 rich.print(results_table(done.rows))
+
+rows = cmcr.evaluate(x, y)     # arrays in one joint space: evaluate/arrays.py
 """
 
+import sys
 from typing import TYPE_CHECKING
 
 from cmcr.embeddings.index import Budget, parse_budget
 from cmcr.embeddings.search.where import RowFilter, parse_where, values_of
+from cmcr.evaluate.arrays import Evaluate, evaluate_arrays
+from cmcr.evaluate.export import results_csv, results_latex
 from cmcr.evaluate.inputs.items import Items, select
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.matches import Matches, find_matches
 from cmcr.evaluate.ranking.metrics import Measured, chance_metrics, retrieval_metrics
+from cmcr.evaluate.ranking.rankings import Ranking
 from cmcr.evaluate.results import Results, Row, read_results, results_table, weak_spots
 from cmcr.evaluate.tasks.counterfactual import evaluate_counterfactual, precision_recall
 from cmcr.evaluate.tasks.gap import evaluate_gap
@@ -23,7 +29,8 @@ from cmcr.evaluate.tasks.localization import (
     localization_metrics,
     success_rates,
 )
-from cmcr.evaluate.tasks.retrieval import Ranking, evaluate_retrieval, rank_both_ways
+from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILES, write_per_query
+from cmcr.evaluate.tasks.retrieval import evaluate_retrieval, rank_both_ways
 from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
 
@@ -43,7 +50,9 @@ else:
 
 
 __all__ = [
+    "PER_QUERY_FILES",
     "Budget",
+    "Evaluate",
     "Evaluated",
     "IndexChoice",
     "Items",
@@ -55,6 +64,7 @@ __all__ = [
     "RowFilter",
     "SoundImage",
     "chance_metrics",
+    "evaluate_arrays",
     "evaluate_counterfactual",
     "evaluate_gap",
     "evaluate_index",
@@ -69,6 +79,8 @@ __all__ = [
     "rank_both_ways",
     "read_results",
     "read_truth",
+    "results_csv",
+    "results_latex",
     "results_table",
     "retrieval_metrics",
     "select",
@@ -77,5 +89,8 @@ __all__ = [
     "values_of",
     "weak_spots",
     "write_found",
+    "write_per_query",
     "write_report",
 ]
+
+sys.modules[__name__].__class__ = Evaluate

@@ -16,7 +16,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict
 
-from cmcr.embeddings import Key
 from cmcr.errors import StoreError
 from cmcr.files import read_regular, write_text
 
@@ -29,20 +28,27 @@ Metrics = dict[str, float]
 Inputs = dict[str, Any]
 Filters = dict[str, list[str]]
 
-_LESS_IS_BETTER = frozenset({"median_rank", "distance", "alignment", "uniformity"})
-_MEASURED_COSTS = frozenset({"qps", "query_ms", "build_s", "index_mb"})
+_LESS_IS_BETTER = frozenset(
+    {"median_rank", "distance", "alignment", "uniformity", "antihubs@10", "top_hub@10"}
+)
+_WITHOUT_BEST = frozenset(
+    {"qps", "query_ms", "build_s", "index_mb", "false_positives", "skewness@10"}
+)
 _FORMATS = {
     "median_rank": "{:g}",
+    "false_positives": "{:.2g}",
     "qps": "{:,.0f}",
     "query_ms": "{:.2f}",
     "build_s": "{:.1f}",
     "index_mb": "{:,.1f}",
 }
-_WITH_INTERVAL = "mAP"
+WITH_INTERVAL = "mAP"
 _SHOWN = 5  # of a long list
-_NOT_IN_TABLE = frozenset({"mAP@10"})  # which would be wider than a terminal
+UNKNOWN = "none"  # the truth of a row where nothing says what matches
+_NOT_IN_TABLE = frozenset({"mAP@10", "false_positives"})  # it would be wider than a terminal
 # Counts go below a table, where there is something to count.
 COUNTS = {
+    "queries": "queries",
     "gallery_size": "items in the gallery",
     "queries_without_match": "queries without a match left out",
     "items": "items",
@@ -72,11 +78,19 @@ class Selected(TypedDict):
     of: int
 
 
-class Side(Protocol):
-    """What a result is about: rows of a dataset."""
+class Named(Protocol):
+    """A dataset by its name; as text it is what a row calls `query` or `gallery`."""
 
     @property
-    def key(self) -> Key:
+    def dataset(self) -> str:
+        """The name."""
+
+
+class Side(Protocol):
+    """What a result is about: rows of a dataset, or of an array."""
+
+    @property
+    def key(self) -> Named:
         """The dataset."""
 
     @property
@@ -93,11 +107,13 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
+    truth: NotRequired[str]  # what matching items share: group, label, id; "none" where unknown
     selected: NotRequired[dict[Literal["query", "gallery"], Selected]]
     unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
-    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/tasks/retrieval.py
+    per_class: NotRequired[list[dict[str, Any]]]  # evaluate/ranking/rankings.py
     worst: NotRequired[list[dict[str, Any]]]
+    hubs: NotRequired[list[dict[str, Any]]]
     hubness: NotRequired[str]  # "nnn" where the search was corrected for hubs
     bank: NotRequired[dict[str, Any]]  # by how many neighbours and what rows
 
@@ -221,8 +237,8 @@ def _section(rows: Sequence[Row]) -> Iterator["RenderableType"]:
     task = "" if first["task"] == "retrieval" else f"{first['task']}: "
     yield Text(f"{task}{first['query']} → {first['gallery']}", style="bold")
     yield _table(rows)
-    if counts := counts_line(first["metrics"]):
-        yield Text(counts, style="dim")
+    for line in filter(None, (counts_line(first), sure_line(rows))):
+        yield Text(line, style="dim")
     if chosen := selected_line(first):
         yield Text(chosen, style="dim")
     if "unmatched" in first:
@@ -234,17 +250,13 @@ def _table(rows: Sequence[Row]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    metrics = [row["metrics"] for row in rows]
-    names = [
-        name for name in metric_names(metrics) if name not in COUNTS and name not in _NOT_IN_TABLE
-    ]
-    best = best_values(metrics)
-    with_interval = any(_WITH_INTERVAL in row.get("intervals", {}) for row in rows)
+    names, best = shown_metrics(rows), best_values([row["metrics"] for row in rows])
+    with_interval = any(WITH_INTERVAL in row.get("intervals", {}) for row in rows)
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     table.add_column("model", overflow="fold")
     for name, heading in zip(names, _headings(names), strict=True):
         table.add_column(heading, justify="right", no_wrap=True)
-        if with_interval and name == _WITH_INTERVAL:
+        if with_interval and name == WITH_INTERVAL:
             table.add_column("\n95 %", justify="right", no_wrap=True)
     for row in rows:
         cells = []
@@ -252,13 +264,20 @@ def _table(rows: Sequence[Row]) -> "Table":
             value = row["metrics"].get(name)
             text = "" if value is None else format_value(name, value)
             cells.append(f"[bold]{text}[/bold]" if text and value == best.get(name) else text)
-            if with_interval and name == _WITH_INTERVAL:
-                cells.append(_half_width(row.get("intervals", {}).get(name)))
+            if with_interval and name == WITH_INTERVAL:
+                cells.append(half_width(row.get("intervals", {}).get(name)))
         table.add_row(Text(model_label(row)), *cells)
     return table
 
 
-def _half_width(interval: list[float] | None) -> str:
+def shown_metrics(rows: Sequence[Row]) -> list[str]:
+    """The metrics that have a column in a table."""
+    names = metric_names([row["metrics"] for row in rows])
+    return [name for name in names if name not in COUNTS and name not in _NOT_IN_TABLE]
+
+
+def half_width(interval: list[float] | None) -> str:
+    """Half of an interval as it stands in a table, nothing where there is none."""
     if interval is None:
         return ""
     low, high = interval
@@ -283,13 +302,13 @@ def _headings(names: Sequence[str]) -> list[str]:
 
 
 def best_values(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The best of each metric: the least where less is better. What a search costs has none."""
+    """The best of each metric: the least where less is better. Not all have one."""
     return {
         name: (min if name in _LESS_IS_BETTER else max)(
             line[name] for line in metrics if name in line
         )
         for name in metric_names(metrics)
-        if name not in _MEASURED_COSTS
+        if name not in _WITHOUT_BEST
     }
 
 
@@ -298,10 +317,26 @@ def format_value(name: str, value: float) -> str:
     return _FORMATS.get(name, "{:.3f}").format(value)
 
 
-def counts_line(metrics: Mapping[str, float]) -> str:
-    """The counts that stand below a table."""
+def counts_line(row: Row) -> str:
+    """What stands below a table: what was counted, and what a match is."""
+    metrics = row["metrics"]
+    counts = [f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items()
+              if metrics.get(name)]  # fmt: skip
+    truth = row.get("truth")
+    if truth == UNKNOWN:
+        counts.append("nothing says what matches: no labels or groups on both sides, no shared ids")
+    elif truth:
+        counts.append(f"a match has the same {truth}")
+    return "; ".join(counts)
+
+
+def sure_line(rows: Sequence[Row]) -> str:
+    """How much of what is unrelated scores as high as what is related; empty where not known."""
     return "; ".join(
-        f"{metrics[name]:,} {meaning}" for name, meaning in COUNTS.items() if metrics.get(name)
+        f"{format_value('false_positives', row['metrics']['false_positives'])} of unrelated pairs "
+        f"score as high as the median match by {model_label(row)}"
+        for row in rows
+        if "false_positives" in row["metrics"]
     )
 
 
@@ -329,13 +364,16 @@ def weak_spots(rows: Sequence["Row"]) -> str:
     lines = []
     for row in rows:
         classes = sorted(row.get("per_class", []), key=lambda line: line["metrics"]["mAP"])
-        failures = row.get("worst", [])
-        if classes or failures:
+        failures, hubs = row.get("worst", []), row.get("hubs", [])
+        if classes or failures or hubs:
             lines.append(f"{row['query']} → {row['gallery']} by {model_label(row)}")
         if classes:
             lines.append(f"  mAP of {len(classes)} classes, lowest first: {_first(classes)}")
         if failures:
             lines.append(f"  worst failures, and where their first match ranks: {_first(failures)}")
+        if hubs:
+            often = ", ".join(f"{line['id']} {line['found']:,}" for line in hubs[:_SHOWN])
+            lines.append(f"  hubs, and how many queries have them among their first ten: {often}")
     return "\n".join(lines)
 
 

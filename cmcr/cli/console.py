@@ -179,10 +179,12 @@ def _cell(value: Any) -> str:
     return shown(text[:8] if len(text) == 64 else text)
 
 
-def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> None:
+def show(
+    done: "Sequence[Evaluated | Missed]", as_json: bool, tables: bool = True, **more: Any
+) -> None:
     """The rows of finished evaluations, as JSON or as tables, and what was left out.
 
-    `more` stands beside them in JSON.
+    `more` stands beside them in JSON. Without `tables` stdout is left to something else.
     """
     from cmcr.cli.recipes.tasks import Missed
     from cmcr.evaluate import results_table
@@ -194,12 +196,12 @@ def show(done: "Sequence[Evaluated | Missed]", as_json: bool, **more: Any) -> No
     if as_json:
         left_out = {"left_out": [one.as_dict() for one in missed]} if missed else {}
         answer({"results": rows, **left_out, **more})
-    else:
+    elif tables:
         _print(results_table(rows))
         tell("", event="result", results=rows)
 
 
-def show_measured(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
+def show_measured(done: "Sequence[Evaluated | Missed]", as_json: bool, tables: bool = True) -> None:
     """As `show`. Raises the error of the first that was left out when nothing was measured."""
     from cmcr.cli.recipes.tasks import Missed
 
@@ -208,7 +210,7 @@ def show_measured(done: "Sequence[Evaluated | Missed]", as_json: bool) -> None:
         for other in missed[1:]:
             say(f"evaluate  {other}")
         raise missed[0].error
-    show(done, as_json)
+    show(done, as_json, tables)
 
 
 def stop_if_missed(done: "Sequence[Evaluated | Missed]") -> None:

@@ -1,5 +1,6 @@
 """`cmcr evaluate` and its tasks, one function each."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -21,7 +22,8 @@ from cmcr.cli.console import (
 
 if TYPE_CHECKING:
     from cmcr.cli.recipes.ground import Ground
-    from cmcr.cli.recipes.tasks import Job, Task
+    from cmcr.cli.recipes.tasks import Job, Missed, Task
+    from cmcr.evaluate import Evaluated, Row
 
 
 Place = "SPACE/MODALITY[:DATASET]"
@@ -48,6 +50,19 @@ Truth = Annotated[
 ]
 
 
+Csv = Annotated[
+    str | None, typer.Option("--csv", metavar="FILE", help="Write the results as CSV; - is stdout.")
+]
+Latex = Annotated[
+    str | None,
+    typer.Option("--latex", metavar="FILE", help="Write the table as LaTeX; - is stdout."),
+]
+PerQuery = Annotated[
+    Path | None,
+    typer.Option("--per-query", metavar="FILE", help="Write how each query did, as Parquet."),
+]
+
+
 class Asked(NamedTuple):
     """The flags that every task takes."""
 
@@ -58,16 +73,57 @@ class Asked(NamedTuple):
     pipeline: str | None
     no_pipeline: bool
     as_json: bool
+    csv: str | None
+    latex: str | None
+    per_query: Path | None = None
 
     def ground(self, searched: str | None, task: str = "retrieval") -> "Ground":
-        """The recipe that counts and the store, where `searched` is the other dataset."""
+        """The recipe that counts and the store, where `searched` is the other dataset.
+
+        Raises UsageError where the results cannot be given as they are asked for.
+        """
         from cmcr.cli.recipes.ground import ground_to_measure, recipes
 
+        self._check_outputs()
         pipelines = recipes(self.pipeline, self.no_pipeline)
         places = [self.query, searched]
         return ground_to_measure(
             pipelines, self.pipeline, self.store, self.connection, places, task
         )
+
+    def _check_outputs(self) -> None:
+        from cmcr.errors import UsageError
+
+        files = {"--csv": self.csv, "--latex": self.latex, "--per-query": self.per_query}
+        printed = [flag for flag, file in files.items() if file == "-"]
+        printed += ["--json"] if self.as_json else []
+        if len(printed) > 1:
+            raise UsageError(
+                f"stdout cannot be {' and '.join(printed)} at once", fix="name a file for one"
+            )
+        for flag, file in files.items():
+            if file is not None and Path(file).is_dir():
+                raise UsageError(f"{flag} is to be a file", where=file, fix="name a file in it")
+
+    def tell(self, done: "Sequence[Evaluated | Missed]") -> "list[Row]":
+        """Print and write the results as they were asked for; gives the rows, if they are shown."""
+        from cmcr.cli.recipes.tasks import Missed
+        from cmcr.evaluate import results_csv, results_latex
+        from cmcr.files import replacing
+
+        tables = "-" not in (self.csv, self.latex)
+        show_measured(done, self.as_json, tables)
+        found = [one for one in done if not isinstance(one, Missed)]
+        rows = [row for one in found for row in one.rows]
+        for file, made in ((self.csv, results_csv), (self.latex, results_latex)):
+            if file == "-":
+                print(made(rows), end="")
+            elif file is not None:
+                with replacing(Path(file)) as unfinished:
+                    unfinished.write_text(made(rows), encoding="utf-8")
+        if self.per_query is not None:
+            _write_per_query(self.per_query, found)
+        return rows if tables and not self.as_json else []
 
     @property
     def section(self) -> dict[str, Any]:
@@ -95,6 +151,9 @@ def retrieval(
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
+    csv: Csv = None,
+    latex: Latex = None,
+    per_query: PerQuery = None,
     as_json: Json = False,
 ) -> None:
     """Search one modality in another, both ways, beside chance and the closed forms."""
@@ -103,16 +162,16 @@ def retrieval(
     from cmcr.evaluate import weak_spots
 
     choice = choose_index(index, max_memory, max_query_time)
-    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
+    asked = Asked(
+        connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex, per_query
+    )
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "retrieval", jobs, hubness=hubness.value))
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
     if choice:
         done += measure_indexes(ground, found, choice, hubness.value)
-    show_measured(done, asked.as_json)
-    if not asked.as_json:
-        rows = [row for one in done if not isinstance(one, Missed) for row in one.rows]
-        print(shown(weak_spots(rows)))
+    if spots := weak_spots(asked.tell(done)):
+        print(shown(spots))
     stop_if_missed(done)
 
 
@@ -125,15 +184,17 @@ def gap(
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
+    csv: Csv = None,
+    latex: Latex = None,
     as_json: Json = False,
 ) -> None:
     """Distance, alignment and uniformity of two modalities, before and after connecting."""
     from cmcr.cli.recipes.tasks import do_jobs
 
-    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex)
     ground, jobs = _searches(asked, gallery, gallery_where)
     done = list(do_jobs(ground, "gap", jobs))
-    show_measured(done, asked.as_json)
+    asked.tell(done)
     stop_if_missed(done)
 
 
@@ -177,11 +238,16 @@ def zero_shot(
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
+    csv: Csv = None,
+    latex: Latex = None,
+    per_query: PerQuery = None,
     as_json: Json = False,
 ) -> None:
     """Classify items by the prompts nearest to them, without training examples."""
     flags = {"gallery": gallery, "gallery_where": gallery_where}
-    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
+    asked = Asked(
+        connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex, per_query
+    )
     _evaluate("zero_shot", asked, gallery, flags | {"classes": classes, "templates": templates})
 
 
@@ -195,11 +261,13 @@ def localization(
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
+    csv: Csv = None,
+    latex: Latex = None,
     as_json: Json = False,
 ) -> None:
     """Find the region of a picture that makes a sound."""
     flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
-    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex)
     _evaluate("localization", asked, regions, flags)
 
 
@@ -213,11 +281,13 @@ def counterfactual(
     store: Store = None,
     pipeline: Recipe = None,
     no_pipeline: NoRecipe = False,
+    csv: Csv = None,
+    latex: Latex = None,
     as_json: Json = False,
 ) -> None:
     """Tell sounds whose source is in the picture from silent and absent ones."""
     flags = {"regions": regions, "regions_where": regions_where, "truth": truth}
-    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json)
+    asked = Asked(connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex)
     _evaluate("counterfactual", asked, regions, flags)
 
 
@@ -228,5 +298,21 @@ def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str,
     jobs = choose_jobs(ground, task, asked.section | flags, asked.connection)
     say(ground.line("evaluate", *names(jobs)))
     done = list(do_jobs(ground, task, jobs))
-    show_measured(done, asked.as_json)
+    asked.tell(done)
     stop_if_missed(done)
+
+
+def _write_per_query(file: Path, done: "Sequence[Evaluated]") -> None:
+    import pyarrow.parquet as pq
+
+    from cmcr.errors import CmcrError
+    from cmcr.evaluate import PER_QUERY_FILES, write_per_query
+
+    files = [(one.folder, PER_QUERY_FILES.get(one.rows[0]["task"])) for one in done]
+    there = [folder / name for folder, name in dict.fromkeys(files) if name]
+    if not there:
+        raise CmcrError(
+            "there is no number of a query: nothing says what matches",
+            fix="give both datasets labels, groups or the same ids",
+        )
+    write_per_query(file, (pq.read_table(path, partitioning=None) for path in there))

@@ -4,6 +4,10 @@ speech = select(open_dataset(store, Key("clap", "audio", "esc50")), {"fold": ["5
 photos = select(open_dataset(store, Key("clip", "image", "imagenet")))
 matches = check_pair([connection], speech, photos)
 speech.projected(connection)               # (items, joint), unit norm
+
+What matches is said by groups and labels where both sides have some. Where neither has any, items
+of the same id are pairs; but ids that are mere row numbers, as of arrays imported without metadata,
+pair datasets of equal length only: 5,000 captions and 1,000 pictures share numbers, not items.
 """
 
 from collections import Counter
@@ -22,7 +26,7 @@ from cmcr.embeddings import Dataset
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate.inputs.selection import Selection, choose_rows
-from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.ranking.matches import Matches, find_matches, match_ids, unknown_matches
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,17 @@ class Items(Selection):
     """Rows of a dataset that are searched for, or searched in."""
 
     table: pa.Table  # their id, label and group, a row an item
+
+    @property
+    def described(self) -> bool:
+        """Whether any of them has a label or a group."""
+        return any(self.table["group"].to_pylist()) or any(self.table["label"].to_pylist())
+
+    @property
+    def numbered(self) -> bool:
+        """Whether their ids are the numbers of their rows, and so no names."""
+        ids = self.table["id"].to_pylist()
+        return all(name == str(row) for name, row in zip(ids, self.rows, strict=True))
 
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
@@ -80,36 +95,43 @@ def project_blocks(
 def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
     """The rows of `dataset` that have, in each column of `where`, one of the values given.
 
-    Raises what `choose_rows` raises, CmcrError when no row has a label or a group, StoreError when
-    an id occurs more than once.
+    Raises what `choose_rows` raises, StoreError when an id occurs more than once.
     """
     chosen = choose_rows(dataset, where)
     table = dataset.table(["id", "label", "group"]).take(chosen.rows)
     _refuse_equal_ids(dataset, table)
-    if not any(table["group"].to_pylist()) and not any(table["label"].to_pylist()):
-        raise CmcrError(
-            f"{dataset.key} has neither labels nor groups, so nothing says what matches",
-            where=dataset.folder,
-            fix="extract a folder of class folders or a manifest with a column `label` or "
-            "`group`, or import with --metadata that has one",
-        )
     return Items(dataset, chosen.rows, chosen.where, table)
 
 
 def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Matches:
     """What matches between two sets of items that `models` can search in each other.
 
-    Raises MismatchError when an encoder is not the one a model was made for, UsageError when an
-    item would find itself, CmcrError when nothing matches.
+    The `truth` of the matches is "" where nothing says what matches. Raises MismatchError when an
+    encoder is not the one a model was made for, UsageError when an item would find itself,
+    CmcrError when both have labels or groups and share none.
     """
     for model in models:
         for items in (query, gallery):
             model.check(items.key.space, items.dataset.encoder_identity)
     _refuse_items_that_find_themselves(query, gallery)
-    matches = find_matches(query.table, gallery.table)
-    if not matches.counts().any():
-        raise _nothing_in_common(query, gallery)
-    return matches
+    described = [items.described for items in (query, gallery)]
+    if all(described):
+        matches = find_matches(query.table, gallery.table)
+        if not matches.truth:
+            raise _nothing_in_common(query, gallery)
+        return matches
+    if not any(described) and _ids_pair(query, gallery):
+        return match_ids(*(items.table["id"].to_pylist() for items in (query, gallery)))
+    return unknown_matches(len(query.rows), len(gallery.rows))
+
+
+def _ids_pair(query: Items, gallery: Items) -> bool:
+    """Whether some id of the two is the same, and no chance of counting."""
+    numbers = query.numbered and gallery.numbered
+    if numbers and query.dataset.rows != gallery.dataset.rows:
+        return False
+    known = set(query.table["id"].to_pylist())
+    return not known.isdisjoint(gallery.table["id"].to_pylist())
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:

@@ -5,9 +5,12 @@
     matches.counts()                                     # (queries,)
     matches.pairs(np.array([0, 0]), np.array([3, 8]))    # (2,) does query 0 match items 3 and 8?
     matches.reverse()                                    # gallery → query
+    match_ids(query_ids, gallery_ids)                    # pairs, by id
+    unknown_matches(3, 5)                                # nothing says what matches
 
 Two items match when they share `group`; where one of them has no group, when they share a label.
-Labels are compared as `plain_name` has them. An empty label or group counts as none.
+Labels are compared as `plain_name` has them. An empty label or group counts as none. When ids count
+instead is decided in evaluate/inputs/items.py.
 """
 
 from collections import defaultdict
@@ -35,6 +38,7 @@ class Matches:
 
     query_keys: csr_matrix  # (queries, keys)
     gallery_keys: csr_matrix  # (gallery, keys)
+    truth: str = ""  # what matching items share: group, label, both, id; "" where none is known
 
     @property
     def queries(self) -> int:
@@ -80,7 +84,11 @@ class Matches:
 
     def reverse(self) -> "Matches":
         """The same relation with the gallery as queries."""
-        return Matches(self.gallery_keys, self.query_keys)
+        return Matches(self.gallery_keys, self.query_keys, self.truth)
+
+    def take(self, queries: np.ndarray) -> "Matches":
+        """The relation of the queries of these numbers alone."""
+        return Matches(self.query_keys[queries], self.gallery_keys, self.truth)
 
     @cached_property
     def _gallery_of_key(self) -> csr_matrix:
@@ -92,7 +100,25 @@ def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     number: dict[ItemKey, int] = defaultdict(count().__next__)
     query_keys = [[number[key] for key in _query_keys(*item)] for item in _items(query)]
     gallery_keys = [[number[key] for key in _gallery_keys(*item)] for item in _items(gallery)]
-    return Matches(_incidence(query_keys, len(number)), _incidence(gallery_keys, len(number)))
+    one, other = (_incidence(keys, len(number)) for keys in (query_keys, gallery_keys))
+    names = list(number)
+    shared = np.intersect1d(one.indices, other.indices)
+    kinds = {"group" if names[key][0] == "group" else "label" for key in shared}
+    return Matches(one, other, " or ".join(sorted(kinds)))
+
+
+def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
+    """The pairs of items that have the same id, of two lists in which none occurs twice."""
+    number = {name: at for at, name in enumerate(dict.fromkeys([*query, *gallery]))}
+    one, other = (
+        _incidence([[number[name]] for name in ids], len(number)) for ids in (query, gallery)
+    )
+    return Matches(one, other, "id")
+
+
+def unknown_matches(queries: int, gallery: int) -> Matches:
+    """Of so many queries and gallery items nothing says which match."""
+    return Matches(csr_matrix((queries, 0), dtype=bool), csr_matrix((gallery, 0), dtype=bool))
 
 
 def plain_name(label: str) -> str:

@@ -3,6 +3,7 @@
     write_report(store, store / "report.html", find_media)
 
 inventory   what the store holds: datasets, failures, connections, results
+words       one sentence about a connection, and what each metric means
 tables      results beside their baselines, classes, failures, confusion
 charts      SVG in the colours of the page
 previews    items to see and to hear, found again by `find_media` (extract/lookup.py)

@@ -38,7 +38,7 @@ class Neighbour:
     item: Shown
     rank: int
     cosine: float
-    match: bool
+    match: bool | None  # None where nothing says it
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,10 @@ from cmcr.evaluate.report.tables import (
     class_tables,
     confusion_table,
     failure_tables,
+    hub_tables,
     result_tables,
 )
+from cmcr.evaluate.report.words import verdict
 from cmcr.evaluate.results import Row, filters_line, rows_of_connection
 from cmcr.evaluate.tasks.counterfactual import LOCALISED, precision_recall
 from cmcr.evaluate.tasks.localization import THRESHOLDS, success_rates
@@ -65,6 +67,12 @@ class TaskSection:
     answers: Sequence[Answer] = ()
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def every_table(self) -> list[Table]:
+        """All of its tables in the order of the page."""
+        confusion = [] if self.confusion is None else [self.confusion]
+        return [*self.tables, *confusion, *self.details]
+
 
 @dataclass
 class PairSection:
@@ -82,6 +90,7 @@ class ConnectionSection:
     """A connection, its training, and its results pair by pair."""
 
     facts: ConnectionFacts
+    verdict: str  # how well it works, in one sentence
     training: Sequence[Chart]
     pairs: Sequence[PairSection]
 
@@ -127,7 +136,7 @@ def _connection(store: Path, facts: ConnectionFacts, find: Find) -> ConnectionSe
     pairs = []
     for _, evaluations in groupby(facts.evaluations, key=lambda one: (one.folder, one.filters)):
         pairs.append(_pair(store, facts, list(evaluations), find))
-    return ConnectionSection(facts, loss_charts(facts.training), pairs)
+    return ConnectionSection(facts, verdict(facts.evaluations), loss_charts(facts.training), pairs)
 
 
 def _pair(
@@ -190,7 +199,7 @@ def _fill(section: TaskSection, store: Path, evaluation: Evaluation, find: Find)
     rows, folder = evaluation.rows, evaluation.folder
     row = rows_of_connection(rows)[0]
     if section.task == "retrieval":
-        section.details = [*class_tables(rows), *failure_tables(rows)]
+        section.details = [*class_tables(rows), *failure_tables(rows), *hub_tables(rows)]
         section.galleries = list(galleries(store, folder, rows, find))
     elif section.task == "zero-shot":
         section.confusion = confusion_table(folder)

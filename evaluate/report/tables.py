@@ -1,4 +1,4 @@
-"""Tables of the page: results beside their baselines, classes, failures, what is taken for what.
+"""Tables of the page: results beside their baselines, classes, failures, hubs, confusions.
 
 for table in result_tables(evaluation.rows): ...     # one a direction, the best marked
 """
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cmcr.errors import StoreError
 from cmcr.evaluate.ranking.matches import plain_name
+from cmcr.evaluate.report.words import heading, terms
 from cmcr.evaluate.results import (
     COUNTS,
     Row,
@@ -23,6 +24,7 @@ from cmcr.evaluate.results import (
     metric_names,
     model_label,
     selected_line,
+    sure_line,
 )
 from cmcr.evaluate.tasks.zero_shot import CLASSES_FILE, PREDICTIONS, confusion
 
@@ -58,6 +60,7 @@ class Table:
     columns: Sequence[str]
     lines: Sequence[Line]
     note: str = ""
+    terms: Sequence[tuple[str, str]] = ()  # columns, and what they mean
 
 
 def result_tables(rows: Sequence[Row]) -> list[Table]:
@@ -78,7 +81,8 @@ def class_tables(rows: Sequence[Row]) -> list[Table]:
             ]
             caption = f"{row['query']} → {row['gallery']}, by class"
             headings = ["queries", *map(heading, names)]
-            tables.append(Table(caption, "class", headings, lines, f"By {model_label(row)}."))
+            note = f"By {model_label(row)}."
+            tables.append(Table(caption, "class", headings, lines, note, terms(names)))
     return tables
 
 
@@ -100,6 +104,24 @@ def failure_tables(rows: Sequence[Row]) -> list[Table]:
         )
         for row in rows
         if row.get("worst")
+    ]
+
+
+def hub_tables(rows: Sequence[Row]) -> list[Table]:
+    """Of each row that has them the items that most queries find."""
+    return [
+        Table(
+            f"{row['query']} → {row['gallery']}, hubs",
+            "item",
+            ["label", "queries that have it among their first ten"],
+            [
+                Line(item["id"], [Cell(", ".join(item["label"] or [])), Cell(f"{item['found']:,}")])
+                for item in row["hubs"]
+            ],
+            f"By {model_label(row)}.",
+        )
+        for row in rows
+        if row.get("hubs")
     ]
 
 
@@ -169,20 +191,16 @@ def confusion_table(folder: Path) -> Table:
     )
 
 
-def heading(name: str) -> str:
-    """A metric as the head of a column."""
-    return name.replace("_", " ").replace("@", " @ ")
-
-
 def _results(rows: list[Row]) -> Table:
     metrics = [row["metrics"] for row in rows]
-    names = [name for name in metric_names(metrics) if name not in COUNTS]
+    every = [name for name in metric_names(metrics) if name not in COUNTS]
+    names = [name for name in every if name != "false_positives"]  # which the note says
     best = best_values(metrics)
     lines = [
         Line(model_label(row), _cells(row["metrics"], names, best, row.get("intervals", {})))
         for row in rows
     ]
-    counted = [counts_line(metrics[0]), selected_line(rows[0])]
+    counted = [counts_line(rows[0]), sure_line(rows), selected_line(rows[0])]
     notes = [f"{line[0].upper()}{line[1:]}." for line in counted if line]
     if any("intervals" in row for row in rows):
         notes.append("Small: 95 % interval, by the bootstrap over the queries.")
@@ -192,6 +210,7 @@ def _results(rows: list[Row]) -> Table:
         list(map(heading, names)),
         lines,
         " ".join(notes),
+        terms(every),
     )
 
 

@@ -14,14 +14,14 @@ extracted, the other models project them first.
   2020, section 4.1, α = t = 2).
 
 Between spaces of different dims there is neither distance nor alignment before they are connected,
-and one query has no uniformity: such a metric is left out of its row.
+one query has no uniformity, and where nothing says what matches there is no alignment: such a
+metric is left out of its row.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,23 +32,13 @@ from cmcr.embeddings import Key
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.results import Metrics, Row, new_row
+from cmcr.evaluate.ranking.related import distance, draw, related_cosines
+from cmcr.evaluate.results import UNKNOWN, Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
 TASK = "gap"
 GAP_VERSION = 1
-
-_DRAWN = 4096  # items, for alignment and for uniformity
-_MATCHES = 16  # drawn for each of them
-_BLOCK_PAIRS = 1 << 24
-_SEED = 0
-
-
-@typed
-def distance(one: Float[Tensor, "items dim"], other: Float[Tensor, "others dim"]) -> float:
-    """How far the means of two sets of unit vectors lie apart."""
-    return float(torch.linalg.vector_norm(one.mean(dim=0) - other.mean(dim=0)))
 
 
 @typed
@@ -59,23 +49,13 @@ def alignment(
 
     Of 4,096 queries where more have a match, drawn with a fixed seed as well. NaN where none has.
     """
-    rng = np.random.default_rng(_SEED)
-    answerable = np.flatnonzero(matches.counts())
-    drawn = answerable[_draw(len(answerable), rng)]  # (drawn,)
-    squares = [torch.empty(0)]
-    for rows in np.array_split(drawn, 1 + len(drawn) * len(gallery) // _BLOCK_PAIRS):
-        matching = matches.of(rows)  # (rows, gallery)
-        nth = rng.random((len(rows), _MATCHES)) * np.diff(matching.indptr)[:, None]  # (rows, 16)
-        items = matching.indices[matching.indptr[:-1, None] + nth.astype(np.int64)]  # (rows, 16)
-        cosines = torch.einsum("qd,qmd->qm", queries[rows], gallery[items])  # (rows, 16)
-        squares.append((2 - 2 * cosines).ravel())
-    return float(torch.cat(squares).mean())
+    return float((2 - 2 * related_cosines(queries, gallery, matches)).mean())
 
 
 @typed
 def uniformity(items: Float[Tensor, "items dim"]) -> float:
     """Log of the mean of exp(-2 ‖x - x'‖²) over all pairs of unit vectors, of 4,096 at most."""
-    drawn = items[_draw(len(items), np.random.default_rng(_SEED))]  # (drawn, dim)
+    drawn = items[draw(len(items))]  # (drawn, dim)
     return float(torch.pdist(drawn).square().mul(-2).exp().mean().log())
 
 
@@ -127,10 +107,13 @@ def _rows(
 ) -> list[Row]:
     query, gallery = both
     one, other = vectors
-    return [
+    rows = [
         new_row(query, gallery, TASK, model, _metrics(one, other, matches)),
         new_row(gallery, query, TASK, model, _metrics(other, one, matches.reverse())),
     ]
+    for row in rows:
+        row["truth"] = matches.truth or UNKNOWN
+    return rows
 
 
 def _metrics(queries: Tensor, gallery: Tensor, matches: Matches) -> Metrics:
@@ -138,12 +121,8 @@ def _metrics(queries: Tensor, gallery: Tensor, matches: Matches) -> Metrics:
     if queries.shape[1] == gallery.shape[1]:
         with threads_for(len(queries) * len(gallery) * queries.shape[1]):
             metrics["distance"] = distance(queries, gallery)
-            metrics["alignment"] = alignment(queries, gallery, matches)
+            if matches.truth:
+                metrics["alignment"] = alignment(queries, gallery, matches)
     if len(queries) > 1:  # on all threads: they share a sum whose last bits hang on their number
         metrics["uniformity"] = uniformity(queries)
     return metrics
-
-
-def _draw(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers of at most 4,096 of `size` items."""
-    return np.sort(rng.permutation(size)[:_DRAWN])

@@ -39,9 +39,9 @@ from cmcr.embeddings.search.hubness import (
 )
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
-from cmcr.evaluate.ranking.matches import Matches, find_matches
+from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
-from cmcr.evaluate.results import Metrics, Row, filters_of, new_row
+from cmcr.evaluate.results import UNKNOWN, Metrics, Row, filters_of, new_row
 from cmcr.evaluate.tasks.neighbours import TOP_K
 from cmcr.evaluate.tasks.retrieval import open_banks
 from cmcr.evaluate.tasks.runner import (
@@ -90,7 +90,8 @@ def evaluate_index(
     """Index `gallery` by `choice` and measure a search through it.
 
     At most 1,000 queries, evenly spread over those there are, are asked. The rows are of task
-    `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds; `qps`,
+    `index`: `found@10`, the recall of the exact ten; `hit_rate@k` as the index finds, where
+    something says what matches; `qps`,
     queries a second when all are asked at once; `query_ms` of one alone, the median; `build_s`,
     seconds; `index_mb`, 10⁶ bytes. With `hubness` "nnn" they are of the corrected search, whose
     vectors are one value longer. Raises UsageError for a factory string that FAISS cannot build or
@@ -129,9 +130,9 @@ def _compute(
     models: Models,
     folder: Path,
 ) -> tuple[list[Row], list[str]]:
-    check_pair([models.connection], asked, found)
+    every = check_pair([models.connection], asked, found)
     sample = asked.spread(_QUERIES)
-    matches = find_matches(sample.table, found.table)
+    matches = every.take(np.searchsorted(asked.rows, sample.rows))
     joint = found.projected(models.connection)  # (gallery, joint)
     asking = sample.projected(models.connection)  # (queries, joint)
     if bank is not None:
@@ -156,6 +157,8 @@ def _compute(
     rows.append((f"{kind} {setting}".strip(), measure(fast, queries, exact, matches) | costs))
     where = os.path.relpath(home / INDEX, folder)
     done = [new_row(asked, found, TASK, *row) for row in rows]
+    for row in done:
+        row["truth"] = every.truth or UNKNOWN
     if bank is not None:
         for row in done:
             row["hubness"], row["bank"] = NNN, bank.summary
@@ -204,9 +207,10 @@ def measure(find: Search, queries: np.ndarray, exact: np.ndarray, matches: Match
     asked = np.repeat(np.arange(len(rows)), rows.shape[1])
     match = matches.pairs(asked, np.maximum(rows.ravel(), 0)).reshape(rows.shape) & (rows >= 0)
     answerable = matches.counts() > 0  # (queries,)
+    cutoffs = CUTOFFS if answerable.any() else ()
     return {
         RECALL: share_found(rows, exact),
-        **{f"hit_rate@{k}": float(match[answerable, :k].any(axis=1).mean()) for k in CUTOFFS},
+        **{f"hit_rate@{k}": float(match[answerable, :k].any(axis=1).mean()) for k in cutoffs},
         "qps": len(queries) / seconds,
         "query_ms": 1e3 * _seconds_alone(find, queries),
     }

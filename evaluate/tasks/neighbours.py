@@ -1,10 +1,14 @@
-"""Who found whom, as `neighbours.parquet` beside the results of a retrieval.
+"""What lies behind the numbers, as files beside the results of a task.
 
-write_neighbours(folder / NEIGHBOURS_FILE, connection, (sounds, photos))
-find_neighbours(connection, sounds, photos, bank)    # one direction, corrected for hubs
+write_neighbours(folder / NEIGHBOURS_FILE, connection, (sounds, photos), matches)
+find_neighbours(connection, sounds, photos, matches, bank)    # one direction, corrected for hubs
+write_per_query(folder / PER_QUERY_FILE, [table, ...])        # of `per_query`
+
+neighbours.parquet   who found whom, by the connection
+per-query.parquet    how well each query did, by every model
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +19,15 @@ from cmcr.connect import JointSpace
 from cmcr.embeddings.index import search
 from cmcr.embeddings.search.hubness import NNN, Bank, correction, with_correction, with_one
 from cmcr.evaluate.inputs.items import Items
-from cmcr.evaluate.ranking.matches import find_matches
+from cmcr.evaluate.ranking.matches import Matches
 from cmcr.files import replacing
 
 NEIGHBOURS_FILE = "neighbours.parquet"
+PER_QUERY_FILE = "per-query.parquet"
+PER_QUERY_FILES = {  # by task; two tasks of one pair share a folder
+    "retrieval": PER_QUERY_FILE,
+    "zero-shot": "zero-shot-per-query.parquet",
+}
 TOP_K = 10
 
 _BLOCK_QUERIES = 65_536
@@ -39,25 +48,30 @@ _SCHEMA = pa.schema(
 
 
 def write_neighbours(
-    path: Path, model: JointSpace, both: tuple[Items, Items], banks: Sequence[Bank] = ()
+    path: Path,
+    model: JointSpace,
+    both: tuple[Items, Items],
+    matches: Matches,
+    banks: Sequence[Bank] = (),
 ) -> None:
     """Write who found whom: first of `both` in the second, then the second in the first.
 
-    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`. With a
-    bank for each way follow the neighbours of the corrected search, `hubness` "nnn"; `score` is
-    what ranks them, 2 cosine - r. Of the others it is the cosine.
+    One row a query and neighbour: both datasets and ids, rank from 1, cosine, and `match`, which is
+    null where nothing says what matches. With a bank for each way follow the neighbours of the
+    corrected search, `hubness` "nnn"; `score` is what ranks them, 2 cosine - r. Of the others it is
+    the cosine.
     """
-    ways = (both, both[::-1])
+    ways = ((*both, matches), (*both[::-1], matches.reverse()))
     with replacing(path) as unfinished, pq.ParquetWriter(unfinished, _SCHEMA) as writer:
         for corrected in (False, True) if banks else (False,):
-            for number, (query, gallery) in enumerate(ways):
+            for number, (query, gallery, relevant) in enumerate(ways):
                 bank = banks[number] if corrected else None
-                for table in find_neighbours(model, query, gallery, bank):
+                for table in find_neighbours(model, query, gallery, relevant, bank):
                     writer.write_table(table)
 
 
 def find_neighbours(
-    model: JointSpace, query: Items, gallery: Items, bank: Bank | None = None
+    model: JointSpace, query: Items, gallery: Items, matches: Matches, bank: Bank | None = None
 ) -> Iterator[pa.Table]:
     """The neighbours of a block of queries after the other, in the columns of the file."""
     queries, vectors = query.projected(model), gallery.projected(model)  # (items, joint) each
@@ -66,7 +80,6 @@ def find_neighbours(
         corrections = correction(vectors, bank.blocks(model.project))
         queries, vectors = with_one(queries), with_correction(vectors, corrections)
         r = corrections.numpy()
-    matches = find_matches(query.table, gallery.table)
     for start in range(0, len(queries), _BLOCK_QUERIES):
         block = queries[start : start + _BLOCK_QUERIES]
         products, found = search(block.numpy(), vectors.numpy(), TOP_K)  # (block, k), (block, k)
@@ -80,8 +93,23 @@ def find_neighbours(
             "gallery_id": gallery.table["id"].take(found.ravel()),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
             "cosine": cosines,
-            "match": matches.pairs(asked, found.ravel()),
+            "match": matches.pairs(asked, found.ravel())
+            if matches.truth
+            else pa.nulls(count * k, pa.bool_()),
             "hubness": pa.repeat("none" if bank is None else NNN, count * k).dictionary_encode(),
             "score": cosines if bank is None else 2 * products.ravel(),
         }
         yield pa.table(columns, schema=_SCHEMA)
+
+
+def write_per_query(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of the same columns into one file, whole or not at all."""
+    with replacing(path) as unfinished:
+        writer = None
+        try:
+            for table in tables:
+                writer = writer or pq.ParquetWriter(unfinished, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()

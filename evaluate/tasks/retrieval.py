@@ -5,18 +5,20 @@
 
 FOLDER/retrieval.json       {"results": [row, ...], "inputs": fingerprints, "files": the others}
        neighbours.parquet   the ten nearest of every query, both ways (neighbours.py)
+       per-query.parquet    rank and precision of every query, by every model
        precision.png        precision over recall, beside the closed forms and chance
        joint-space.png      the items before and after, in two dimensions
        training.png         the loss and its terms, for a trained connection
+
+Where nothing says what matches, the rows are of task `hubs`: how a search spreads over the gallery
+(evaluate/ranking/hubs.py), and the distance of the two sides. There is neither curve nor per-query
+file then.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from cmcr.connect import JointSpace, read_training
@@ -35,39 +37,33 @@ from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.figures.joint_space import LEAST_POINTS, cloud_of, draw_joint_space
 from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
 from cmcr.evaluate.inputs.items import Items, check_pair, select
+from cmcr.evaluate.inputs.unrelated import unrelated_cosines
 from cmcr.evaluate.ranking.matches import Matches
-from cmcr.evaluate.ranking.metrics import (
-    METRICS_VERSION,
-    RECALL_LEVELS,
-    PerQuery,
-    chance_metrics,
-    intervals,
-    retrieval_metrics,
+from cmcr.evaluate.ranking.metrics import METRICS_VERSION
+from cmcr.evaluate.ranking.rankings import (
+    TASK,
+    Ranking,
+    per_query,
+    rank_by_chance,
+    rank_by_model,
+    tell_what_lies_behind,
 )
-from cmcr.evaluate.results import Inputs, Metrics, Row, model_label, new_row
-from cmcr.evaluate.tasks.neighbours import NEIGHBOURS_FILE, write_neighbours
+from cmcr.evaluate.ranking.related import distance, false_positive_rate, related_cosines
+from cmcr.evaluate.results import Inputs, Row, model_label
+from cmcr.evaluate.tasks.neighbours import (
+    NEIGHBOURS_FILE,
+    PER_QUERY_FILE,
+    write_neighbours,
+    write_per_query,
+)
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import sha256_file
 
-TASK = "retrieval"
 PRECISION = "precision.png"
 JOINT_SPACE = "joint-space.png"
 TRAINING = "training.png"
 
-WORST = 20
-
 _MOST_DRAWN = 20_000
-_SHOWN = 5  # labels of queries that match nothing
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A row of results, the mean precision at each of `RECALL_LEVELS`, and what lies behind it."""
-
-    query: Items
-    row: Row
-    precision: np.ndarray  # (levels,)
-    per_query: PerQuery | None  # None for chance
 
 
 def rank_both_ways(
@@ -81,12 +77,7 @@ def rank_both_ways(
     """
     matches = check_pair(models.values(), query, gallery)
     ways = ((query, gallery, matches), (gallery, query, matches.reverse()))
-    rankings: list[list[Ranking]] = []
-    for asked, found, relevant in ways:
-        chance = chance_metrics(relevant.counts(), relevant.gallery)
-        precision = np.full(len(RECALL_LEVELS), chance["mAP"])
-        row = _row(asked, found, relevant, "chance", chance)
-        rankings.append([Ranking(asked, row, precision, None)])
+    rankings = [[rank_by_chance(*way)] for way in ways]
     for name, model in each(models):
         operations = _operations(model, query, gallery)
         with threads_for(operations):
@@ -94,7 +85,7 @@ def rank_both_ways(
         for number, (asked, found, relevant) in enumerate(ways):
             vectors = (joint[id(asked)], joint[id(found)])
             with threads_for(operations):
-                rankings[number].append(_measured(asked, found, relevant, name, vectors))
+                rankings[number].append(rank_by_model(asked, found, relevant, name, vectors))
             if banks:
                 ranking = _corrected(asked, found, relevant, name, vectors, banks[number], model)
                 rankings[number].append(ranking)
@@ -104,15 +95,6 @@ def rank_both_ways(
 def _operations(model: JointSpace, query: Items, gallery: Items) -> int:
     """Multiply-adds of all cosines between two sets of items."""
     return len(query.rows) * len(gallery.rows) * model.joint_dim
-
-
-def _measured(
-    asked: Items, found: Items, relevant: Matches, name: str, vectors: tuple[Tensor, Tensor]
-) -> Ranking:
-    measured = retrieval_metrics(*vectors, relevant)
-    row = _row(asked, found, relevant, name, measured.metrics)
-    row["intervals"] = intervals(measured.per_query)
-    return Ranking(asked, row, measured.precision, measured.per_query)
 
 
 def _corrected(
@@ -130,25 +112,11 @@ def _corrected(
         r = correction(gallery, bank.blocks(model.project))  # (gallery,)
     vectors = (with_one(queries), with_correction(gallery, r))
     with threads_for(_operations(model, asked, found)):
-        ranking = _measured(asked, found, relevant, name, vectors)
+        ranking = rank_by_model(asked, found, relevant, name, vectors)
+    if not relevant.truth:  # what corrects hubs moves no item
+        ranking.row["metrics"]["distance"] = distance(queries, gallery)
     ranking.row["hubness"], ranking.row["bank"] = NNN, bank.summary
     return ranking
-
-
-def _row(query: Items, gallery: Items, matches: Matches, model: str, metrics: Metrics) -> Row:
-    """A row of retrieval, which tells of the queries that nothing matches."""
-    row = new_row(query, gallery, TASK, model, metrics)
-    rows = np.flatnonzero(matches.counts() == 0)
-    if len(rows):
-        table = query.table.take(rows)
-        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
-        row["unmatched"] = {
-            "queries": len(rows),
-            "of": matches.queries,
-            "first": table["id"][0].as_py(),
-            "labels": list(labels)[:_SHOWN],
-        }
-    return row
 
 
 def evaluate_retrieval(
@@ -186,7 +154,7 @@ def evaluate_retrieval(
         banks = open_banks(opened, (asked, found)) if hubness == NNN else ()
         if banks:
             inputs |= {"banks": [bank.inputs for bank in banks], "chosen": {"hubness": [NNN]}}
-        return Task(TASK, inputs, partial(_compute, (asked, found), log, banks))
+        return Task(TASK, inputs, partial(_compute, opened, (asked, found), log, banks))
 
     return run_task(store, path, query, gallery, pose, out)
 
@@ -204,6 +172,7 @@ def open_banks(opened: Opened, both: tuple[Items, Items]) -> list[Bank]:
 
 
 def _compute(
+    opened: Opened,
     both: tuple[Items, Items],
     log: Path | None,
     banks: Sequence[Bank],
@@ -212,13 +181,44 @@ def _compute(
 ) -> tuple[list[Row], list[str]]:
     rankings = rank_both_ways(models.all, *both, banks)
     for ranking in rankings:
-        if ranking.row["model"] == models.name and ranking.per_query:
-            ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
-            ranking.row["worst"] = worst(ranking.per_query, ranking.query)
-    files = _draw(folder, models, both, rankings, log)
+        if ranking.row["model"] == models.name:
+            tell_what_lies_behind(ranking)
+    matches = rankings[0].matches
+    files = [NEIGHBOURS_FILE]
     with threads_for(_operations(models.connection, *both)):
-        write_neighbours(folder / NEIGHBOURS_FILE, models.connection, both, banks)
-    return [ranking.row for ranking in rankings], [*files, NEIGHBOURS_FILE]
+        if matches.truth:
+            _tell_false_positives(opened, both, rankings)
+        write_neighbours(folder / NEIGHBOURS_FILE, models.connection, both, matches, banks)
+    if matches.truth:
+        write_per_query(folder / PER_QUERY_FILE, per_query(rankings))
+        files.append(PER_QUERY_FILE)
+    else:
+        (folder / PER_QUERY_FILE).unlink(missing_ok=True)
+    return [ranking.row for ranking in rankings], [
+        *_draw(folder, models, both, rankings, log),
+        *files,
+    ]
+
+
+def _tell_false_positives(
+    opened: Opened, both: tuple[Items, Items], rankings: Sequence[Ranking]
+) -> None:
+    """Give the rows of the connection their `false_positives`, where unpaired rows tell them.
+
+    It is the share of unrelated pairs that score as high as the median related pair.
+    """
+    connection = opened.connection
+    own = [one for one in rankings if one.per_query and one.row["model"] == connection.model_name]
+    there, back = (one for one in own if "hubness" not in one.row)
+    keys = [items.key for items in both]
+    unrelated = unrelated_cosines(opened.store, connection, keys[0], keys[1])
+    if unrelated is None:
+        return
+    query, gallery = (items.projected(connection) for items in both)
+    for ranking, sides in ((there, (query, gallery)), (back, (gallery, query))):
+        related = related_cosines(*sides, ranking.matches).numpy()
+        rate = false_positive_rate(related, unrelated)
+        ranking.row["metrics"]["false_positives"] = rate
 
 
 def _draw(
@@ -233,10 +233,13 @@ def _draw(
         RetrievalCurve(_direction(both, ranking.row), model_label(ranking.row), ranking.precision,
                        ranking.row["metrics"]["mAP"])
         for ranking in rankings
-        if "hubness" not in ranking.row or ranking.row["model"] == models.name
+        if ranking.matches.truth
+        and ("hubness" not in ranking.row or ranking.row["model"] == models.name)
     ]  # fmt: skip
-    draw_precision(curves, models.name, folder / PRECISION)
-    drawn = [PRECISION]
+    drawn = []
+    if curves:
+        draw_precision(curves, models.name, folder / PRECISION)
+        drawn.append(PRECISION)
     if all(len(items.rows) >= LEAST_POINTS for items in both):
         query, gallery = (cloud_of(models.connection, items.spread(_MOST_DRAWN)) for items in both)
         draw_joint_space((query, gallery), folder / JOINT_SPACE)
@@ -244,7 +247,7 @@ def _draw(
     if log is not None:
         draw_training(read_training(log), folder / TRAINING)
         drawn.append(TRAINING)
-    for name in {JOINT_SPACE, TRAINING}.difference(drawn):
+    for name in {PRECISION, JOINT_SPACE, TRAINING}.difference(drawn):
         (folder / name).unlink(missing_ok=True)
     return drawn
 
@@ -252,31 +255,3 @@ def _draw(
 def _direction(both: tuple[Items, Items], row: Row) -> str:
     names = {str(items.key): f"{items.key.space} {items.key.modality}" for items in both}
     return f"{names[row['query']]} → {names[row['gallery']]}"
-
-
-def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, Any]]:
-    """The metrics over the queries of each class, by name; `classes` has one for every query.
-
-    An item's class is its first label. Queries without one, or without a match, count nowhere.
-    """
-    names = np.array([classes[row] or "" for row in found.rows])  # (found,)
-    return [
-        {"label": str(name), "queries": int(own.sum()), "metrics": found.take(own).summary()}
-        for name in np.unique(names[names != ""])
-        for own in [names == name]
-    ]
-
-
-def worst(found: PerQuery, queries: Items) -> list[dict[str, Any]]:
-    """The twenty queries whose first match ranks last: their id, label and that rank.
-
-    Queries whose first match comes first are no failures and not listed.
-    """
-    order = np.argsort(-found.first_rank, kind="stable")[:WORST]
-    order = order[found.first_rank[order] > 1]
-    ids = queries.table["id"].take(found.rows[order]).to_pylist()
-    labels = queries.table["label"].take(found.rows[order]).to_pylist()
-    return [
-        {"id": name, "label": label, "first_rank": int(rank)}
-        for name, label, rank in zip(ids, labels, found.first_rank[order], strict=True)
-    ]

@@ -34,7 +34,7 @@ from cmcr.files import sha256_file
 from cmcr.progress import progress
 
 RECORD = "config.json"
-ROWS = 2  # what a row of results says; older ones are made again
+ROWS = 3  # what a row of results says; older ones are made again
 _LONGEST_NAME = 40  # of the readable part of a filter's
 
 

@@ -11,10 +11,11 @@ single texts only, and because cosines are compared there.
 FOLDER/zero-shot.json      {"results": [row, ...], "inputs": fingerprints, "files": the others}
        predictions.parquet the class that the connection gives to each item, and how far it is off
        classes.parquet     of each class: items, and the share that each model has right
+       zero-shot-per-query.parquet   the rank of the right class of each item, by every model
        confusion.png       what the connection takes for what
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,10 @@ from cmcr.evaluate.figures.plots import draw_confusion
 from cmcr.evaluate.inputs.classes import ClassItems, Prompts, choose_items, choose_prompts
 from cmcr.evaluate.inputs.items import project_blocks, project_rows
 from cmcr.evaluate.inputs.selection import choose_rows
+from cmcr.evaluate.ranking.rankings import per_query_table
 from cmcr.evaluate.ranking.ranks import TIE
 from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
+from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILES, write_per_query
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.files import replacing
 from cmcr.templates import read_templates
@@ -47,6 +50,7 @@ TASK = "zero-shot"
 PREDICTIONS = "predictions.parquet"
 CLASSES_FILE = "classes.parquet"
 CONFUSION = "confusion.png"
+PER_QUERY = PER_QUERY_FILES[TASK]
 VERSION = 1
 
 CUTOFFS = (1, 3, 5)
@@ -114,10 +118,27 @@ def _compute(
     own = predictions[models.name]
     _write_predictions(folder / PREDICTIONS, items, prompts, own)
     _write_classes(folder / CLASSES_FILE, items, prompts, accuracy)
+    write_per_query(folder / PER_QUERY, per_query(rows[1:], items, predictions))
     truth = np.where(own.rank == 1, own.predicted, items.right.argmax(axis=1))
     counts = confusion(truth, own.predicted, len(prompts.classes))  # (classes, classes)
     draw_confusion(counts, prompts.classes, models.name, folder / CONFUSION)
-    return rows, [PREDICTIONS, CLASSES_FILE, CONFUSION]
+    return rows, [PREDICTIONS, CLASSES_FILE, CONFUSION, PER_QUERY]
+
+
+def per_query(
+    rows: Sequence[Row], items: ClassItems, predictions: Mapping[str, Predictions]
+) -> Iterator[pa.Table]:
+    """A table a model with a line for each item, as the file of every query has it.
+
+    Columns are those of a retrieval that zero-shot classification has: `matches`, how many classes
+    are right, the `first_rank` of one and its `reciprocal_rank`, and `hit@k`.
+    """
+    ids = items.chosen.dataset.table(["id"])["id"].take(items.rows)
+    for row in rows:
+        rank = predictions[row["model"]].rank  # (items,)
+        hits = {f"hit@{k}": rank <= k for k in CUTOFFS if k <= items.right.shape[1]}
+        measured = {"matches": items.right.sum(axis=1), "first_rank": rank}
+        yield per_query_table(row, ids, measured | {"reciprocal_rank": 1 / rank} | hits)
 
 
 def classify(model: JointSpace, items: ClassItems, prompts: Prompts) -> Predictions:

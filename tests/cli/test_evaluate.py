@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from shell import refuse, succeed
 
 from cmcr.cli.app import main
 from cmcr.embeddings import Dataset
@@ -279,3 +281,63 @@ pipelines:
     assert not (folder / "dataset=bare/index.faiss").exists()
     cmcr("extract --encoder digits-clip --index Flat")  # a flag beats the recipe
     assert (folder / "dataset=bare/index.faiss").exists()
+
+
+FORMATS = {
+    "retrieval": "hit_rate@1,hit_rate@1_low",
+    "gap": "distance,alignment",
+    "zero-shot": "top1,top3",
+    "localization": "success@0.5,auc",
+    "counterfactual": "ap,ap_slavc",
+}
+
+
+def test_results_leave_as_csv_latex_and_a_line_a_query(store: Path) -> None:
+    folder = store.parent
+    for task, columns in FORMATS.items():
+        line = ["evaluate", task, "--no-pipeline", "--store", "S", *TASKS[task].split()]
+        more = ["--per-query", "q.parquet"] if task in ("retrieval", "zero-shot") else []
+        (folder / "out.csv").write_text("what was there")
+        done = succeed(*line, "--csv", "out.csv", "--latex", "new/out.tex", *more, cwd=folder)
+        assert "model" in done.stdout
+        written = (folder / "out.csv").read_text()
+        assert columns in written.splitlines()[0].replace('"', "")
+        latex = (folder / "new/out.tex").read_text()
+        assert latex.startswith("% \\usepackage{booktabs}\n")
+        assert succeed(*line, "--csv", "-", cwd=folder).stdout == written
+        assert succeed(*line, "--latex", "-", cwd=folder).stdout == latex
+        if more:
+            table = pq.read_table(folder / "q.parquet")
+            assert {"id", "model", "matches", "first_rank", "hit@1"} <= set(table.column_names)
+            assert "clap/audio:clips" in table["query"].to_pylist()
+    for wrong in (["--json", "--csv", "-"], ["--csv", "-", "--latex", "-"]):
+        assert "stdout cannot be" in refuse(2, *line, *wrong, cwd=folder)
+    assert "is to be a file" in refuse(2, *line, "--csv", ".", cwd=folder)
+
+
+def test_two_tasks_of_one_pair_keep_their_lines_apart(store: Path) -> None:
+    columns = []
+    for task in ("retrieval", "zero-shot", "retrieval"):
+        line = f"evaluate {task} --no-pipeline --store S {TASKS['zero-shot']} --per-query q.parquet"
+        succeed(*line.split(), cwd=store.parent)
+        columns.append(pq.read_table(store.parent / "q.parquet").column_names)
+    assert columns[0] == columns[2]
+    assert "hit@10" in columns[0]
+    assert "hit@3" in columns[1]
+
+
+def test_without_truth_there_is_no_line_of_a_query(
+    store: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    vectors = np.random.default_rng(0).normal(size=(12, 16))
+    make_dataset("clap/audio:bare", vectors, store)
+    make_dataset("clip/image:bare", vectors[:9], store)
+    places = "--query clap/audio:bare --gallery clip/image:bare"
+    line = f"evaluate retrieval --no-pipeline --store S {places}"
+    done = succeed(*line.split(), cwd=store.parent)
+    assert "hubs: clap/audio:bare → clip/image:bare" in done.stdout
+    assert "nothing says what matches" in done.stdout
+    assert "queries have them among their first ten" in done.stdout
+    told = refuse(1, *line.split(), "--per-query", "q.parquet", cwd=store.parent)
+    assert "nothing says what matches" in told
+    assert not (store.parent / "q.parquet").exists()

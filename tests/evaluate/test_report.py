@@ -32,6 +32,9 @@ from cmcr.evaluate import (
     evaluate_zero_shot,
     write_report,
 )
+from cmcr.evaluate.report.inventory import Evaluation
+from cmcr.evaluate.report.words import terms, verdict
+from cmcr.evaluate.results import COUNTS
 from cmcr.extract import extract, load_encoder, open_source
 from cmcr.extract.lookup import find_media
 
@@ -191,6 +194,90 @@ def test_all_is_there_and_accessible(made, page):
     assert all(named)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_it_begins_with_how_well_it_works_and_against_what(made, page):
+    first, *_ = page.text.partition("Datasets ")
+    row = next(
+        row
+        for row in json.loads(next((made / "results/made").rglob("retrieval.json")).read_text())[
+            "results"
+        ]
+        if row["model"] == "c-mcr"
+    )
+    assert f"finds a match first for {100 * row['metrics']['hit_rate@1']:.1f} %" in page.text
+    for against in ("chance (", "raw cosine (", "the best closed form beside it"):
+        assert against in first
+    assert "95 % interval" in first
+
+
+def test_every_table_scrolls_has_a_link_and_says_what_its_columns_mean(made, page):
+    html = (made / "report.html").read_text()
+    assert len(re.findall(r'<div class="wide"[^>]*>\s*<table', html)) == len(page.all("table"))
+    assert re.search(r"\.wide \{[^}]*overflow-x: auto", html)
+    links = [link["href"][1:] for link in page.all("a") if link["href"].startswith("#table-")]
+    tables = [one["id"] for one in page.all("div") if one.get("id", "").startswith("table-")]
+    assert links == tables
+    assert len(links) == len(page.all("table")) - page.text.count("reason inputs")  # of failures
+    assert len(links) > 10
+    explained = re.findall(r'<details class="terms">.*?</details>', html, re.DOTALL)
+    assert any("mean average precision" in one for one in explained)
+    assert any("how far the means of the two modalities" in one for one in explained)
+    assert re.search(r"<details><summary>Training: the loss.*?<svg", html, re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "said"),
+    [
+        ([0.90, 0.95], [0.5, 0.6], ": clearly more than"),
+        ([0.90, 0.95], [0.94, 0.97], "not clearly different from"),
+        ([0.20, 0.30], [0.5, 0.6], "clearly less than"),
+    ],
+)
+def test_the_sentence_is_honest(own, other, said):
+    def row(model, value, interval=None):
+        about = {"dataset": "d", "task": "retrieval", "query": "a/text:d", "gallery": "b/text:d"}
+        metrics = {"hit_rate@1": value}
+        intervals = {"intervals": {"hit_rate@1": interval}} if interval else {}
+        return {**about, "model": model, "metrics": metrics, **intervals}
+
+    rows = [
+        row("chance", 0.1),
+        row("identity", 0.15, [0.1, 0.2]),
+        row("ridge", 0.3, [0.2, 0.4]),
+        row("cca", sum(other) / 2, other),
+        row("c-mcr", sum(own) / 2, own),
+    ]
+    sentence = verdict([Evaluation("retrieval", Path(), rows)])
+    assert re.search(rf"{said} [^;]*the best closed form beside it, cca", sentence)
+    low, high = (f"{100 * end:.1f} %" for end in own)
+    assert f"(95 % interval {low} to {high})" in sentence
+    assert "chance (10.0 %)" in sentence
+
+
+def test_each_metric_of_the_results_is_explained(made):
+    for path in (made / "results").rglob("*.json"):
+        for row in json.loads(path.read_text())["results"]:
+            for name in row["metrics"].keys() - COUNTS.keys():
+                assert len(terms([name])) == 1, name
+
+
+def test_without_truth_the_page_says_so(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for place in ("eye/text:texts", "ear/text:texts", "ear/audio:bare", "eye/image:bare"):
+        rows = {"text": 12, "audio": 13, "image": 14}[place.split("/")[1].split(":")[0]]
+        np.save(tmp_path / "array.npy", rng.normal(size=(rows, 4)))
+        import_embeddings(tmp_path / "S", Key.parse(place), tmp_path / "array.npy", index=None)
+    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "ridge"}
+    path = connect(tmp_path / "S", read_config(fields), name="made").path
+    monkeypatch.setattr("cmcr.evaluate.tasks.retrieval._draw", lambda *_: [])
+    keys = [Key.parse(place) for place in ("ear/audio:bare", "eye/image:bare")]
+    evaluate_retrieval(tmp_path / "S", path, *keys)
+    page = report(tmp_path / "S")
+    assert "Nothing says what matches between ear/audio:bare and eye/image:bare" in page.text
+    assert "hubs" in page.text
+    assert "no match" not in page.text
+    assert "Radovanović" in page.text
 
 
 def test_nothing_is_fetched_and_it_is_small(made, page):

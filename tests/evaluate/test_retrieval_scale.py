@@ -38,10 +38,11 @@ from cmcr.evaluate import (
     weak_spots,
 )
 from cmcr.evaluate.ranking.metrics import CUTOFFS, PerQuery, intervals
+from cmcr.evaluate.ranking.rankings import per_class
 from cmcr.evaluate.ranking.ranks import TIE, ranks_by_buckets, ranks_by_comparing
-from cmcr.evaluate.tasks.gap import alignment, distance, uniformity
+from cmcr.evaluate.ranking.related import distance
+from cmcr.evaluate.tasks.gap import alignment, uniformity
 from cmcr.evaluate.tasks.index import INDEX, RECALL, share_found, tune
-from cmcr.evaluate.tasks.retrieval import per_class
 
 SOUNDS, PHOTOS = Key("ear", "audio", "sounds"), Key("eye", "image", "photos")
 
