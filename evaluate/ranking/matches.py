@@ -13,23 +13,19 @@ Labels are compared as `plain_name` has them. An empty label or group counts as 
 instead is decided in evaluate/inputs/items.py.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from scipy.sparse import csr_matrix
 
 from cmcr.typed import typed
 
 _BLOCK_PAIRS = 1 << 24
-
-MatchKeys = tuple[str | None, Sequence[str]]
-ItemKey = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,22 +93,21 @@ class Matches:
 
 def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     """The matches between the rows of two tables with the columns `label` and `group`."""
-    number: dict[ItemKey, int] = defaultdict(count().__next__)
-    query_keys = [[number[key] for key in _query_keys(*item)] for item in _items(query)]
-    gallery_keys = [[number[key] for key in _gallery_keys(*item)] for item in _items(gallery)]
-    one, other = (_incidence(keys, len(number)) for keys in (query_keys, gallery_keys))
-    names = list(number)
+    groups, names = _numbers(_texts(query["group"]), _texts(gallery["group"]))
+    (rows, named), (other_rows, other_named) = (_listed(one["label"]) for one in (query, gallery))
+    labels, width = _plain(*_numbers(named, other_named))
+    one = _asking(groups[0], rows, labels[0], len(names), width)
+    other = _answering(groups[1], other_rows, labels[1], len(names), width)
     shared = np.intersect1d(one.indices, other.indices)
-    kinds = {"group" if names[key][0] == "group" else "label" for key in shared}
+    kinds = {"group" if key < len(names) else "label" for key in shared}
     return Matches(one, other, " or ".join(sorted(kinds)))
 
 
 def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
     """The pairs of items that have the same id, of two lists in which none occurs twice."""
-    number = {name: at for at, name in enumerate(dict.fromkeys([*query, *gallery]))}
-    one, other = (
-        _incidence([[number[name]] for name in ids], len(number)) for ids in (query, gallery)
-    )
+    ids, names = _numbers(*(pa.chunked_array([pa.array(one, pa.string())])
+                            for one in (query, gallery)))  # fmt: skip
+    one, other = (_incidence(np.arange(len(of)), of, (len(of), len(names))) for of in ids)
     return Matches(one, other, "id")
 
 
@@ -126,29 +121,69 @@ def plain_name(label: str) -> str:
     return label.replace("_", " ")
 
 
-def _items(table: pa.Table) -> Iterator[MatchKeys]:
-    for group, labels in zip(table["group"].to_pylist(), table["label"].to_pylist(), strict=True):
-        yield group or None, [plain_name(label) for label in labels or () if label]
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.string())
 
 
-# Labels count only where one of the two has no group. A label key is shared by a query without
-# group and any gallery item; an ungrouped-label key by any query and a gallery item without group.
+def _listed(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """The row that each label of a column of lists is of, and the labels."""
+    chunks = column.cast(pa.list_(pa.string())).chunks
+    starts = np.cumsum([0, *map(len, chunks)])
+    rows = [pc.list_parent_indices(chunk).to_numpy() + start
+            for chunk, start in zip(chunks, starts[:-1], strict=True)]  # fmt: skip
+    names = pa.chunked_array([pc.list_flatten(chunk) for chunk in chunks], pa.string())
+    return np.concatenate([np.empty(0, np.int64), *rows]), names
 
 
-def _query_keys(group: str | None, labels: Sequence[str]) -> set[ItemKey]:
-    if group is None:
-        return {("label", label) for label in labels}
-    return {("group", group), *(("ungrouped label", label) for label in labels)}
+def _numbers(
+    one: pa.ChunkedArray, other: pa.ChunkedArray
+) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:
+    """Each text as the number of its name, -1 for none and for an empty one; and the names."""
+    names = pc.unique(pa.chunked_array([*one.chunks, *other.chunks], pa.string())).drop_null()
+    names = names.filter(pc.not_equal(names, ""))
+    first, second = (
+        pc.index_in(side, value_set=names).fill_null(-1).to_numpy().astype(np.int64)
+        for side in (one, other)
+    )
+    return (first, second), names
 
 
-def _gallery_keys(group: str | None, labels: Sequence[str]) -> set[ItemKey]:
-    keys = {("label", label) for label in labels}
-    if group is None:
-        return keys | {("ungrouped label", label) for label in labels}
-    return keys | {("group", group)}
+def _plain(
+    labels: tuple[np.ndarray, np.ndarray], names: pa.Array
+) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    """The same labels with one number for all names that are plainly one, and how many are left."""
+    plain = [plain_name(name) for name in names.to_pylist()]
+    number = {name: at for at, name in enumerate(dict.fromkeys(plain))}
+    merged = np.array([*(number[name] for name in plain), -1])
+    return (merged[labels[0]], merged[labels[1]]), len(number)
 
 
-def _incidence(keys: Sequence[Sequence[int]], width: int) -> csr_matrix:
-    ends = np.cumsum([0, *map(len, keys)])
-    columns = np.fromiter((key for row in keys for key in row), np.int64, ends[-1])
-    return csr_matrix((np.ones(len(columns), bool), columns, ends), shape=(len(keys), width))
+# Labels count only where one of the two has no group. A label's first key is shared by a query
+# without group and any gallery item, its second by any query and a gallery item without group.
+
+
+def _asking(
+    group: np.ndarray, rows: np.ndarray, label: np.ndarray, groups: int, labels: int
+) -> csr_matrix:
+    """The keys of queries: of each row its group, and of each of its labels one of both keys."""
+    grouped, told = np.flatnonzero(group >= 0), np.flatnonzero(label >= 0)
+    rows, label = rows[told], label[told]
+    keys = groups + label + labels * (group[rows] >= 0)
+    return _incidence(np.concatenate([grouped, rows]), np.concatenate([group[grouped], keys]),
+                      (len(group), groups + 2 * labels))  # fmt: skip
+
+
+def _answering(
+    group: np.ndarray, rows: np.ndarray, label: np.ndarray, groups: int, labels: int
+) -> csr_matrix:
+    """The keys of gallery items: a label's second one where the row has no group."""
+    grouped, told = np.flatnonzero(group >= 0), np.flatnonzero(label >= 0)
+    rows, label = rows[told], groups + label[told]
+    alone = group[rows] < 0
+    return _incidence(np.concatenate([grouped, rows, rows[alone]]),
+                      np.concatenate([group[grouped], label, labels + label[alone]]),
+                      (len(group), groups + 2 * labels))  # fmt: skip
+
+
+def _incidence(rows: np.ndarray, keys: np.ndarray, shape: tuple[int, int]) -> csr_matrix:
+    return csr_matrix((np.ones(len(rows), bool), (rows, keys)), shape=shape)
