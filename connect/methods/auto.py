@@ -8,19 +8,22 @@ FOLDER/methods/MODEL/    what each trained method left on its way
 
 Closed forms are cross-validated, and `cca` is preferred to what is not clearly better. Training
 sees the pairs of all folds but one, and a trained method is taken where that one shows it to be
-clearly better than the closed form. What is taken is fitted again on all pairs. With so few pairs
-that a fold shows nothing no training is tried; with fewer, or nothing held out, `cca` is taken, and
-that is told. A named method is what it is, but where a closed form is clearly better on the same
-held-out pairs, that is told.
+clearly better than the closed form; with few pairs that is done for several folds. What is taken is
+fitted again on all pairs. With so few pairs that a fold shows nothing no training is tried; with
+fewer, or nothing held out, `cca` is taken, and that is told. A named method is what it is, but
+where a closed form is clearly better on the same held-out pairs, that is told.
 """
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cmcr.connect.connection.connection import Connection
@@ -33,6 +36,7 @@ from cmcr.connect.methods.solve import (
     closed_forms,
     cross_validated,
     fit,
+    joined,
     judged,
     on_held_out,
     solve,
@@ -57,6 +61,7 @@ log = logging.getLogger(__name__)
 METHODS = "methods.json"
 WARNED = 4  # standard errors behind a closed form, of a method that was asked for by its name
 PREFERRED = "cca"
+SEEN = 256  # pairs that a trained method is judged by, where there are as many
 FINAL = "final"  # of the folders in METHODS: training on all pairs
 
 
@@ -104,7 +109,7 @@ def choose(problem: Problem, folder: Path, tensorboard: bool = False) -> Connect
     if rank() == 0 and taken is not standard:
         shutil.copyfile(folder / "methods" / name / TRAINING_LOG, folder / TRAINING_LOG)
     if rank() == 0:
-        for checkpoint in (folder / "methods").glob(f"*/{CHECKPOINT}"):
+        for checkpoint in (folder / "methods").rglob(CHECKPOINT):
             checkpoint.unlink()
     return _with_strengths(
         final.finished(projectors or start(final), taken.validated.scores), closed
@@ -168,26 +173,44 @@ def preferred(each: Mapping[str, Tensor]) -> str:
 def try_trained(standard: Tried, folder: Path, tensorboard: bool) -> dict[str, Tried]:
     """What is trained on all folds but one, by its name, beside the closed form on that one.
 
-    First a residual: where it gains nothing on what it starts from, no other training is tried. One
-    whose loss is not finite is no candidate.
+    With few pairs that is done again for other folds, until SEEN pairs are judged, no fold is left
+    or the training is clearly behind. First a residual: where it gains nothing on what it starts
+    from, no other training is tried. One whose loss is not finite is no candidate.
     """
-    fold = standard.problem.data.folds[0]
-    closed = standard.problem.on(fold)
-    beside = closed.score(start(closed)).each
+    folds = standard.problem.data.folds
+    folds = folds[: math.ceil(SEEN / len(folds[0].rows[1]))]
+    closed = [standard.problem.on(fold) for fold in folds]
+    beside = [one.score(start(one)).each for one in closed]
     tried: dict[str, Tried] = {}
     for projector in ("residual", "mlp"):
-        variant = closed.variant(method="c-mcr", projector=projector, centre=False)
-        candidate = with_schedule(variant)
-        name = candidate.config.model_name
+        changes = {"method": "c-mcr", "projector": projector, "centre": False}
+        candidates = [with_schedule(one.variant(**changes)) for one in closed]
+        name = candidates[0].config.model_name
         try:
-            projectors, epoch = fit(candidate, folder / "methods" / name, tensorboard)
+            tried[name] = _on_folds(candidates, beside, folder / "methods" / name, tensorboard)
         except NotFiniteError as error:
             log.warning("%s is no candidate: %s", name, error.what)
             continue
-        tried[name] = Tried(candidate, candidate.score(projectors), beside, epoch)
-        if not clearly_worse(beside, tried[name].validated.each):
+        if not clearly_worse(tried[name].beside, tried[name].validated.each):
             break
     return tried
+
+
+def _on_folds(
+    candidates: Sequence[Problem], beside: Sequence[Tensor], folder: Path, tensorboard: bool
+) -> Tried:
+    """One training a fold; the epoch to stop at is the median of theirs."""
+    seen: list[Validated] = []
+    epochs: list[int] = []
+    for number, candidate in enumerate(candidates):
+        place = folder / f"fold-{number}" if number else folder
+        projectors, epoch = fit(candidate, place, tensorboard)
+        seen.append(candidate.score(projectors))
+        epochs.append(epoch)
+        validated, same = joined(seen), torch.cat(beside[: number + 1])
+        if clearly_worse(validated.each, same):
+            break
+    return Tried(candidates[0], validated, same, round(median(epochs)))
 
 
 def warning(folder: Path, record: Record) -> str:

@@ -9,7 +9,7 @@ table of results, so that a user sees whether a trained projector earned its kee
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,8 +92,11 @@ def strengthened(problem: Problem) -> Problem:
 def cross_validated(problem: Problem) -> Validated | None:
     """What a closed form does with each pair that it did not see; None with too few pairs."""
     found = [one.score(start(one)) for one in map(problem.on, problem.data.folds)]
-    if not found:
-        return None
+    return joined(found) if found else None
+
+
+def joined(found: Sequence[Validated]) -> Validated:
+    """What several folds say, as one."""
     weights = [len(one.each) for one in found]
     scores = {
         name: float(np.average([one.scores[name] for one in found], weights=weights))

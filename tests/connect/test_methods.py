@@ -156,7 +156,7 @@ def test_auto_compares_all_and_fits_what_it_takes_on_all_pairs(store: Path) -> N
     closed = {"identity", "procrustes", "procrustes-centred", "ridge", "ridge-centred", "cca"}
     assert set(made.methods) >= closed | {"c-mcr-residual"}
     assert {made.methods[name]["pairs"] for name in closed} == {PAIRS}
-    assert 0 < made.methods["c-mcr-residual"]["pairs"] < PAIRS / 2
+    assert 0 < made.methods["c-mcr-residual"]["pairs"] < PAIRS / 2  # clearly behind after a fold
     likelihoods = [one["log_likelihood"] for one in made.methods.values()]
     assert likelihoods == sorted(likelihoods, reverse=True)
     best = max(closed, key=lambda name: made.methods[name]["log_likelihood"])
@@ -166,6 +166,14 @@ def test_auto_compares_all_and_fits_what_it_takes_on_all_pairs(store: Path) -> N
     again = connect(store, config(method="auto", epochs=3), name="a")
     assert (again.fresh, again.methods) == (False, made.methods)
     assert again.warnings == ()
+
+
+def test_auto_judges_a_training_by_some_hundred_pairs_unless_it_is_clearly_behind(
+    store: Path,
+) -> None:
+    made = connect(store, config(method="auto", epochs=1, learning_rate=1e-9), name="a")
+    assert 256 <= made.methods["c-mcr-residual"]["pairs"] < PAIRS  # it stays what it starts from
+    assert "c-mcr" not in made.methods
 
 
 def test_auto_without_validation_takes_cca_and_says_so(store: Path) -> None:
