@@ -171,9 +171,9 @@ def test_auto_compares_all_and_fits_what_it_takes_on_all_pairs(store: Path) -> N
 def test_auto_judges_a_training_by_some_hundred_pairs_unless_it_is_clearly_behind(
     store: Path,
 ) -> None:
-    made = connect(store, config(method="auto", epochs=1, learning_rate=1e-9), name="a")
-    assert 256 <= made.methods["c-mcr-residual"]["pairs"] < PAIRS  # it stays what it starts from
-    assert "c-mcr" not in made.methods
+    made = connect(store, config(method="auto", epochs=10), name="a")
+    assert 256 <= made.methods["c-mcr-residual"]["pairs"] < PAIRS
+    assert made.methods["c-mcr"]["pairs"] < 256  # a fold is enough
 
 
 def test_auto_without_validation_takes_cca_and_says_so(store: Path) -> None:
