@@ -18,7 +18,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -197,7 +197,7 @@ def try_trained(standard: Tried, folder: Path, tensorboard: bool) -> dict[str, T
 
 
 def _on_folds(
-    candidates: Sequence[Problem], beside: Sequence[Tensor], folder: Path, tensorboard: bool
+    candidates: list[Problem], beside: list[Tensor], folder: Path, tensorboard: bool
 ) -> Tried:
     """One training a fold; the epoch to stop at is the median of theirs."""
     seen: list[Validated] = []
