@@ -216,15 +216,13 @@ def _whole(table: pa.Table, rows: int, path: Path) -> pa.Table:
         )
     columns = {name: table[name] for name in table.column_names if name != "embedding"}
     table = pa.table({"id": pa.array(np.arange(rows))} | columns)
-    ids = table["id"]
-    nested = pa.types.is_nested(ids.type)
-    if nested or ids.null_count or pc.count_distinct(ids).as_py() != rows:
+    try:
+        ids = table["id"].cast(pa.string())
+    except pa.ArrowException as error:
+        raise SourceError(f"ids are not read from {table['id'].type}", where=path) from error
+    if ids.null_count or pc.count_distinct(ids).as_py() != rows:
         raise SourceError(
-            f"ids are {ids.type}, not texts or numbers"
-            if nested
-            else "ids are missing or occur twice",
-            where=path,
-            fix="give each row an id of its own",
+            "ids are missing or occur twice", where=path, fix="give each row an id of its own"
         )
     return table
 

@@ -17,10 +17,10 @@ mapping was fitted on it would be found too well. More items are harder to searc
 
 `neighbours@10` is the share of the ten items that re-embedding finds first which are found among
 the first ten. It needs no labels, is 1 for re-embedding, and cannot be expected to exceed what the
-old model has, of whose vectors the index is. `recall@10` is, as in `cmcr evaluate`, the share of
-an item's matches (the same `group`, else a common `label`) among the first ten; without groups and
-labels it is `neighbours@10`. `kept` is recall@10 over that of re-embedding, with a bootstrap
-interval over queries of 95 %. (Drift-Adapter, arXiv 2509.23471, reports such a share.)
+old model has, of whose vectors the index is. `recall@10` is the share of an item's matches among
+the first ten, those of the same `group`, or of a common `label` where neither has a group; where no
+held-out items match it is `neighbours@10`. `kept` is recall@10 over that of re-embedding, with a
+bootstrap interval over queries of 95 %. (Drift-Adapter, arXiv 2509.23471, reports such a share.)
 
 `auto` takes the closed form with the best recall@10 in cross-validation among the other items.
 `ex-mcr` trains a residual on `ex-cca`, and is tried only where it is named. What is taken is fitted
@@ -99,11 +99,13 @@ class Migrated:
         return next(one for one in self.figures if one.way == "mapped")
 
     def __str__(self) -> str:
-        low, high = self.mapped.interval or (0.0, 0.0)
         by = "items of the same group or label" if self.labelled else "what the new model finds"
+        of = f"re-embedding's recall@{K} on {self.held:,} held-out items, by {by}"
+        if self.mapped.interval is None:
+            return f"{self.connected}\n  what it keeps cannot be said: {of}, is 0"
+        low, high = self.mapped.interval
         return (
-            f"{self.connected}\n  keeps {self.mapped.kept:.3f} ({low:.3f} to {high:.3f}) of "
-            f"re-embedding's recall@{K} on {self.held:,} held-out items, by {by}"
+            f"{self.connected}\n  keeps {self.mapped.kept:.3f} ({low:.3f} to {high:.3f}) of {of}"
             + ("; so few items say little" if self.held < FEW else "")
         )
 
@@ -151,7 +153,8 @@ def migrate(
     final = read_config(fields | {"seed": seed} | taken)
     connected = connect(store, final, name=name, device=device, replace=replace)
     held = len(whole.data.rows[1])
-    return Migrated(connected, chosen.config.model_name, tried, held, matches.known, figures)
+    labelled = trial.matches is not None
+    return Migrated(connected, chosen.config.model_name, tried, held, labelled, figures)
 
 
 def _variant(problem: Problem, method: str) -> Problem:
@@ -196,7 +199,7 @@ class _Matches:
         self.numbers = [[number[name] for name in own] for own in names]
 
     def among(self, rows: np.ndarray) -> Tensor | None:
-        """(n, n) bool, no item with itself; None where nothing says it."""
+        """(n, n) bool, no item with itself; None where nothing says it, or none of them match."""
         if not self.known:
             return None
         same = torch.zeros(len(rows), len(rows), dtype=torch.bool)
@@ -206,7 +209,7 @@ class _Matches:
                 holders.setdefault(name, []).append(place)
         for places in holders.values():
             same[np.ix_(places, places)] = True
-        return same.fill_diagonal_(False)
+        return same if same.fill_diagonal_(False).any() else None
 
 
 def _said(space: SpaceData) -> Iterator[list[tuple[str, str]]]:

@@ -56,6 +56,21 @@ def test_a_mapping_keeps_what_re_embedding_finds_and_the_old_space(store: Path) 
     assert not migrate(store, "old", "new", "image", name="up").connected.fresh
 
 
+def test_where_no_held_out_items_match_neighbours_are_counted(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    seen = draw.normal(size=(200, 12)).astype(np.float32)
+    columns = {"id": [str(row) for row in range(200)]}
+    columns["group"] = [f"g{max(row, 1)}" for row in range(200)]  # two rows share one
+    for space in ("old", "new"):
+        make_dataset(f"{space}/image:photos", seen, **columns)
+    done = migrate(tmp_path / "store", "old", "new", "image", name="up", method="procrustes")
+    assert not done.labelled
+    assert "by what the new model finds" in str(done)
+    assert done.mapped.kept == pytest.approx(1, abs=0.01)
+
+
 def test_the_old_index_answers_queries_of_the_new_model(store: Path) -> None:
     done = migrate(store, "old", "new", "image", name="up", method="procrustes")
     connection = load_connection(done.connected.path)

@@ -511,6 +511,21 @@ def test_import_refuses_what_is_no_array_of_vectors(
     assert not list((tmp_path / "store").rglob("*.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("ids", "stored"),
+    [
+        (pa.array(["a", "b", "c"]).dictionary_encode(), ["a", "b", "c"]),
+        (pa.array(["a", "b", "c"], pa.string_view()), ["a", "b", "c"]),
+        (pa.array([3, 1, 2]), ["3", "1", "2"]),
+    ],
+)
+def test_import_takes_ids_of_many_types(tmp_path: Path, ids: pa.Array, stored: list[str]) -> None:
+    np.save(tmp_path / "x.npy", unit(3))
+    pq.write_table(pa.table({"id": ids}), tmp_path / "m.parquet")
+    made = import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy", tmp_path / "m.parquet")
+    assert made.ids() == stored
+
+
 def test_import_refuses_metadata_that_does_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", unit(3))
     metadata = tmp_path / "m.csv"
@@ -520,6 +535,9 @@ def test_import_refuses_metadata_that_does_not_fit(tmp_path: Path) -> None:
     metadata.write_text("id\na\nb\nb\n")
     with pytest.raises(SourceError, match="occur twice"):
         import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy", metadata)
+    pq.write_table(pa.table({"id": [[1], [2], [3]]}), tmp_path / "m.parquet")
+    with pytest.raises(SourceError, match="ids are not read from list"):
+        import_embeddings(tmp_path / "s", KEY, tmp_path / "x.npy", tmp_path / "m.parquet")
     for missing in (tmp_path / "no.npy", tmp_path / "x.csv"):
         with pytest.raises(CmcrError):
             import_embeddings(tmp_path / "s", KEY, missing)
