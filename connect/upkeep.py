@@ -131,14 +131,14 @@ def rename_connection(store: Path, old: str, new: str) -> bool:
     Waits for a process that makes it. Raises UsageError for one that is not there, a name that is
     taken, or none.
     """
-    if not new or new.startswith(".") or Path(new).name != new:
-        raise UsageError(f"{new!r} cannot name a connection", fix="use a plain file name")
+    _check_name(new)
+    _check_name(old)
     folder, target = store / "connections" / old, store / "connections" / new
     results, their_target = store / "results" / old, store / "results" / new
     killed = not folder.is_dir() and target.is_dir() and results.is_dir()
     if old == new or killed:
         folder = target
-    _check_there(store, folder)
+    check_connection(store, folder.name)
     with locked(folder / ".lock", wait=True):
         settle(folder)
         if folder != target and target.exists():
@@ -165,18 +165,26 @@ def remove_connection(store: Path, name: str) -> None:
 
     Raises UsageError for one that is not there.
     """
+    check_connection(store, name)
     folder = store / "connections" / name
-    _check_there(store, folder)
     with locked(folder / ".lock", wait=True):
         if (store / "results" / name).is_dir():
             throw_away(store, store / "results" / name)
         throw_away(store, folder)
 
 
-def _check_there(store: Path, folder: Path) -> None:
-    if not folder.is_dir():
+def check_connection(store: Path, name: str) -> None:
+    """Raise UsageError where the store has no such connection, finished, damaged or begun."""
+    _check_name(name)
+    if not (store / "connections" / name).is_dir():
         raise UsageError(
-            f"the store has no connection {folder.name}",
+            f"the store has no connection {name}",
             where=store,
-            fix=near(folder.name, [*connection_names(store), *map(str, list_datasets(store))]),
+            fix=near(name, [*connection_names(store), *map(str, list_datasets(store))]),
         )
+
+
+def _check_name(name: str) -> None:
+    """Raise UsageError for what would be another folder than one in STORE/connections."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UsageError(f"{name!r} cannot name a connection", fix="use a plain file name")

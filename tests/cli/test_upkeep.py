@@ -68,6 +68,16 @@ def test_a_connection_takes_its_results_along_and_is_removed_with_them(store: Pa
     assert not list((store / "results").iterdir())
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_names_no_connection_removes_and_renames_nothing(store: Path, name: str) -> None:
+    before = sorted(store.rglob("*"))
+
+    assert "cannot name" in refuse(2, "remove", name, "--yes", "--store", store)
+    assert "cannot name" in refuse(2, "rename", name, "yours", "--store", store)
+
+    assert sorted(store.rglob("*")) == before
+
+
 def test_removing_says_what_was_made_from_it_and_asks(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
