@@ -259,7 +259,7 @@ def rename(
         key = Key.parse(old)
         target = Key.parse(new) if "/" in new else replace(key, dataset=new)
         fresh = rename_dataset(place, key, target)
-        uses = [use for use in uses_of(place, key) if not use.startswith(str(target))]
+        uses = [use for use in uses_of(place, key) if not use.startswith(f"{target} ")]
         new = str(target)
     else:
         fresh = rename_connection(place, old, new)
@@ -280,16 +280,20 @@ def remove(
 ) -> None:
     """Delete datasets, with their indexes, and connections, with their results."""
     from cmcr.connect import remove_connection, uses_of
+    from cmcr.connect.upkeep import check_connection
     from cmcr.embeddings import Key
     from cmcr.embeddings.upkeep.remove import check_there, remove_dataset
 
     place = _place_of(store, what)
     say(f"remove    store {place}")
     things = {name: Key.parse(name) if "/" in name else name for name in what}
-    uses = {}
-    for name, thing in things.items():
+    for thing in things.values():  # all of them, before anything goes
         if isinstance(thing, Key):
             check_there(place, thing)
+        else:
+            check_connection(place, thing)
+    uses = {}
+    for name, thing in things.items():
         uses[name] = uses_of(place, thing)
         for use in uses[name]:
             say(f"  {name}: {use}")

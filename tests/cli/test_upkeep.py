@@ -93,6 +93,28 @@ def test_removing_says_what_was_made_from_it_and_asks(
     assert "no connection" in refuse(2, "remove", "other", "--yes", "--store", store)
 
 
+def test_one_wrong_name_keeps_the_others_too(store: Path) -> None:
+    words = ("remove", "clip/image:photos", "typo", "--store", store)
+
+    assert "no connection typo" in refuse(2, *words, "--yes")
+    assert "no connection typo" in refuse(2, *words)  # and asks nothing first
+
+    assert len(list_datasets(store)) == 4
+
+
+def test_renaming_tells_of_a_use_whose_name_begins_as_the_new_one(
+    tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    for name in ("x", "y"):
+        make_dataset(f"clip/image:{name}", np.eye(2, 4, dtype=np.float32), id=[f"{name}0", name])
+    place = tmp_path / "store"
+    succeed("merge", "clip/image:x", "clip/image:y", "--into", "ab", "--store", place)
+
+    found = told("rename", "clip/image:x", "a", "--store", place)
+
+    assert found["uses"] == ["clip/image:ab was merged from it"]
+
+
 def test_sizes_are_listed_and_merged_rows_are_no_copies(
     store: Path, make_dataset: Callable[..., Dataset]
 ) -> None:
