@@ -211,7 +211,7 @@ def list_datasets(store: Path) -> list[Key]:
 def stray_folders(store: Path) -> dict[str, str]:
     """The folders at the place of a modality or a dataset that `list_datasets` leaves out, and why.
 
-    They are named as they lie in `store`. A folder of hidden files alone, the locks of datasets that
+    They are named as they lie in `store`. A folder of hidden files alone, locks of datasets that
     were removed or renamed, is none.
     """
     strays: dict[str, str] = {}

@@ -280,20 +280,16 @@ def remove(
 ) -> None:
     """Delete datasets, with their indexes, and connections, with their results."""
     from cmcr.connect import remove_connection, uses_of
-    from cmcr.connect.upkeep import check_connection
     from cmcr.embeddings import Key
     from cmcr.embeddings.upkeep.remove import check_there, remove_dataset
 
     place = _place_of(store, what)
     say(f"remove    store {place}")
     things = {name: Key.parse(name) if "/" in name else name for name in what}
-    for thing in things.values():  # all of them, before anything goes
-        if isinstance(thing, Key):
-            check_there(place, thing)
-        else:
-            check_connection(place, thing)
     uses = {}
     for name, thing in things.items():
+        if isinstance(thing, Key):
+            check_there(place, thing)
         uses[name] = uses_of(place, thing)
         for use in uses[name]:
             say(f"  {name}: {use}")

@@ -1,6 +1,7 @@
 """`cmcr rename`, `remove`, `merge`, `info --sizes`: what uses what, and what goes on working."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from shell import refuse, succeed
 
-from cmcr.connect import connect, load_connection, read_config
+from cmcr.connect import connect, load_connection, read_config, rename_connection
 from cmcr.embeddings import Dataset, Key, list_datasets, open_dataset
 from cmcr.files import write_json
 
@@ -66,6 +67,36 @@ def test_a_connection_takes_its_results_along_and_is_removed_with_them(store: Pa
 
     assert not list((store / "connections").iterdir())
     assert not list((store / "results").iterdir())
+
+
+def test_results_that_another_connection_left_are_given_to_none(store: Path) -> None:
+    (store / "results/mine").rename(store / "results/gone")
+
+    assert "no connection gone" in refuse(2, "rename", "gone", "mine", "--store", store)
+
+    assert [path.name for path in (store / "results").iterdir()] == ["gone"]
+
+
+def test_a_renaming_that_was_killed_is_ended_by_the_same_command(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if "results" in source.parts:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rename_connection(store, "mine", "yours")
+    assert (store / "results/mine").is_dir()
+
+    assert rename_connection(store, "mine", "yours")
+
+    assert [path.name for path in (store / "results").iterdir()] == ["yours"]
+    assert not rename_connection(store, "yours", "yours")
 
 
 @pytest.mark.parametrize("name", ["", ".", ".."])
