@@ -24,7 +24,9 @@ from cmcr.embeddings import Key, list_datasets
 from cmcr.embeddings.schema import read_manifest
 from cmcr.embeddings.upkeep.remove import throw_away
 from cmcr.errors import CmcrError, StoreError, UsageError, near
-from cmcr.files import locked
+from cmcr.files import locked, write_text
+
+_RENAMED = ".renamed"  # the name before, until the results have the new one too
 
 
 def connection_names(store: Path) -> list[str]:
@@ -75,9 +77,10 @@ def uses_of(store: Path, what: Key | str) -> list[str]:
     """What was made from a dataset, or by a connection, in words; none of it is needed to read it.
 
     Of a dataset the connections, projections, merged datasets and results; of a connection its
-    projections.
+    projections. Raises UsageError for a connection that is not there.
     """
     if isinstance(what, str):
+        _check_there(store, what)
         made_by = {record.model_sha256 for record in _records(store / "connections" / what)}
         return [
             f"{key} was projected by it"
@@ -131,16 +134,17 @@ def rename_connection(store: Path, old: str, new: str) -> bool:
     Waits for a process that makes it. Raises UsageError for one that is not there, a name that is
     taken, or none.
     """
-    if not new or new.startswith(".") or Path(new).name != new:
-        raise UsageError(f"{new!r} cannot name a connection", fix="use a plain file name")
+    _check_name(new)
+    _check_name(old)
     folder, target = store / "connections" / old, store / "connections" / new
-    results, their_target = store / "results" / old, store / "results" / new
-    killed = not folder.is_dir() and target.is_dir() and results.is_dir()
-    if old == new or killed:
+    their_target = store / "results" / new
+    if not folder.is_dir() and _was(target) == old:
         folder = target
-    _check_there(store, folder)
+    _check_there(store, folder.name)
     with locked(folder / ".lock", wait=True):
+        _check_there(store, folder.name)  # who was waited for may have taken it away
         settle(folder)
+        ended = _end_renaming(store, folder)
         if folder != target and target.exists():
             raise UsageError(
                 f"the store has a connection {new} already",
@@ -154,10 +158,31 @@ def rename_connection(store: Path, old: str, new: str) -> bool:
                 fix="give another name, or delete that folder",
             )
         if folder != target:
+            write_text(folder / _RENAMED, old)
             os.rename(folder, target)
-        if old != new and results.is_dir():
-            os.rename(results, their_target)
-    return folder != target or killed
+            _end_renaming(store, target)
+    return folder != target or ended
+
+
+def _was(folder: Path) -> str | None:
+    """What the connection in `folder` was called before a renaming that is not at its end."""
+    mark = folder / _RENAMED
+    return mark.read_text(encoding="utf-8") if mark.is_file() else None
+
+
+def _end_renaming(store: Path, folder: Path) -> bool:
+    """Let the results follow a connection that was renamed; False where it has no such mark.
+
+    They stay where a connection has the former name again, or there are results of the new one.
+    """
+    was = _was(folder)
+    if was is None:
+        return False
+    results, target = store / "results" / was, store / "results" / folder.name
+    if results.is_dir() and not target.exists() and not (store / "connections" / was).exists():
+        os.rename(results, target)
+    (folder / _RENAMED).unlink()
+    return True
 
 
 def remove_connection(store: Path, name: str) -> None:
@@ -165,18 +190,28 @@ def remove_connection(store: Path, name: str) -> None:
 
     Raises UsageError for one that is not there.
     """
+    _check_there(store, name)
     folder = store / "connections" / name
-    _check_there(store, folder)
     with locked(folder / ".lock", wait=True):
+        _check_there(store, name)
+        _end_renaming(store, folder)
         if (store / "results" / name).is_dir():
             throw_away(store, store / "results" / name)
         throw_away(store, folder)
 
 
-def _check_there(store: Path, folder: Path) -> None:
-    if not folder.is_dir():
+def _check_there(store: Path, name: str) -> None:
+    """Raise UsageError where the store has no such connection, finished, damaged or begun."""
+    _check_name(name)
+    if not (store / "connections" / name).is_dir():
         raise UsageError(
-            f"the store has no connection {folder.name}",
+            f"the store has no connection {name}",
             where=store,
-            fix=near(folder.name, [*connection_names(store), *map(str, list_datasets(store))]),
+            fix=near(name, [*connection_names(store), *map(str, list_datasets(store))]),
         )
+
+
+def _check_name(name: str) -> None:
+    """Raise UsageError for what would be another folder than one in STORE/connections."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise UsageError(f"{name!r} cannot name a connection", fix="use a plain file name")

@@ -23,7 +23,7 @@ from cmcr.embeddings.index import build_index, index_is_current
 from cmcr.embeddings.parts import write_part
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import Description, Key, Precision, read_manifest
-from cmcr.embeddings.writer import begin, claim, finish
+from cmcr.embeddings.writer import begin, claim, finish, held
 from cmcr.errors import MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
 
@@ -67,19 +67,20 @@ def import_embeddings(
     )
     check_vectors(matrix, array)
     _refuse_other_dim(store, key, matrix.shape[1], array)
-    folder = begin(store, description)
-    parts = -(-len(matrix) // PART_ROWS)
-    for part in range(parts):
-        rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
-        with claim(folder, part, wait=True) as mine:
-            if mine:
-                block = unit(matrix[rows])  # (rows of the part, D)
-                cut = _columns(table.slice(rows.start, len(block)))
-                write_part(folder, description, part, cut, block)
-    finish(folder, description, parts)
-    dataset = open_dataset(store, key)
-    if index is not None and not index_is_current(dataset, index):
-        build_index(dataset, index)
+    with held(store, key, alone=False):
+        folder = begin(store, description)
+        parts = -(-len(matrix) // PART_ROWS)
+        for part in range(parts):
+            rows = slice(part * PART_ROWS, (part + 1) * PART_ROWS)
+            with claim(folder, part, wait=True) as mine:
+                if mine:
+                    block = unit(matrix[rows])  # (rows of the part, D)
+                    cut = _columns(table.slice(rows.start, len(block)))
+                    write_part(folder, description, part, cut, block)
+        finish(folder, description, parts)
+        dataset = open_dataset(store, key)
+        if index is not None and not index_is_current(dataset, index):
+            build_index(dataset, index)
     return dataset
 
 

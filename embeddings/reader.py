@@ -211,7 +211,8 @@ def list_datasets(store: Path) -> list[Key]:
 def stray_folders(store: Path) -> dict[str, str]:
     """The folders at the place of a modality or a dataset that `list_datasets` leaves out, and why.
 
-    They are named as they lie in `store`.
+    They are named as they lie in `store`. A folder of hidden files alone, locks of datasets that
+    were removed or renamed, is none.
     """
     strays: dict[str, str] = {}
     for folder in sorted(one for one in store.glob("space=*/*") if one.is_dir()):
@@ -222,7 +223,7 @@ def stray_folders(store: Path) -> dict[str, str]:
             continue
         if kind != "modality" or not equals:
             strays[name] = "the folder of a modality is called modality=NAME"
-        elif not below:
+        elif not below and not _only_hidden(folder):
             strays[name] = "it holds no dataset"
         for one in below if equals and kind == "modality" else ():
             try:
@@ -230,3 +231,8 @@ def stray_folders(store: Path) -> dict[str, str]:
             except UsageError as error:
                 strays[one.relative_to(store).as_posix()] = error.what
     return strays
+
+
+def _only_hidden(folder: Path) -> bool:
+    names = [path.name for path in folder.iterdir()]
+    return bool(names) and all(name.startswith(".") for name in names)

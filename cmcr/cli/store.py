@@ -259,7 +259,7 @@ def rename(
         key = Key.parse(old)
         target = Key.parse(new) if "/" in new else replace(key, dataset=new)
         fresh = rename_dataset(place, key, target)
-        uses = [use for use in uses_of(place, key) if not use.startswith(str(target))]
+        uses = [use for use in uses_of(place, key) if not use.startswith(f"{target} ")]
         new = str(target)
     else:
         fresh = rename_connection(place, old, new)

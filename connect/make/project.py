@@ -46,12 +46,11 @@ from cmcr.embeddings.writer import (
     claim,
     discard_fresh,
     finish,
+    held,
     is_complete,
     put_in_place,
-    recover,
 )
 from cmcr.errors import MismatchError, UsageError
-from cmcr.files import locked
 from cmcr.progress import progress
 
 
@@ -140,9 +139,10 @@ def project_store(
             },
         )
         fresh = _write(store, connection, source, description, banks)
-        dataset = open_dataset(store, description.key)
-        if index is not None and not index_is_current(dataset, index):
-            build_index(dataset, index)
+        with held(store, description.key, alone=False):
+            dataset = open_dataset(store, description.key)
+            if index is not None and not index_is_current(dataset, index):
+                build_index(dataset, index)
         yield Projected(key, dataset, fresh)
 
 
@@ -208,13 +208,10 @@ def _write(
     """Make the projection, or make it anew where its source changed; False where it was there."""
     key = description.key
     folder = key.folder(store)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with locked(lock) as free:
-        if free:
-            recover(store, key)
-    if not _is_of_before(folder, description):
-        return _write_missing(store, connection, source, description, banks)
-    with locked(lock, wait=True):
+    with held(store, key, alone=False):
+        if not _is_of_before(folder, description):
+            return _write_missing(store, connection, source, description, banks)
+    with held(store, key, alone=True):
         if not _is_of_before(folder, description):  # another process did it
             return _write_missing(store, connection, source, description, banks)
         place = begin_fresh(store, key)

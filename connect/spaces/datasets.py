@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cmcr.embeddings import Dataset, Key, Modality, list_datasets, open_dataset
+from cmcr.embeddings.upkeep.merge import origins
 from cmcr.errors import MismatchError, UsageError, near
 
 
@@ -166,8 +167,9 @@ def find_bridge(
 ) -> Bridge:
     """What connects `space` with one of `members`: the modality with the most rows in common.
 
-    It is `via` alone where that is named, and of the datasets `train` where they are. Raises
-    UsageError when there is nothing.
+    It is `via` alone where that is named, and of the datasets `train` where they are. Of datasets
+    that were merged and what they were merged from the largest is taken, so that no item is two
+    pairs. Raises UsageError when there is nothing.
     """
     there = list_datasets(store)
     shared: dict[tuple[str, Modality], list[Key]] = {}
@@ -186,12 +188,13 @@ def find_bridge(
             where=store,
             fix=near(space, [*sorted({key.space for key in there}), *map(str, sorted(there))]),
         )
-    rows = {one: sum(open_dataset(store, key).rows for key in keys) for one, keys in shared.items()}
-    member, modality = most = max(shared, key=lambda one: rows[one])
+    distinct = {one: _distinct(store, space, keys) for one, keys in shared.items()}
+    rows = {one: sum(dataset.rows for dataset in found) for one, found in distinct.items()}
+    member, modality = most = max(distinct, key=lambda one: rows[one])
     return Bridge(
         member,
         modality,
-        tuple(key.dataset for key in shared[most]),
+        tuple(sorted(dataset.key.dataset for dataset in distinct[most])),
         tuple(
             key
             for key in there
@@ -200,3 +203,18 @@ def find_bridge(
             and any(_matches(entry, key) for entry in memory)
         ),
     )
+
+
+def _distinct(store: Path, space: str, keys: Sequence[Key]) -> list[Dataset]:
+    """Those of `keys`, the largest first, of whose rows none was merged into one before."""
+    datasets = [open_dataset(store, key) for key in keys]
+    taken: list[Dataset] = []
+    seen: set[str] = set()
+    for dataset in sorted(datasets, key=lambda one: -one.rows):
+        key = dataset.key
+        partner = open_dataset(store, Key(space, key.modality, key.dataset), check=False)
+        own = origins(dataset) | origins(partner)
+        if own.isdisjoint(seen):
+            taken.append(dataset)
+            seen |= own
+    return taken

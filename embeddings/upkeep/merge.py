@@ -181,6 +181,18 @@ def _describe(datasets: Sequence[Dataset], into: Key) -> Description:
     )
 
 
+def origins(dataset: Dataset) -> frozenset[str]:
+    """The dataset and all that it was merged from, by name and by the hash of their parts."""
+    found = {str(dataset.key), _digest(dataset.manifest.parts)}
+    sources = [dataset.manifest.source]
+    while sources:
+        source = sources.pop()
+        for one in source.get("of", []) if source.get("kind") == "merge" else []:
+            found |= {one["dataset"], one["parts_sha256"]}
+            sources.append(one["source"])
+    return frozenset(found)
+
+
 def _digest(parts: Sequence[Part]) -> str:
     return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """`cmcr rename`, `remove`, `merge`, `info --sizes`: what uses what, and what goes on working."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from shell import refuse, succeed
 
-from cmcr.connect import connect, load_connection, read_config
+from cmcr.connect import connect, load_connection, read_config, rename_connection
 from cmcr.embeddings import Dataset, Key, list_datasets, open_dataset
 from cmcr.files import write_json
 
@@ -68,6 +69,46 @@ def test_a_connection_takes_its_results_along_and_is_removed_with_them(store: Pa
     assert not list((store / "results").iterdir())
 
 
+def test_results_that_another_connection_left_are_given_to_none(store: Path) -> None:
+    (store / "results/mine").rename(store / "results/gone")
+
+    assert "no connection gone" in refuse(2, "rename", "gone", "mine", "--store", store)
+
+    assert [path.name for path in (store / "results").iterdir()] == ["gone"]
+
+
+def test_a_renaming_that_was_killed_is_ended_by_the_same_command(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.rename
+
+    def killed(source: Path, target: Path) -> None:
+        if "results" in source.parts:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rename_connection(store, "mine", "yours")
+    assert (store / "results/mine").is_dir()
+
+    assert rename_connection(store, "mine", "yours")
+
+    assert [path.name for path in (store / "results").iterdir()] == ["yours"]
+    assert not rename_connection(store, "yours", "yours")
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_names_no_connection_removes_and_renames_nothing(store: Path, name: str) -> None:
+    before = sorted(store.rglob("*"))
+
+    assert "cannot name" in refuse(2, "remove", name, "--yes", "--store", store)
+    assert "cannot name" in refuse(2, "rename", name, "yours", "--store", store)
+
+    assert sorted(store.rglob("*")) == before
+
+
 def test_removing_says_what_was_made_from_it_and_asks(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +122,28 @@ def test_removing_says_what_was_made_from_it_and_asks(
     assert len(list_datasets(store)) == 3
     assert "no dataset" in refuse(2, *words, "--yes")
     assert "no connection" in refuse(2, "remove", "other", "--yes", "--store", store)
+
+
+def test_one_wrong_name_keeps_the_others_too(store: Path) -> None:
+    words = ("remove", "clip/image:photos", "typo", "--store", store)
+
+    assert "no connection typo" in refuse(2, *words, "--yes")
+    assert "no connection typo" in refuse(2, *words)  # and asks nothing first
+
+    assert len(list_datasets(store)) == 4
+
+
+def test_renaming_tells_of_a_use_whose_name_begins_as_the_new_one(
+    tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    for name in ("x", "y"):
+        make_dataset(f"clip/image:{name}", np.eye(2, 4, dtype=np.float32), id=[f"{name}0", name])
+    place = tmp_path / "store"
+    succeed("merge", "clip/image:x", "clip/image:y", "--into", "ab", "--store", place)
+
+    found = told("rename", "clip/image:x", "a", "--store", place)
+
+    assert found["uses"] == ["clip/image:ab was merged from it"]
 
 
 def test_sizes_are_listed_and_merged_rows_are_no_copies(

@@ -10,7 +10,10 @@ import pytest
 from shell import refuse, succeed
 
 from cmcr.connect import load_connection, migrate
+from cmcr.connect.spaces.datasets import find_bridge
 from cmcr.embeddings import Dataset, Key, build_index, open_dataset
+from cmcr.embeddings.upkeep.merge import merge_datasets
+from cmcr.embeddings.upkeep.rename import rename_dataset
 from cmcr.search.models import Models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,3 +134,19 @@ def test_the_command_says_what_is_kept(store: Path) -> None:
     assert "keep the old space" in refuse(2, *words, "--method", "cca")
     assert "no space older" in refuse(2, *words[:2], "older", *words[3:])
     assert "nothing connects" in refuse(2, *words[:6], "text", *words[7:])
+
+
+def test_merged_rows_are_a_pair_once(tmp_path: Path, make_dataset: Callable[..., Dataset]) -> None:
+    draw = np.random.default_rng(0)
+    store = tmp_path / "store"
+    for space in ("old", "new"):
+        for name in "abc":
+            ids = [f"{name}{row}" for row in range(4)]
+            make_dataset(f"{space}/image:{name}", draw.normal(size=(4, 8)), id=ids)
+        parts = [Key(space, "image", name) for name in "ab"]
+        merge_datasets(store, parts, Key(space, "image", "all"))
+    rename_dataset(store, Key("old", "image", "b"), Key("old", "image", "x"))
+    rename_dataset(store, Key("new", "image", "b"), Key("new", "image", "x"))
+
+    assert find_bridge(store, "new", ["old"]).train == ("all", "c")
+    assert find_bridge(store, "new", ["old"], train=["a", "x"]).train == ("a", "x")

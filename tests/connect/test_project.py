@@ -27,6 +27,7 @@ from cmcr.embeddings import (
     Dataset,
     Description,
     Key,
+    import_embeddings,
     open_dataset,
     open_index,
     verify_store,
@@ -34,6 +35,7 @@ from cmcr.embeddings import (
 from cmcr.embeddings.parts import write_part
 from cmcr.embeddings.writer import begin, finish
 from cmcr.errors import CmcrError, MismatchError, StoreError, UsageError
+from cmcr.files import locked
 
 MakeDataset = Callable[..., Dataset]
 
@@ -147,6 +149,27 @@ def test_the_space_is_one_whatever_it_goes_back_to(
     chained = config(spaces=["touch", "joint"], train=["see-captions"], memory=["sounds"])
     made = connect(store, chained, name="chained")
     assert made.record.spaces[1].memory == "audio"
+
+
+def test_nobody_has_a_dataset_alone_while_its_parts_are_written(
+    store: Path, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def watched(folder: Path, *arguments: Any) -> None:
+        with locked(folder.with_name(f".{folder.name}.lock")) as mine:  # as `remove` takes it
+            free.append(mine)
+        write_part(folder, *arguments)
+
+    monkeypatch.setattr("cmcr.connect.make.project.write_part", watched)
+    monkeypatch.setattr("cmcr.embeddings.importer.write_part", watched)
+    list(project_store(store, connection, space="joint", index=None))
+    array = tmp_path / "more.npy"
+    np.save(array, np.eye(2, 8, dtype=np.float32))
+    import_embeddings(store, Key("see", "image", "more"), array, index=None)
+
+    assert len(free) > 2
+    assert not any(free)
 
 
 def test_what_is_there_is_left_alone(store: Path, connection: Connection) -> None:

@@ -18,6 +18,7 @@ from cmcr.embeddings import (
     list_datasets,
     open_dataset,
     open_index,
+    stray_folders,
     verify_store,
 )
 from cmcr.embeddings.inventory import Input, read_inputs, write_inputs
@@ -333,6 +334,16 @@ def test_removing_takes_what_an_earlier_one_left(tmp_path: Path) -> None:
     assert not (tmp_path / REMOVED).exists()
     with pytest.raises(UsageError, match="no dataset"):
         remove_dataset(tmp_path, A)
+
+
+def test_where_datasets_were_removed_or_renamed_nothing_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, A)
+    remove_dataset(tmp_path, A)
+    old = Key("old", "image", "a")
+    write(tmp_path, old)
+    rename_dataset(tmp_path, old, B)
+
+    assert not stray_folders(tmp_path)
 
 
 def test_sizes_count_a_part_once_whatever_its_names(tmp_path: Path) -> None:
