@@ -34,7 +34,9 @@ class Matches:
 
     query_keys: csr_matrix  # (queries, keys)
     gallery_keys: csr_matrix  # (gallery, keys)
-    truth: str = ""  # what matching items share: group, label, both, id; "" where none is known
+    truth: str = (
+        ""  # what matching items share: group, label, group or label, id; "" where none is known
+    )
 
     @property
     def queries(self) -> int:
@@ -114,6 +116,11 @@ def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
 def unknown_matches(queries: int, gallery: int) -> Matches:
     """Of so many queries and gallery items nothing says which match."""
     return Matches(csr_matrix((queries, 0), dtype=bool), csr_matrix((gallery, 0), dtype=bool))
+
+
+def first_labels(table: pa.Table) -> list[str | None]:
+    """The class of each row: its first label, None where there is none."""
+    return [labels[0] if labels else None for labels in table["label"].to_pylist()]
 
 
 def plain_name(label: str) -> str:
