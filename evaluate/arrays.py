@@ -131,7 +131,7 @@ def _matches(query: _Rows, gallery: _Rows, *, known: bool, paired: bool) -> Matc
             )
         return matches
     if not paired:
-        return unknown_matches(n, m)
+        return unknown_matches(n, m, "paired=False")
     if n != m:
         raise MismatchError(
             f"row i of x and of y is a pair, and x has {n:,} rows, y {m:,}",

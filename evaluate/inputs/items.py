@@ -124,7 +124,12 @@ def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Ma
         return matches
     if not any(described) and _ids_pair(query, gallery):
         return match_ids(*(items.table["id"].to_pylist() for items in (query, gallery)))
-    return unknown_matches(len(query.rows), len(gallery.rows))
+    why = (
+        "labels or groups on one side alone"
+        if any(described)
+        else "no labels or groups, and no equal ids but row numbers"
+    )
+    return unknown_matches(len(query.rows), len(gallery.rows), why)
 
 
 def _ids_pair(query: Items, gallery: Items) -> bool:

@@ -114,10 +114,10 @@ def _row(
     if not matches.truth:
         counts = {"queries": matches.queries, "gallery_size": matches.gallery}
         row = new_row(query, gallery, HUBS_TASK, model, metrics | counts)
-        row["truth"] = UNKNOWN
+        tell_truth(row, matches)
         return row
     row = new_row(query, gallery, TASK, model, metrics)
-    row["truth"] = matches.truth
+    tell_truth(row, matches)
     rows = np.flatnonzero(matches.counts() == 0)
     if len(rows):
         table = query.table.take(rows)
@@ -129,6 +129,13 @@ def _row(
             "labels": list(labels)[:_SHOWN],
         }
     return row
+
+
+def tell_truth(row: Row, matches: Matches) -> None:
+    """Give a row what matching items share, or why nothing says it."""
+    row["truth"] = matches.truth or UNKNOWN
+    if not matches.truth:
+        row["unknown"] = matches.unknown
 
 
 def tell_what_lies_behind(ranking: Ranking) -> None:
