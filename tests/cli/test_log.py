@@ -92,7 +92,8 @@ def test_failures_are_counted_in_the_log(tmp_path: Path) -> None:
     (tmp_path / "photos/bad.png").write_text("no picture")
     log = tmp_path / "log.jsonl"
     succeed("extract", "--encoder", "digits-clip", "--source", f"image={tmp_path / 'photos'}",
-            "--store", tmp_path / "S", "--workers", "0", "--max-failures", "0.5", "--log", log)  # fmt: skip
+            "--store", tmp_path / "S", "--workers", "0", "--max-failures", "0.5",
+            "--log", log)  # fmt: skip
 
     (extracted,) = [line for line in read(log) if line["event"] == "extracted"]
     assert (extracted["summary"]["rows"], extracted["summary"]["failures"]) == (1, 1)
