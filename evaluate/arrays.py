@@ -29,7 +29,7 @@ from cmcr.evaluate.results import Row, Selected
 
 MODEL = "identity"  # as the command calls vectors that are compared as they are
 
-Labels: TypeAlias = Sequence[Any] | np.ndarray  # one a row: a name, several, or None
+Labels: TypeAlias = Sequence[Any] | np.ndarray  # one a row: a name, several, or none: None, NaN, []
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,6 @@ class _Rows:
         """All of them."""
         return Selected(where={}, items=len(self.vectors), of=len(self.vectors))
 
-    def classes(self) -> list[str | None]:
-        """The first label of each, None where there is none."""
-        return [labels[0] if labels else None for labels in self.table["label"].to_pylist()]
-
 
 def evaluate_arrays(
     x: Vectors,
@@ -72,14 +68,22 @@ def evaluate_arrays(
 
     Arrays, tensors or lists of any float precision, in one joint space; they are L2-normalised.
     With `labels` or `groups`, one a row of each, what shares a group matches, or a label where one
-    of the two has no group; a row may have several labels, or None. Else row i of both is a pair,
-    and with `paired=False` nothing says what matches: the rows tell of hubs and coverage then.
+    of the two has no group. A row may have several labels, or none: None, NaN, an empty list. Else
+    row i of both is a pair, and with `paired=False` nothing says what matches: the rows tell of
+    hubs and coverage then.
 
     The rows are those of `cmcr evaluate retrieval`, by the same functions: of each direction
     `chance`, then the arrays as `identity`, with intervals, classes and worst queries, whose ids
-    are row numbers. Raises MismatchError for arrays, labels or groups of other lengths, SourceError
-    for rows that are not finite or zero, CmcrError when nothing matches.
+    are row numbers. Raises UsageError for options that do not go together, MismatchError for
+    arrays, labels or groups of other lengths, SourceError for rows that are not finite or zero,
+    CmcrError when nothing matches.
     """
+    known = labels is not None or groups is not None
+    if known and not paired:
+        raise UsageError(
+            "paired=False says that nothing matches, and labels= or groups= say what does",
+            fix="leave one of them out",
+        )
     query = _as_rows("x", x, 0, labels, groups)
     gallery = _as_rows("y", y, 1, labels, groups)
     (n, dim), (m, other) = query.vectors.shape, gallery.vectors.shape
@@ -88,7 +92,7 @@ def evaluate_arrays(
             f"x has vectors of {dim} values, y of {other}: they lie in no joint space",
             fix="project both by one connection (`cmcr.fit`, `connection.project`)",
         )
-    matches = _matches(query, gallery, known=bool(labels or groups), paired=paired)
+    matches = _matches(query, gallery, known=known, paired=paired)
     rankings = []
     with threads_for(n * m * dim):
         for asked, found, relevant in ((query, gallery, matches),
@@ -127,7 +131,7 @@ def _matches(query: _Rows, gallery: _Rows, *, known: bool, paired: bool) -> Matc
             )
         return matches
     if not paired:
-        return unknown_matches(n, m)
+        return unknown_matches(n, m, "paired=False")
     if n != m:
         raise MismatchError(
             f"row i of x and of y is a pair, and x has {n:,} rows, y {m:,}",
@@ -164,7 +168,7 @@ def _column(
     """The names that each row of one side has."""
     if both is None:
         return [None] * count
-    if not isinstance(both, tuple) or len(both) != 2:
+    if not isinstance(both, tuple) or len(both) != 2 or any(one is None for one in both):
         raise UsageError(f"{what}= are those of x and those of y", fix=f"{what}=(of_x, of_y)")
     given = both[side]
     if len(given) != count:
@@ -175,6 +179,10 @@ def _column(
 
 
 def _names(one: Any) -> list[str] | None:
-    if one is None:
-        return None
-    return [str(name) for name in one] if isinstance(one, list | tuple) else [str(one)]
+    several = one if isinstance(one, list | tuple | np.ndarray) else [one]
+    return [str(name) for name in several if not _is_missing(name)] or None
+
+
+def _is_missing(name: Any) -> bool:
+    """Whether it is None, NaN or another of pandas' marks; its NA has no truth value."""
+    return name is None or type(name).__name__ == "NAType" or bool(name != name)

@@ -42,10 +42,12 @@ _ESCAPED = str.maketrans(
 def results_csv(rows: Sequence[Row]) -> str:
     """One line for each of `rows`: what it is about, then its metrics in full.
 
-    A metric with an interval is followed by `NAME_low` and `NAME_high`. What a row does not have is
-    empty; which rows of a dataset counted is in `query_where` and `gallery_where`.
+    A metric with an interval is followed by `NAME_low` and `NAME_high`. `hubness` is "none" or how
+    the search was corrected. What a row does not have is empty; which rows of a dataset counted is
+    in `query_where` and `gallery_where`.
     """
-    texts = [{name: row.get(name, "") for name in _TEXT} for row in rows]
+    texts = [{"hubness": "none", **{name: row[name] for name in _TEXT if name in row}}
+             for row in rows]  # fmt: skip
     for line, row in zip(texts, rows, strict=True):
         chosen = row.get("selected", {})
         line |= {

@@ -45,6 +45,7 @@ _FORMATS = {
 WITH_INTERVAL = "mAP"
 _SHOWN = 5  # of a long list
 UNKNOWN = "none"  # the truth of a row where nothing says what matches
+BOXES = "boxes"  # the truth of a row about regions: where a sound is heard
 _NOT_IN_TABLE = frozenset({"mAP@10", "false_positives"})  # it would be wider than a terminal
 # Counts go below a table, where there is something to count.
 COUNTS = {
@@ -107,7 +108,8 @@ class Row(TypedDict):
     query: str
     gallery: str
     metrics: dict[str, float]
-    truth: NotRequired[str]  # what matching items share: group, label, id; "none" where unknown
+    truth: NotRequired[str]  # what matching items share: group, label, id; boxes; "none": unknown
+    unknown: NotRequired[str]  # why nothing says what matches
     selected: NotRequired[dict[Literal["query", "gallery"], Selected]]
     unmatched: NotRequired[Unmatched]
     intervals: NotRequired[dict[str, list[float]]]  # low and high, evaluate/ranking/metrics.py
@@ -324,7 +326,10 @@ def counts_line(row: Row) -> str:
               if metrics.get(name)]  # fmt: skip
     truth = row.get("truth")
     if truth == UNKNOWN:
-        counts.append("nothing says what matches: no labels or groups on both sides, no shared ids")
+        why = f": {row['unknown']}" if "unknown" in row else ""
+        counts.append(f"nothing says what matches{why}")
+    elif truth == BOXES:
+        counts.append("right is what covers the boxes where the sound is heard")
     elif truth:
         counts.append(f"a match has the same {truth}")
     return "; ".join(counts)

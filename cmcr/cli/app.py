@@ -121,7 +121,10 @@ def _run() -> Any:
         _tell(error, type(error).__name__)
         return error.exit_code
     except typer.TyperException as error:  # the line cannot be parsed
-        begin_by_words(sys.argv[1:])
+        try:
+            begin_by_words(sys.argv[1:], getattr(error, "ctx", None))
+        except OSError as refused:
+            print(shown(f"error: no log: {_told(refused)}"), file=sys.stderr)
         error.show()  # type: ignore[attr-defined]
         path = getattr(getattr(error, "ctx", None), "command_path", "cmcr")
         _answer(error.format_message(), path, f"{path} --help", "UsageError")

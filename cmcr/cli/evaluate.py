@@ -19,6 +19,7 @@ from cmcr.cli.console import (
     shown,
     stop_if_missed,
 )
+from cmcr.cli.log.lines import tell as log
 
 if TYPE_CHECKING:
     from cmcr.cli.recipes.ground import Ground
@@ -95,6 +96,8 @@ class Asked(NamedTuple):
         from cmcr.errors import UsageError
 
         files = {"--csv": self.csv, "--latex": self.latex, "--per-query": self.per_query}
+        if self.per_query == Path("-"):
+            raise UsageError("--per-query writes Parquet, not for stdout", fix="name a file")
         printed = [flag for flag, file in files.items() if file == "-"]
         printed += ["--json"] if self.as_json else []
         if len(printed) > 1:
@@ -115,6 +118,8 @@ class Asked(NamedTuple):
         show_measured(done, self.as_json, tables)
         found = [one for one in done if not isinstance(one, Missed)]
         rows = [row for one in found for row in one.rows]
+        if not tables:
+            log("", event="result", results=rows)
         for file, made in ((self.csv, results_csv), (self.latex, results_latex)):
             if file == "-":
                 print(made(rows), end="")
@@ -311,8 +316,9 @@ def _write_per_query(file: Path, done: "Sequence[Evaluated]") -> None:
     files = [(one.folder, PER_QUERY_FILES.get(one.rows[0]["task"])) for one in done]
     there = [folder / name for folder, name in dict.fromkeys(files) if name]
     if not there:
+        why = f"nothing says what matches: {done[0].rows[0].get('unknown', 'no truth')}"
         raise CmcrError(
-            "there is no number of a query: nothing says what matches",
-            fix="give both datasets labels, groups or the same ids",
+            f"there is no number of a query: {why}",
+            fix="give both datasets labels or groups, or neither and the same ids",
         )
     write_per_query(file, (pq.read_table(path, partitioning=None) for path in there))

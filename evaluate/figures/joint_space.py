@@ -20,6 +20,7 @@ from jaxtyping import Float
 from cmcr.connect import JointSpace
 from cmcr.evaluate.figures.style import FAINT, INK, PALETTE, new_figure, save, title
 from cmcr.evaluate.inputs.items import Items
+from cmcr.evaluate.ranking.matches import first_labels
 from cmcr.typed import typed
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Cloud:
 def cloud_of(model: JointSpace, items: Items) -> Cloud:
     """Items as they were extracted, and as `model` projects them."""
     after = items.projected(model).numpy()  # (items, joint)
-    return Cloud(items.key.space, items.key.modality, items.classes(), items.embeddings(), after)
+    return Cloud(items.key.space, items.key.modality, first_labels(items.table),
+                 items.embeddings(), after)  # fmt: skip
 
 
 @dataclass(frozen=True)

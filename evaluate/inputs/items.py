@@ -26,7 +26,13 @@ from cmcr.embeddings import Dataset
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate.inputs.selection import Selection, choose_rows
-from cmcr.evaluate.ranking.matches import Matches, find_matches, match_ids, unknown_matches
+from cmcr.evaluate.ranking.matches import (
+    Matches,
+    find_matches,
+    first_labels,
+    match_ids,
+    unknown_matches,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,6 @@ class Items(Selection):
             return self
         picked = np.linspace(0, len(self.rows) - 1, most).astype(np.int64)  # (most,)
         return replace(self, rows=self.rows[picked], table=self.table.take(picked))
-
-    def classes(self) -> list[str | None]:
-        """The first label of each, None where there is none."""
-        return [labels[0] if labels else None for labels in self.table["label"].to_pylist()]
 
     def projected(self, model: JointSpace | None) -> Tensor:
         """Their place in the joint space of `model`, see `project_rows`."""
@@ -122,7 +124,12 @@ def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Ma
         return matches
     if not any(described) and _ids_pair(query, gallery):
         return match_ids(*(items.table["id"].to_pylist() for items in (query, gallery)))
-    return unknown_matches(len(query.rows), len(gallery.rows))
+    why = (
+        "labels or groups on one side alone"
+        if any(described)
+        else "no labels or groups, and no equal ids but row numbers"
+    )
+    return unknown_matches(len(query.rows), len(gallery.rows), why)
 
 
 def _ids_pair(query: Items, gallery: Items) -> bool:
@@ -165,7 +172,7 @@ def _nothing_in_common(query: Items, gallery: Items) -> CmcrError:
 
 def _examples(items: Items) -> str:
     groups = items.table["group"].drop_null().unique().to_pylist()[:3]
-    labels = list(dict.fromkeys(name for name in items.classes() if name))[:3]
+    labels = list(dict.fromkeys(name for name in first_labels(items.table) if name))[:3]
     named = [
         f"{column} such as {', '.join(map(repr, values))}"
         for column, values in (("group", groups), ("label", labels))

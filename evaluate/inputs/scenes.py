@@ -30,7 +30,7 @@ from cmcr.evaluate.inputs.items import project_rows
 from cmcr.evaluate.inputs.selection import Selection
 from cmcr.evaluate.inputs.truth import SoundImage, read_truth, truth_of
 from cmcr.evaluate.ranking.ranks import TIE
-from cmcr.evaluate.results import Inputs, Metrics, Row, new_row
+from cmcr.evaluate.results import BOXES, Inputs, Metrics, Row, new_row
 from cmcr.files import replacing
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -83,7 +83,9 @@ class Scenes:
             "silent_pairs": len(self.pairs) - seen,
             "pairs_left_out": self.left_out,
         }
-        return new_row(self.sounds, self.regions, task, model, metrics | counts)
+        row = new_row(self.sounds, self.regions, task, model, metrics | counts)
+        row["truth"] = BOXES
+        return row
 
 
 @dataclass(frozen=True)

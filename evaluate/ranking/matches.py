@@ -6,7 +6,7 @@
     matches.pairs(np.array([0, 0]), np.array([3, 8]))    # (2,) does query 0 match items 3 and 8?
     matches.reverse()                                    # gallery → query
     match_ids(query_ids, gallery_ids)                    # pairs, by id
-    unknown_matches(3, 5)                                # nothing says what matches
+    unknown_matches(3, 5, "no shared ids")               # nothing says what matches
 
 Two items match when they share `group`; where one of them has no group, when they share a label.
 Labels are compared as `plain_name` has them. An empty label or group counts as none. When ids count
@@ -34,7 +34,8 @@ class Matches:
 
     query_keys: csr_matrix  # (queries, keys)
     gallery_keys: csr_matrix  # (gallery, keys)
-    truth: str = ""  # what matching items share: group, label, both, id; "" where none is known
+    truth: str = ""  # what matching items share: group, label, group or label, id; else ""
+    unknown: str = ""  # why none is known, where it is not
 
     @property
     def queries(self) -> int:
@@ -80,11 +81,11 @@ class Matches:
 
     def reverse(self) -> "Matches":
         """The same relation with the gallery as queries."""
-        return Matches(self.gallery_keys, self.query_keys, self.truth)
+        return Matches(self.gallery_keys, self.query_keys, self.truth, self.unknown)
 
     def take(self, queries: np.ndarray) -> "Matches":
         """The relation of the queries of these numbers alone."""
-        return Matches(self.query_keys[queries], self.gallery_keys, self.truth)
+        return Matches(self.query_keys[queries], self.gallery_keys, self.truth, self.unknown)
 
     @cached_property
     def _gallery_of_key(self) -> csr_matrix:
@@ -111,9 +112,15 @@ def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
     return Matches(one, other, "id")
 
 
-def unknown_matches(queries: int, gallery: int) -> Matches:
-    """Of so many queries and gallery items nothing says which match."""
-    return Matches(csr_matrix((queries, 0), dtype=bool), csr_matrix((gallery, 0), dtype=bool))
+def unknown_matches(queries: int, gallery: int, why: str) -> Matches:
+    """Of so many queries and gallery items nothing says which match, and `why` not."""
+    none_of, none_in = (csr_matrix((count, 0), dtype=bool) for count in (queries, gallery))
+    return Matches(none_of, none_in, unknown=why)
+
+
+def first_labels(table: pa.Table) -> list[str | None]:
+    """The class of each row: its first label, None where there is none."""
+    return [labels[0] if labels else None for labels in table["label"].to_pylist()]
 
 
 def plain_name(label: str) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cmcr.embeddings.index import search
 from cmcr.evaluate.ranking.hubs import HUB_K, chance_hubs, hub_metrics, most_found
-from cmcr.evaluate.ranking.matches import Matches
+from cmcr.evaluate.ranking.matches import Matches, first_labels
 from cmcr.evaluate.ranking.metrics import (
     CUTOFFS,
     MEANS,
@@ -43,9 +43,6 @@ class Described(Side, Protocol):
     @property
     def table(self) -> pa.Table:
         """Their id, label and group, a row an item."""
-
-    def classes(self) -> list[str | None]:
-        """The first label of each, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,10 @@ def _row(
     if not matches.truth:
         counts = {"queries": matches.queries, "gallery_size": matches.gallery}
         row = new_row(query, gallery, HUBS_TASK, model, metrics | counts)
-        row["truth"] = UNKNOWN
+        tell_truth(row, matches)
         return row
     row = new_row(query, gallery, TASK, model, metrics)
-    row["truth"] = matches.truth
+    tell_truth(row, matches)
     rows = np.flatnonzero(matches.counts() == 0)
     if len(rows):
         table = query.table.take(rows)
@@ -134,10 +131,17 @@ def _row(
     return row
 
 
+def tell_truth(row: Row, matches: Matches) -> None:
+    """Give a row what matching items share, or why nothing says it."""
+    row["truth"] = matches.truth or UNKNOWN
+    if not matches.truth:
+        row["unknown"] = matches.unknown
+
+
 def tell_what_lies_behind(ranking: Ranking) -> None:
     """Give a row its metrics `per_class` and its `worst` queries, or without truth its `hubs`."""
     if ranking.per_query:
-        ranking.row["per_class"] = per_class(ranking.per_query, ranking.query.classes())
+        ranking.row["per_class"] = per_class(ranking.per_query, first_labels(ranking.query.table))
         ranking.row["worst"] = worst(ranking.per_query, ranking.query)
     elif ranking.hubs:
         ranking.row["hubs"] = [*ranking.hubs]

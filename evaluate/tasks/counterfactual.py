@@ -32,7 +32,7 @@ from cmcr.typed import typed
 TASK = "counterfactual"
 ANSWERS = "counterfactual.parquet"
 CURVE = "precision-recall.png"
-VERSION = 2
+VERSION = 3
 
 LOCALISED = 0.5  # the least cIoU of an answer in the right place
 

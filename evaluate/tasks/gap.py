@@ -32,8 +32,9 @@ from cmcr.embeddings import Key
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches
+from cmcr.evaluate.ranking.rankings import tell_truth
 from cmcr.evaluate.ranking.related import distance, draw, related_cosines
-from cmcr.evaluate.results import UNKNOWN, Metrics, Row, new_row
+from cmcr.evaluate.results import Metrics, Row, new_row
 from cmcr.evaluate.tasks.runner import Evaluated, Models, Opened, Task, each, run_task
 from cmcr.typed import typed
 
@@ -112,7 +113,7 @@ def _rows(
         new_row(gallery, query, TASK, model, _metrics(other, one, matches.reverse())),
     ]
     for row in rows:
-        row["truth"] = matches.truth or UNKNOWN
+        tell_truth(row, matches)
     return rows
 
 

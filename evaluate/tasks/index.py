@@ -41,7 +41,8 @@ from cmcr.embeddings.search.where import RowFilter
 from cmcr.evaluate.inputs.items import Items, check_pair, select
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.metrics import CUTOFFS
-from cmcr.evaluate.results import UNKNOWN, Metrics, Row, filters_of, new_row
+from cmcr.evaluate.ranking.rankings import tell_truth
+from cmcr.evaluate.results import Metrics, Row, filters_of, new_row
 from cmcr.evaluate.tasks.neighbours import TOP_K
 from cmcr.evaluate.tasks.retrieval import open_banks
 from cmcr.evaluate.tasks.runner import (
@@ -158,7 +159,7 @@ def _compute(
     where = os.path.relpath(home / INDEX, folder)
     done = [new_row(asked, found, TASK, *row) for row in rows]
     for row in done:
-        row["truth"] = every.truth or UNKNOWN
+        tell_truth(row, every)
     if bank is not None:
         for row in done:
             row["hubness"], row["bank"] = NNN, bank.summary

@@ -31,7 +31,7 @@ from cmcr.typed import typed
 TASK = "localization"
 ANSWERS = "localization.parquet"
 SUCCESS = "success.png"
-VERSION = 1
+VERSION = 2
 
 THRESHOLDS = 0.05 * np.arange(21)  # 0, 0.05 … 1
 

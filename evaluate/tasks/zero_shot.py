@@ -51,7 +51,7 @@ PREDICTIONS = "predictions.parquet"
 CLASSES_FILE = "classes.parquet"
 CONFUSION = "confusion.png"
 PER_QUERY = PER_QUERY_FILES[TASK]
-VERSION = 1
+VERSION = 2
 
 CUTOFFS = (1, 3, 5)
 
@@ -131,12 +131,14 @@ def per_query(
     """A table a model with a line for each item, as the file of every query has it.
 
     Columns are those of a retrieval that zero-shot classification has: `matches`, how many classes
-    are right, the `first_rank` of one and its `reciprocal_rank`, and `hit@k`.
+    are right, the `first_rank` of one and its `reciprocal_rank`, and `hit@k`, null where there are
+    fewer classes.
     """
     ids = items.chosen.dataset.table(["id"])["id"].take(items.rows)
     for row in rows:
         rank = predictions[row["model"]].rank  # (items,)
-        hits = {f"hit@{k}": rank <= k for k in CUTOFFS if k <= items.right.shape[1]}
+        none = pa.nulls(len(rank), pa.bool_())
+        hits = {f"hit@{k}": rank <= k if k <= items.right.shape[1] else none for k in CUTOFFS}
         measured = {"matches": items.right.sum(axis=1), "first_rank": rank}
         yield per_query_table(row, ids, measured | {"reciprocal_rank": 1 / rank} | hits)
 
@@ -222,7 +224,9 @@ def _row(model: str, items: ClassItems, prompts: Prompts, metrics: Metrics) -> R
         "prompts": len(prompts.rows),
         "items_left_out": items.left_out,
     }
-    return new_row(items.chosen, prompts.texts, TASK, model, metrics | counts)
+    row = new_row(items.chosen, prompts.texts, TASK, model, metrics | counts)
+    row["truth"] = "label"
+    return row
 
 
 def _write_predictions(

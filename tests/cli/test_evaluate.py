@@ -86,6 +86,7 @@ def test_every_task_selects_rows_and_says_which_and_how_many(cmcr: Cmcr, store: 
         line = f"evaluate {task} --store S {places} --query-where split=test"
         document, said = cmcr(line)
         assert "--query_split_test-" in said
+        assert all("truth" in row for row in document["results"])
         for row in document["results"]:
             side = "query" if row["query"] == "clap/audio:clips" else "gallery"
             assert row["selected"][side] == {"where": {"split": ["test"]}, "items": 8, "of": 40}
@@ -284,11 +285,8 @@ pipelines:
 
 
 FORMATS = {
-    "retrieval": "hit_rate@1,hit_rate@1_low",
     "gap": "distance,alignment",
     "zero-shot": "top1,top3",
-    "localization": "success@0.5,auc",
-    "counterfactual": "ap,ap_slavc",
 }
 
 
@@ -296,7 +294,7 @@ def test_results_leave_as_csv_latex_and_a_line_a_query(store: Path) -> None:
     folder = store.parent
     for task, columns in FORMATS.items():
         line = ["evaluate", task, "--no-pipeline", "--store", "S", *TASKS[task].split()]
-        more = ["--per-query", "q.parquet"] if task in ("retrieval", "zero-shot") else []
+        more = ["--per-query", "q.parquet"] if task == "zero-shot" else []
         (folder / "out.csv").write_text("what was there")
         done = succeed(*line, "--csv", "out.csv", "--latex", "new/out.tex", *more, cwd=folder)
         assert "model" in done.stdout
@@ -304,15 +302,21 @@ def test_results_leave_as_csv_latex_and_a_line_a_query(store: Path) -> None:
         assert columns in written.splitlines()[0].replace('"', "")
         latex = (folder / "new/out.tex").read_text()
         assert latex.startswith("% \\usepackage{booktabs}\n")
-        assert succeed(*line, "--csv", "-", cwd=folder).stdout == written
+        assert succeed(*line, "--csv", "-", "--log", task, cwd=folder).stdout == written
+        logged = [json.loads(one) for one in (folder / task).read_text().splitlines()]
+        assert [one["results"][0]["truth"] for one in logged if one["event"] == "result"]
         assert succeed(*line, "--latex", "-", cwd=folder).stdout == latex
         if more:
             table = pq.read_table(folder / "q.parquet")
             assert {"id", "model", "matches", "first_rank", "hit@1"} <= set(table.column_names)
             assert "clap/audio:clips" in table["query"].to_pylist()
-    for wrong in (["--json", "--csv", "-"], ["--csv", "-", "--latex", "-"]):
-        assert "stdout cannot be" in refuse(2, *line, *wrong, cwd=folder)
-    assert "is to be a file" in refuse(2, *line, "--csv", ".", cwd=folder)
+    assert "not for stdout" in refuse(2, *line, "--per-query", "-", cwd=folder)
+    for task, places in TASKS.items():
+        line = ["evaluate", task, "--no-pipeline", "--store", "S", *places.split()]
+        for wrong in (["--json", "--csv", "-"], ["--csv", "-", "--latex", "-"]):
+            assert "stdout cannot be" in refuse(2, *line, *wrong, cwd=folder)
+        for flag in ("--csv", "--latex"):
+            assert f"{flag} is to be a file" in refuse(2, *line, flag, ".", cwd=folder)
 
 
 def test_two_tasks_of_one_pair_keep_their_lines_apart(store: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 from shell import cmcr, refuse, succeed
 
 from cmcr.cli.app import app
@@ -73,26 +74,30 @@ def test_an_error_is_logged_in_its_three_parts(tmp_path: Path) -> None:
     told = refuse(2, "info", tmp_path / "nowhere", "--log", log)
     refuse(2, "info", "--bogus", "--log", log)
     refuse(2, f"--log={log}", "evaluate", "retrieval", "--query", "x")
+    refuse(2, "--log", log, "evaluate", "retrieval", "--bogus")
 
     errors = [line for line in read(log) if line["event"] == "error"]
-    assert [line["level"] for line in errors] == ["error"] * 3
+    assert [line["level"] for line in errors] == ["error"] * 4
     assert errors[0]["what"] == "there is no store"
     assert errors[0]["where"] == str(tmp_path / "nowhere")
     assert errors[0]["fix"] in told
     assert "--bogus" in errors[1]["what"]
-    assert errors[2]["command"] == "evaluate retrieval"
-    assert [line["exit_code"] for line in read(log) if line["event"] == "end"] == [2, 2, 2]
+    assert [line["command"] for line in errors[1:]] == ["info", *["evaluate retrieval"] * 2]
+    assert [line["exit_code"] for line in read(log) if line["event"] == "end"] == [2] * 4
 
 
 def test_failures_are_counted_in_the_log(tmp_path: Path) -> None:
-    (tmp_path / "lines.txt").write_text("\n".join(f"the digit {word}" for word in "abcdefgh"))
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "photos/good.png")
+    (tmp_path / "photos/bad.png").write_text("no picture")
     log = tmp_path / "log.jsonl"
-    succeed("extract", "--encoder", "digits-clip", "--source", f"text={tmp_path / 'lines.txt'}",
-            "--store", tmp_path / "S", "--workers", "0", "--log", log)  # fmt: skip
+    succeed("extract", "--encoder", "digits-clip", "--source", f"image={tmp_path / 'photos'}",
+            "--store", tmp_path / "S", "--workers", "0", "--max-failures", "0.5",
+            "--log", log)  # fmt: skip
 
     (extracted,) = [line for line in read(log) if line["event"] == "extracted"]
-    assert (extracted["summary"]["rows"], extracted["summary"]["failures"]) == (8, 0)
-    assert extracted["summary"]["key"] == "digits-clip/text:lines"
+    assert (extracted["summary"]["rows"], extracted["summary"]["failures"]) == (1, 1)
+    assert extracted["summary"]["key"] == "digits-clip/image:photos"
 
 
 def test_what_the_library_warns_of_is_logged_and_still_shown(
@@ -128,6 +133,9 @@ def test_a_log_that_cannot_be_written_is_told(tmp_path: Path, own: Callable[...,
     store = own("S")
     told = refuse(1, "info", store, "--log", tmp_path)
     assert "a folder lies where a file is needed" in told
+    told = refuse(2, "info", store, "--nope", "--log", tmp_path / "no/such/l")
+    assert "No such file" in told
+    assert "--nope" in told
     done = cmcr("info", store, "--log", "/dev/full")
     assert done.returncode == 0
     assert "the log ends here" in done.stderr

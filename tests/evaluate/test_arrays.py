@@ -83,6 +83,16 @@ def test_groups_several_labels_and_none() -> None:
     assert grouped[1]["metrics"]["mAP"] == 1
 
 
+def test_missing_labels_match_nothing() -> None:
+    x, nan = np.eye(3), float("nan")
+    rows = cmcr.evaluate(x, x, labels=(["a", nan, nan], ["a", np.float32("nan"), []]))
+    assert rows[1]["metrics"]["queries_without_match"] == 2
+    grouped = cmcr.evaluate(x, x, groups=([[], "b", None], [nan, "b", "c"]))
+    assert grouped[1]["metrics"]["queries_without_match"] == 2
+    with pytest.raises(CmcrError, match="no row of x has a match"):
+        cmcr.evaluate(x, x, labels=([nan] * 3, [nan] * 3))
+
+
 def test_without_truth_the_rows_tell_of_hubs() -> None:
     rows = cmcr.evaluate(X[:20], Y, paired=False)
     assert [row["task"] for row in rows] == ["hubs"] * 4
@@ -100,6 +110,8 @@ def test_without_truth_the_rows_tell_of_hubs() -> None:
         ({"y": Y[:0]}, SourceError, "no rows of y"),
         ({"labels": (LABELS, LABELS[:9])}, MismatchError, "y has 30 rows and 9 labels"),
         ({"labels": LABELS}, UsageError, "those of x and those of y"),
+        ({"groups": (None, None)}, UsageError, "those of x and those of y"),
+        ({"labels": (LABELS, LABELS), "paired": False}, UsageError, "paired=False"),
         ({"groups": (LABELS, ["other"] * 30)}, CmcrError, "no row of x has a match"),
     ],
 )

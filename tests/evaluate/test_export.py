@@ -5,12 +5,20 @@ pytest tests/evaluate/test_export.py
 
 import io
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 
-from cmcr.evaluate import results_csv, results_latex
-from cmcr.evaluate.results import Row
+from cmcr.evaluate import results_csv, results_latex, write_per_query
+from cmcr.evaluate.inputs.classes import ClassItems
+from cmcr.evaluate.results import Row, counts_line
+from cmcr.evaluate.tasks.zero_shot import Predictions
+from cmcr.evaluate.tasks.zero_shot import per_query as zero_shot_lines
 
 HOSTILE = 'a_b & 50% of {x} ~ #1 ^ $5 "\\end{tabular}"\n=1+1, <b>'
 
@@ -49,7 +57,7 @@ def test_csv_has_every_number_in_full(rows: list[Row]) -> None:
     assert read[3]["mAP"] is None
     assert read[3]["uniformity"] == -2.5
     assert read[1]["false_positives"] == 0.0123
-    assert [line["hubness"] for line in read] == ["", "", "nnn", ""]
+    assert [line["hubness"] for line in read] == ["none", "none", "nnn", "none"]
     assert [line["query_where"] for line in read] == ["", "fold=1", "", ""]
     assert [line["truth"] for line in read] == ["label"] * 4
 
@@ -78,3 +86,20 @@ def test_latex_escapes_what_comes_from_outside(rows: list[Row]) -> None:
         assert bare.count("{") == bare.count("}")
     columns = {line.count("&") - line.count(r"\&") for line in lines if line.endswith(r"\\")}
     assert columns == {0, 2, 3}  # a heading, the gap's two metrics, retrieval's three
+
+
+def test_lines_of_a_query_have_the_same_columns_however_many_classes(tmp_path: Path) -> None:
+    tables = []
+    for classes in (2, 6):
+        chosen = SimpleNamespace(dataset=SimpleNamespace(table=lambda _: pa.table({"id": ["a"]})))
+        items = ClassItems(chosen, np.array([0]), np.eye(classes, dtype=bool)[:1], 0)
+        predictions = {"ridge": Predictions(np.array([1]), np.array([0]))}
+        tables += zero_shot_lines([row("ridge")], items, predictions)
+    write_per_query(tmp_path / "q.parquet", tables)
+    written = pq.read_table(tmp_path / "q.parquet").to_pylist()
+    assert [line["hit@5"] for line in written] == [None, True]
+
+
+def test_labels_on_one_side_alone_are_told() -> None:
+    unknown = {"truth": "none", "unknown": "labels or groups on one side alone"}
+    assert counts_line(row("ridge", **unknown)).endswith("matches: " + unknown["unknown"])

@@ -47,9 +47,16 @@ def logged(command: Callable[..., None], name: str | None = None) -> Callable[..
     return run
 
 
-def begin_by_words(words: Sequence[str]) -> None:
-    """Begin the log that a command line names which cannot be parsed."""
+def begin_by_words(words: Sequence[str], context: Any) -> None:
+    """Begin the log that a command line names which cannot be parsed.
+
+    `context` is the parser's, of the command that it came to, or None. Raises OSError as `begin`.
+    """
+    names: list[str] = []
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
     for word, after in zip(words, (*words[1:], ""), strict=True):
         file = after if word == "--log" else word.removeprefix("--log=")
         if word.startswith("--log") and file and file != word:
-            begin(Path(file), next((one for one in words if not one.startswith("-")), ""))
+            begin(Path(file), " ".join(names))
