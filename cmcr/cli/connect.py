@@ -116,7 +116,6 @@ def migrate(
     as_json: Json = False,
 ) -> None:
     """Search an old model's index by a new model: map its queries, and say what that keeps."""
-    from cmcr.cli.console import checked_modality
     from cmcr.cli.recipes.ground import ground_to_measure, recipes
     from cmcr.connect import migrate
     from cmcr.devices import find_device

@@ -112,10 +112,12 @@ class Store:
             )
         asked: list[Asked] = []
         stored: dict[int, Stored] = {}  # by place in `asked`
-        for word in queries:
-            if (one := find_stored(self.path, word)) is not None:
-                stored[len(asked)] = one
-                asked.append(one.asked)
+        known = find_stored(self.path, queries)
+        _refuse_another_modality(modality, queries, list(known.values()))
+        for at, word in enumerate(queries):
+            if at in known:
+                stored[len(asked)] = known[at]
+                asked.append(known[at].asked)
             else:
                 asked += read_queries([word], modality)
         fresh = [one for at, one in enumerate(asked) if at not in stored]
@@ -235,6 +237,21 @@ def _check(
         raise UsageError(
             f"{false_positives:g} is no share of unrelated items", fix="--false-positives 0.01"
         )
+
+
+def _refuse_another_modality(
+    modality: Modality | None, queries: Sequence[str], known: Sequence[Stored]
+) -> None:
+    """A modality says how queries are read; items of the store have theirs."""
+    if modality is None or len(known) < len(queries):
+        return
+    for one in known:
+        if one.key.modality != modality:
+            raise UsageError(
+                f"{one.key}#{one.asked.item.id} is {one.key.modality}, not {modality}",
+                where=f"--modality {modality}",
+                fix="leave --modality out: items of the store have theirs",
+            )
 
 
 def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:

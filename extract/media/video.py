@@ -10,7 +10,8 @@ a picture, or the sound of one window. What is wrong with a file is one failure 
 first span that it hits.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-COLUMNS = ("start", "end")  # of a span's row: seconds
 SCENE = 0.1  # of the way from black to white: the mean difference of two pictures of two scenes
 THUMBNAIL = 32  # pixels a side of the pictures that are compared
 
@@ -42,6 +42,7 @@ _STILL = 1.0  # seconds for which the last picture may stay: a container's lengt
 _MISSING = 0.2  # seconds that a recording may be shorter than it says
 _RUN_UP = 0.5  # seconds in which a decoder of sound comes to give what it gives from the beginning
 _BLOCK = 1 << 16  # samples read at once
+_CLOCK = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -171,20 +172,40 @@ def _sounds(container: "InputContainer") -> "AudioStream":
 
 
 def _length(container: "InputContainer", stream: Any) -> float:
-    """Seconds of a stream by its own word, its container's, or the last of its packets."""
+    """Seconds of a stream by its own word, its tag's, or its packets'.
+
+    A container's length is that of the longest of its streams, so it is the length of an only one.
+    """
+    origin = _origin(container)
+    late = float((stream.start_time or 0) * (stream.time_base or 0)) - origin
     if stream.duration is not None and stream.time_base is not None:
-        late = (stream.start_time or 0) * stream.time_base
-        return float(stream.duration * stream.time_base + late) - _origin(container)
-    if container.duration:
-        return container.duration / _MICRO
-    ends = [
-        float((packet.pts + (packet.duration or 0)) * packet.time_base)
-        for packet in container.demux(stream)
-        if packet.pts is not None
-    ]
-    if not ends:
+        return float(stream.duration * stream.time_base) + late
+    whole = container.duration / _MICRO if container.duration else None
+    if whole is not None and len(container.streams) == 1:
+        return whole
+    if whole is not None and late < _MISSING and (told := _tagged(stream.metadata)):
+        return min(told - origin, whole)
+    own = longest = None
+    for packet in container.demux():
+        if packet.pts is not None:
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
+            longest = end if longest is None else max(end, longest)
+            if packet.stream is stream:
+                own = end if own is None else max(end, own)
+    if whole is not None and (longest is None or longest < whole - _STILL):
+        return whole  # the file is cut short, which its spans tell
+    if own is None:
         raise SourceError("nothing says how long it is")
-    return max(ends) - _origin(container)
+    return own
+
+
+def _tagged(metadata: Mapping[str, str]) -> float | None:
+    """Seconds by the tag that a Matroska file may have for each stream, as `00:01:04.128000000`."""
+    for name, value in metadata.items():
+        if name.partition("-")[0] == "DURATION" and (told := _CLOCK.fullmatch(value)):
+            hours, minutes, seconds = map(float, told.groups())
+            return hours * 3600 + minutes * 60 + seconds
+    return None
 
 
 def seconds_of(item: Item, modality: Modality) -> float:
@@ -215,7 +236,8 @@ def find_scenes(item: Item) -> list[float]:
     """When a film shows something else, in seconds: its first picture, and each that differs.
 
     By more than `SCENE` from the last one found, in the mean over thumbnails of `THUMBNAIL` pixels
-    a side, in red, green and blue. The whole film is decoded. Raises as `span` does.
+    a side, in red, green and blue. The whole film is decoded. Raises as `span` does, and
+    SourceError for a film of which no picture can be decoded.
     """
     found: list[float] = []
     last: np.ndarray | None = None
@@ -228,6 +250,8 @@ def find_scenes(item: Item) -> list[float]:
             if last is None or np.abs(pixels - last).mean() > SCENE:
                 found.append(round(max(time, 0.0), 6))
                 last = pixels
+    if not found:
+        raise SourceError("the film shows no picture")
     return found
 
 

@@ -19,11 +19,11 @@ from typing import Any, Literal, TypeAlias
 
 from cmcr.embeddings import Modality
 from cmcr.embeddings.schema import identity
+from cmcr.embeddings.search.where import SPAN
 from cmcr.errors import CmcrError, UsageError
 from cmcr.extract.items import Item, Refused, local_path
 from cmcr.extract.media.readers import FILMS, RECORDINGS
 from cmcr.extract.media.video import (
-    COLUMNS,
     SCENE,
     THUMBNAIL,
     find_scenes,
@@ -153,8 +153,8 @@ def _source(
         description={**files.description, **description},
         items=items,
         total=sum(1 for _ in items()),
-        columns=tuple(dict.fromkeys([*files.columns, *COLUMNS])),
-        numbers=tuple(dict.fromkeys([*files.numbers, *COLUMNS])),
+        columns=tuple(dict.fromkeys([*files.columns, *SPAN])),
+        numbers=tuple(dict.fromkeys([*files.numbers, *SPAN])),
         ids=None,
     )
 
@@ -219,5 +219,5 @@ def _found(film: Item) -> Iterator[Mapping[str, Any]]:
 
 
 def _until_next(starts: Sequence[float], seconds: float) -> Iterator[Span]:
-    ends = [*starts[1:], max(seconds, *starts)] if starts else []
+    ends = [*starts[1:], max(seconds, *starts)]
     yield from (_rounded(*times) for times in zip(starts, ends, strict=True))

@@ -253,3 +253,25 @@ def test_a_playlist_is_continued_by_the_mean_of_its_seeds(tracks: Path) -> None:
     told = refuse(2, "search", "words/track:catalogue#none", "--in", "sound/track:new",
                   "--store", "store", "--no-pipeline", cwd=tracks.parent)  # fmt: skip
     assert "has no item 'none'" in told
+
+
+def test_items_of_the_store_are_looked_up_together_and_have_their_modality(
+    make_dataset: MAKE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cmcr.search import stored
+
+    vectors = np.eye(6, dtype=np.float32)
+    for name in ("many", "copies"):
+        make_dataset(f"a/track:{name}", vectors, id=[f"t{row}" for row in range(6)])
+    opened = []
+    first = stored.open_dataset
+    monkeypatch.setattr(stored, "open_dataset", lambda *a, **b: opened.append(1) or first(*a, **b))
+    names = [f"a/track:many#t{row}" for row in (4, 1, 4)]
+    flags = ("--in", "a/track:copies", "--store", "store", "--no-pipeline", "-k", "1", "--json")
+    told = succeed("search", *names, *flags, cwd=tmp_path)
+    asked = json.loads(told.stdout)["queries"]
+    assert [one["query"][0]["input"] for one in asked] == names
+    assert [one["results"][0]["id"] for one in asked] == ["t4", "t1", "t4"]
+    assert len(opened) == 1
+    told = refuse(2, "search", *names, *flags[:-1], "--modality", "video", cwd=tmp_path)
+    assert "a/track:many#t4 is track, not video" in told

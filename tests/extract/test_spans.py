@@ -28,10 +28,13 @@ def write_film(
     *,
     event: tuple[float, float],
     fps: int = 2,
-    sound: bool = True,
+    sound: bool | float = True,
     picture: bool = True,
 ) -> Path:
-    """A grey film that is red in `event`, with noise in which there is a tone then."""
+    """A grey film that is red in `event`, with noise in which there is a tone then.
+
+    The sound is as long as the picture, or `sound` seconds.
+    """
     random = np.random.default_rng(0)
     with av.open(str(path), "w") as container:
         if picture:
@@ -47,7 +50,8 @@ def write_film(
         if picture:
             container.mux(video.encode(None))
         if sound:
-            frame = av.AudioFrame.from_ndarray(noise(random, seconds, event)[None], "fltp", "mono")
+            samples = noise(random, seconds if sound is True else sound, event)
+            frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
             frame.sample_rate, frame.pts = RATE, 0
             container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
@@ -219,6 +223,44 @@ def test_films_that_cannot_be_read_are_failures_and_no_end(films: Path, tmp_path
             dataset.ids()
         )
     assert failed["deaf.mp4"] == "the file has no sound"
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+@pytest.mark.parametrize(("picture", "sound"), [(6, 3), (3, 6)])
+def test_the_spans_of_a_film_end_with_its_own_stream(
+    tmp_path: Path, picture: int, sound: int, tagged: bool
+) -> None:
+    film = write_film(tmp_path / "film.mkv", picture, event=(1, 2), sound=sound)
+    if not tagged:  # not every program writes how long each stream is
+        film.write_bytes(film.read_bytes().replace(b"DURATION", b"SOMEWHAT"))
+    made(tmp_path, open_spans("image", str(film), frames=1.0, folder=tmp_path))
+    made(tmp_path, open_spans("audio", str(film), window=1, folder=tmp_path))
+    assert [row["start"] for row in rows(tmp_path, "image")] == list(range(picture))
+    heard = [row["start"] for row in rows(tmp_path, "audio")]
+    assert heard[:sound] == list(range(sound))
+    assert len(heard) <= sound + 1  # the codec pads its last block
+    for modality in ("image", "audio"):
+        assert not list(read_failures(open_dataset(tmp_path, Key("senses", modality, "d")).folder))
+
+
+def test_a_film_of_which_no_picture_can_be_decoded_is_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    write_film(folder / "whole.mkv", 2, event=(1, 2))
+    with av.open(str(folder / "black.mkv"), "w") as container:  # it has pictures by its header
+        video = container.add_stream("mpeg4", rate=2)
+        video.width, video.height, video.pix_fmt = 32, 24, "yuv420p"
+        audio = container.add_stream("aac", rate=RATE)
+        audio.layout = "mono"
+        video.encode(av.VideoFrame.from_ndarray(np.zeros((24, 32, 3), np.uint8), format="rgb24"))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 2 * RATE), np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    source = open_spans("image", str(folder), frames="scene", folder=tmp_path / "s")
+    made(tmp_path, source, max_failures=0.9)
+    (failed,) = read_failures(open_dataset(tmp_path, Key("senses", "image", "d")).folder)
+    assert (failed["id"], failed["message"]) == ("black.mkv", "the film shows no picture")
 
 
 @pytest.mark.parametrize(
