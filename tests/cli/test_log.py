@@ -72,6 +72,7 @@ def test_a_log_is_appended_to_and_may_come_before_the_command(
 def test_an_error_is_logged_in_its_three_parts(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     told = refuse(2, "info", tmp_path / "nowhere", "--log", log)
+    assert told.count("there is no store") == 1
     refuse(2, "info", "--bogus", "--log", log)
     refuse(2, f"--log={log}", "evaluate", "retrieval", "--query", "x")
     refuse(2, "--log", log, "evaluate", "retrieval", "--bogus")

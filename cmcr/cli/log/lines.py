@@ -23,7 +23,8 @@ from typing import Any
 from cmcr import __version__
 
 _PACKAGE = logging.getLogger("cmcr")
-_TOLD = logging.getLogger("cmcr.told")
+_TOLD = logging.getLogger("cmcr.told")  # what the command itself has shown already
+_TOLD.propagate = False
 
 
 class Lines(logging.Handler):
@@ -73,6 +74,7 @@ def begin(path: Path, command: str) -> None:
     lines = Lines(path, command)
     _PACKAGE.setLevel(logging.INFO)
     _PACKAGE.addHandler(lines)
+    _TOLD.addHandler(lines)
     if logging.lastResort is not None:  # else a warning that is logged is shown no more
         _PACKAGE.addHandler(logging.lastResort)
     tell(f"cmcr {__version__}", event="start", arguments=sys.argv[1:])
@@ -91,6 +93,7 @@ def end(code: int) -> None:
         tell(f"exit code {code}", event="end", exit_code=code, seconds=seconds)
         lines.close()
         _PACKAGE.removeHandler(lines)
+        _TOLD.removeHandler(lines)
         if logging.lastResort is not None:
             _PACKAGE.removeHandler(logging.lastResort)
         _PACKAGE.setLevel(logging.NOTSET)
