@@ -46,8 +46,10 @@ def results_csv(rows: Sequence[Row]) -> str:
     the search was corrected. What a row does not have is empty; which rows of a dataset counted is
     in `query_where` and `gallery_where`.
     """
-    texts = [{"hubness": "none", **{name: row[name] for name in _TEXT if name in row}}
-             for row in rows]  # fmt: skip
+    texts: list[dict[str, str]] = [
+        {"hubness": "none", **{name: str(value) for name, value in row.items() if name in _TEXT}}
+        for row in rows
+    ]
     for line, row in zip(texts, rows, strict=True):
         chosen = row.get("selected", {})
         line |= {
