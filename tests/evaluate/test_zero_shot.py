@@ -196,7 +196,7 @@ def test_on_the_command_line(world, tmp_path, capsys):
     app([*command, *places, *good], standalone_mode=False)
     table = capsys.readouterr().out
     assert "zero-shot: ear/audio:shapes → eye/text:prompts\n" in table
-    assert "3 items; 3 classes; 3 prompts; 1 items of other classes left out\n" in table
+    assert "3 items; 3 classes; 3 prompts; 1 items of other classes left out; a match" in table
     elsewhere = ["--pipeline", "clip-clap"]  # a recipe with another gallery
     with pytest.raises(UsageError, match="no dataset clap/text:esc50"):
         app([*command, "--query", "ear/audio:shapes", *elsewhere], standalone_mode=False)
