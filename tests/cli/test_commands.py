@@ -317,7 +317,7 @@ def test_connect_goes_on_after_a_kill(demo: Demo, tmp_path: Path) -> None:
         (["run", "nothing"], 2, "one of: digits, clip-clap, ulip-clip"),
         (["extract", "--encoder", "nothing"], 2, "no encoder named 'nothing'"),
         (["extract", "--encoder", "digits-clip", "--source", "x.txt"], 2, "not MODALITY=WHERE"),
-        (["extract", "--encoder", "digits-clip", "--source", "smell=x"], 2, "modality"),
+        (["extract", "--encoder", "digits-clip", "--source", "smell=x"], 2, "smell"),
         (["extract", "--encoder", "digits-clip", "--device", "cuda:99"], 2, "cuda:99"),
         (["extract", "--encoder", "digits-clip:big", "--source", PHRASES], 2, "no variant 'big'"),
         (["extract", "--encoder", "digits-clip", "--checkpoint", "no.pt"], 1, "no.pt"),

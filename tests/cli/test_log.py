@@ -122,7 +122,7 @@ def test_a_line_is_one_write_at_the_end_of_the_file(
     begin(log, "extract")
     with log.open("a") as other:
         other.write('{"event": "of another run"}\n')
-    tell("a line\nin two \udcff")
+    tell("a line\nin two", name="\udcff")
     end(0)
 
     assert [line["event"] for line in read(log)] == ["start", "of another run", "message", "end"]

@@ -1,6 +1,6 @@
 """JSON lines: one object a line, one write a line, so that several runs can share a file.
 
-    begin(Path("cmcr.log"), "extract")
+    begin(Path("log.jsonl"), "extract")
     tell("extract   no recipe, store S")            # a message, level info
     tell("error: …", logging.ERROR, "error", what="…", where=None, fix="…")
     end(0)
