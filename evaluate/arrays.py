@@ -107,17 +107,7 @@ def evaluate_arrays(
 class Evaluate(ModuleType):
     """The package `cmcr.evaluate`, which can be called as `evaluate_arrays` can."""
 
-    def __call__(
-        self,
-        x: Vectors,
-        y: Vectors,
-        *,
-        labels: tuple[Labels, Labels] | None = None,
-        groups: tuple[Labels, Labels] | None = None,
-        paired: bool = True,
-    ) -> list[Row]:
-        """See `evaluate_arrays`."""
-        return evaluate_arrays(x, y, labels=labels, groups=groups, paired=paired)
+    __call__ = staticmethod(evaluate_arrays)
 
 
 def _matches(query: _Rows, gallery: _Rows, *, known: bool, paired: bool) -> Matches:

@@ -112,14 +112,11 @@ def _row(
 ) -> Row:
     """A row that tells of the queries that nothing matches; without truth one of hubs."""
     if not matches.truth:
-        counts = {"queries": matches.queries, "gallery_size": matches.gallery}
-        row = new_row(query, gallery, HUBS_TASK, model, metrics | counts)
-        tell_truth(row, matches)
-        return row
-    row = new_row(query, gallery, TASK, model, metrics)
+        metrics = metrics | {"queries": matches.queries, "gallery_size": matches.gallery}
+    row = new_row(query, gallery, TASK if matches.truth else HUBS_TASK, model, metrics)
     tell_truth(row, matches)
     rows = np.flatnonzero(matches.counts() == 0)
-    if len(rows):
+    if matches.truth and len(rows):
         table = query.table.take(rows)
         labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
         row["unmatched"] = {

@@ -10,9 +10,8 @@ a picture, or the sound of one window. What is wrong with a file is one failure 
 first span that it hits.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +20,7 @@ import numpy as np
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
 from cmcr.extract.items import Decoded, Item, Waveform
-from cmcr.extract.media.audio import FFMPEG_OPTIONS, refuse_cut, refuse_infinite
+from cmcr.extract.media.audio import FFMPEG_OPTIONS, refuse_infinite
 from cmcr.extract.media.crops import RecordedError
 from cmcr.extract.media.decode import opened
 
@@ -33,16 +32,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-SCENE = 0.1  # of the way from black to white: the mean difference of two pictures of two scenes
-THUMBNAIL = 32  # pixels a side of the pictures that are compared
-
-_MICRO = 1_000_000  # FFmpeg's unit of a container's time
+MICRO = 1_000_000  # FFmpeg's unit of a container's time
 _NEAR = 1e-6  # seconds: times that are the same but for rounding
-_STILL = 1.0  # seconds for which the last picture may stay: a container's length is that of all
-_MISSING = 0.2  # seconds that a recording may be shorter than it says
+STILL = 1.0  # seconds for which the last picture may stay: a container's length is that of all
+MISSING = 0.2  # seconds that a recording may be shorter than it says
 _RUN_UP = 0.5  # seconds in which a decoder of sound comes to give what it gives from the beginning
 _BLOCK = 1 << 16  # samples read at once
-_CLOCK = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -118,7 +113,7 @@ def span(item: Span) -> tuple[Item, Decoded]:
         file = _files[key]
         if isinstance(file, Exception):
             raise RecordedError("the file cannot be read")
-        with _explained():
+        with explained():
             decoded = file.cut(item.start, item.end)
     except RecordedError:
         raise
@@ -132,7 +127,7 @@ def span(item: Span) -> tuple[Item, Decoded]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """FFmpeg's errors without what it logged last, which may be another file's."""
     import av
 
@@ -143,7 +138,7 @@ def _explained() -> Iterator[None]:
         raise SourceError(f"FFmpeg cannot read it: {why}") from error
 
 
-def _container(file: BinaryIO) -> "InputContainer":
+def container_of(file: BinaryIO) -> "InputContainer":
     """FFmpeg is handed the bytes and never a name."""
     import av
 
@@ -151,11 +146,13 @@ def _container(file: BinaryIO) -> "InputContainer":
     return av.open(file, mode="r", options=FFMPEG_OPTIONS, metadata_errors="replace")
 
 
-def _origin(container: "InputContainer") -> float:
-    return (container.start_time or 0) / _MICRO
+def origin_of(container: "InputContainer") -> float:
+    """The second at which a file says that it begins."""
+    return (container.start_time or 0) / MICRO
 
 
-def _pictures(container: "InputContainer") -> "VideoStream":
+def pictures_of(container: "InputContainer") -> "VideoStream":
+    """What a film shows, no cover. Raises SourceError where it shows nothing."""
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -164,102 +161,19 @@ def _pictures(container: "InputContainer") -> "VideoStream":
     raise SourceError("the film has no picture")
 
 
-def _sounds(container: "InputContainer") -> "AudioStream":
+def sounds_of(container: "InputContainer") -> "AudioStream":
+    """What is to be heard. Raises SourceError where nothing is."""
     for stream in container.streams.audio:
         if stream.codec_context is not None:
             return stream
     raise SourceError("the file has no sound")
 
 
-def _length(container: "InputContainer", stream: Any) -> float:
-    """Seconds of a stream by its own word, its tag's, or its packets'.
-
-    A container's length is that of the longest of its streams, so it is the length of an only one.
-    """
-    origin = _origin(container)
-    late = float((stream.start_time or 0) * (stream.time_base or 0)) - origin
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base) + late
-    whole = container.duration / _MICRO if container.duration else None
-    if whole is not None and len(container.streams) == 1:
-        return whole
-    if whole is not None and late < _MISSING and (told := _tagged(stream.metadata)):
-        return min(told - origin, whole)
-    own = longest = None
-    for packet in container.demux():
-        if packet.pts is not None:
-            end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - origin
-            longest = end if longest is None else max(end, longest)
-            if packet.stream is stream:
-                own = end if own is None else max(end, own)
-    if whole is not None and (longest is None or longest < whole - _STILL):
-        return whole  # the file is cut short, which its spans tell
-    if own is None:
-        raise SourceError("nothing says how long it is")
-    return own
-
-
-def _tagged(metadata: Mapping[str, str]) -> float | None:
-    """Seconds by the tag that a Matroska file may have for each stream, as `00:01:04.128000000`."""
-    for name, value in metadata.items():
-        if name.partition("-")[0] == "DURATION" and (told := _CLOCK.fullmatch(value)):
-            hours, minutes, seconds = map(float, told.groups())
-            return hours * 3600 + minutes * 60 + seconds
-    return None
-
-
-def seconds_of(item: Item, modality: Modality) -> float:
-    """How long a film's picture (`image`) or a file's sound (`audio`) is, from its headers.
-
-    Raises SourceError for a file that is damaged, or has no picture or no sound; OSError for one
-    that cannot be read.
-    """
-    with opened(item) as file:
-        if modality == "audio":
-            refuse_cut(file)
-            if (length := _libsndfile_seconds(file)) is not None:
-                return length
-        with _explained(), _container(file) as container:
-            find = _pictures if modality == "image" else _sounds
-            return _length(container, find(container))
-
-
-def _libsndfile_seconds(file: BinaryIO) -> float | None:
-    import soundfile
-
-    with suppress(soundfile.LibsndfileError), soundfile.SoundFile(file) as sound:
-        return float(sound.frames / sound.samplerate)
-    return None
-
-
-def find_scenes(item: Item) -> list[float]:
-    """When a film shows something else, in seconds: its first picture, and each that differs.
-
-    By more than `SCENE` from the last one found, in the mean over thumbnails of `THUMBNAIL` pixels
-    a side, in red, green and blue. The whole film is decoded. Raises as `span` does, and
-    SourceError for a film of which no picture can be decoded.
-    """
-    found: list[float] = []
-    last: np.ndarray | None = None
-    with opened(item) as file, _explained(), _container(file) as container:
-        stream = _pictures(container)
-        stream.thread_type = "AUTO"
-        for time, frame in _timed(container, stream):
-            small = frame.reformat(THUMBNAIL, THUMBNAIL, "rgb24", interpolation="AREA")
-            pixels = small.to_ndarray().astype(np.float32) / 255  # (32, 32, 3)
-            if last is None or np.abs(pixels - last).mean() > SCENE:
-                found.append(round(max(time, 0.0), 6))
-                last = pixels
-    if not found:
-        raise SourceError("the film shows no picture")
-    return found
-
-
-def _timed(
+def timed(
     container: "InputContainer", stream: "VideoStream"
 ) -> Iterator[tuple[float, "VideoFrame"]]:
     """The pictures with their seconds from the film's beginning; counted where they do not say."""
-    origin, step = _origin(container), 1 / float(stream.average_rate or 25)
+    origin, step = origin_of(container), 1 / float(stream.average_rate or 25)
     time = -step
     for frame in container.decode(stream):
         time = time + step if frame.time is None else frame.time - origin
@@ -273,7 +187,7 @@ class _Opened:
         self.held = ExitStack()
         try:
             self.file = self.held.enter_context(opened(item.recording.item))
-            with _explained():
+            with explained():
                 self.begin(item.start)
         except BaseException:
             self.close()
@@ -300,13 +214,13 @@ class _Film(_Opened):
         self.next = next(self.frames, None)
 
     def _from(self, at: float) -> Iterator[tuple[float, "VideoFrame"]]:
-        container = self.held.enter_context(_container(self.file))
-        stream = _pictures(container)
+        container = self.held.enter_context(container_of(self.file))
+        stream = pictures_of(container)
         stream.codec_context.thread_count = 1  # there is a worker for every core
-        self.still = max(_STILL, 2 / float(stream.average_rate or 25))
+        self.still = max(STILL, 2 / float(stream.average_rate or 25))
         if at > 0:
-            container.seek(int((_origin(container) + at) * _MICRO))
-        return _timed(container, stream)
+            container.seek(int((origin_of(container) + at) * MICRO))
+        return timed(container, stream)
 
     def cut(self, start: float, end: float) -> "Image":
         """What the film shows at `start`, upright."""
@@ -342,11 +256,11 @@ class _Sound(_Opened):
 
     def _begin_film(self, at: float) -> None:
         for from_there in (max(0.0, at - _RUN_UP), 0.0):
-            container = self.held.enter_context(_container(self.file))
-            stream = _sounds(container)
+            container = self.held.enter_context(container_of(self.file))
+            stream = sounds_of(container)
             self.rate = stream.sample_rate
             if from_there > 0:
-                container.seek(int((_origin(container) + from_there) * _MICRO))
+                container.seek(int((origin_of(container) + from_there) * MICRO))
             blocks = _ffmpeg_blocks(container, stream)
             time, self.buffer = next(blocks, (0.0, np.empty((1, 0), np.float32)))
             self.first = round(time * self.rate)
@@ -372,7 +286,7 @@ class _Sound(_Opened):
             self._let_go(first - self.first)
         samples = self.buffer[:, : max(0, last - self.first)]
         there = self.first + samples.shape[1]
-        if there < last - _MISSING * self.rate:
+        if there < last - MISSING * self.rate:
             raise SourceError(f"cut short: the sound ends at second {there / self.rate:.1f}")
         if there <= first:
             raise SourceError(f"nothing is to be heard after second {there / self.rate:.1f}")
@@ -407,7 +321,7 @@ def _ffmpeg_blocks(
     import av
 
     to_float = av.AudioResampler(format="fltp")  # the rate and the channels stay
-    origin = _origin(container)
+    origin = origin_of(container)
     for frame in container.decode(stream):
         time = 0.0 if frame.time is None else frame.time - origin
         for same in to_float.resample(frame):

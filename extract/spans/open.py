@@ -23,16 +23,11 @@ from cmcr.embeddings.search.where import SPAN
 from cmcr.errors import CmcrError, UsageError
 from cmcr.extract.items import Item, Refused, local_path
 from cmcr.extract.media.readers import FILMS, RECORDINGS
-from cmcr.extract.media.video import (
-    SCENE,
-    THUMBNAIL,
-    find_scenes,
-    seconds_of,
-    spans,
-)
+from cmcr.extract.media.video import spans
 from cmcr.extract.sources.derived import derive, digest_media
 from cmcr.extract.sources.open import open_source
 from cmcr.extract.sources.source import Source
+from cmcr.extract.spans.measure import SCENE, THUMBNAIL, find_scenes, seconds_of
 from cmcr.files import sha256_file
 
 Frames: TypeAlias = float | Literal["scene"]

@@ -178,8 +178,8 @@ def test_a_film_is_opened_once_a_batch(
     from cmcr.extract.media import video
 
     opened = []
-    first = video._container
-    monkeypatch.setattr(video, "_container", lambda file: opened.append(1) or first(file))
+    first = video.container_of
+    monkeypatch.setattr(video, "container_of", lambda file: opened.append(1) or first(file))
     source = open_spans("image", str(films / "long.mp4"), frames=5.0, folder=tmp_path)
     opened.clear()
     made(tmp_path, source)  # 60 pictures in 4 parts of at most two batches
