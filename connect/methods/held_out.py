@@ -4,8 +4,8 @@
     folds(pairs, seed=0, device="cpu")           # such, for cross-validation
 
 For `split` pairs say the same whose embeddings are equal, for `folds` those that `same` finds.
-Where so many do that nothing else is left, or fewer than FEWEST things are said at all, each is
-held out as if it said something of its own: what searches later will say one of these things too.
+Where so many do that nothing else is left, or fewer than FEWEST things are nearly all that is said,
+each is held out as if it said something of its own: what searches later will say one of them too.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.spaces.pairs import Pairs, Rows
-from cmcr.connect.training.validation import FEWEST, SAME, centred, groups, same
+from cmcr.connect.training.validation import FEWEST, SAME, centred, groups, said, same
 from cmcr.devices import float32
 
 LEAST, MOST = 32, 2048  # pairs that are held out
@@ -49,7 +49,7 @@ def folds(pairs: Pairs, seed: int, device: str) -> list[Cut]:
     one, two = (float32(rows[:], "cpu") for rows in (pairs.first, pairs.second))
     group = groups(same((one, two), count).numpy())
     group = random.permutation(group.max() + 1)[group]
-    if group.max() + 1 < FEWEST or np.bincount(group).max() > count / 2:
+    if said(group) < FEWEST or np.bincount(group).max() > count / 2:
         group = random.permutation(count)
     fold = group % FOLDS
     return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)]

@@ -27,6 +27,7 @@ from torch import Tensor
 DECIDES = "log_likelihood"  # which number of `validate` does
 CLEAR = 2  # standard errors of a normal distribution; more where few groups tell the error
 FEWEST = 20  # groups of items
+NEARLY_ALL = 0.9  # of the items: what the rest says is strays
 TEMPERATURES = (0.01, 0.03, 0.1, 0.3)
 SAME = 0.8  # of two items with higher cosines in both spaces, centred, neither is a mistake
 WORST = -100.0  # the log-likelihood of what is not a number, or rounds to nothing
@@ -55,10 +56,10 @@ class Held:
     def groups(self) -> Tensor:
         """The group of each held-out item, (n,): items that say the same are in one.
 
-        Where there are fewer than FEWEST, each item counts on its own.
+        Where fewer than FEWEST hold nearly all, each item counts on its own.
         """
         found = groups(self.same[:, : len(self.same)].cpu().numpy())
-        if found.max() + 1 < FEWEST:
+        if said(found) < FEWEST:
             found = np.arange(len(found))
         return torch.from_numpy(found).to(self.same.device)
 
@@ -93,6 +94,15 @@ def groups(same: np.ndarray) -> np.ndarray:
     """The number of the group of each item, (n,), of `same`, (n, n): also by way of others."""
     found: np.ndarray = connected_components(csr_array(same), directed=False)[1].astype(np.int64)
     return found
+
+
+def said(groups: np.ndarray) -> int:
+    """How many groups hold nearly all items, of the group of each, (n,): how much is said at all.
+
+    Ten numbers in a thousand phrases are ten things, however many phrases are odd ones out.
+    """
+    sizes = np.sort(np.bincount(groups))[::-1]
+    return int(np.searchsorted(sizes.cumsum(), NEARLY_ALL * len(groups))) + 1
 
 
 def _queries(bridge: Tensor, count: int, memory: Tensor | None) -> Queries:

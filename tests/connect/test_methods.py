@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from cmcr.connect import ConnectConfig, baselines, connect, load_connection, read_config
 from cmcr.connect.methods import auto
-from cmcr.connect.methods.held_out import FOLDED, MOST, split
+from cmcr.connect.methods.held_out import FOLDED, MOST, folds, split
 from cmcr.connect.methods.problem import pose
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training import info_nce as info_nce_module
@@ -302,6 +302,29 @@ def test_equal_pairs_are_held_out_together_or_not_at_all() -> None:
     assert not set(held % 250) & set(seen % 250)
     # All the same: as if each said something of its own.
     assert len(split(as_pairs(np.tile(said[:1], (1000, 1))), 0.1, seed=0)[1]) == 100
+
+
+def test_a_few_things_said_often_and_some_strays_are_a_few_things() -> None:
+    """Each of them is in all folds, and each item counts on its own; of many things neither."""
+    random = np.random.default_rng(0)
+
+    def said(things: int, times: int, strays: int) -> np.ndarray:
+        often = np.repeat(random.normal(size=(things, DIM)), times, axis=0)
+        often += 0.05 * random.normal(size=often.shape)
+        return np.concatenate([often, random.normal(size=(strays, DIM))]).astype(np.float32)
+
+    few = said(6, 40, 20)
+    thing = np.arange(240) // 40
+    for fit, held in folds(as_pairs(few), seed=0, device="cpu"):
+        assert set(thing[fit[fit < 240]]) == set(thing[held[held < 240]]) == set(range(6))
+    rows = torch.from_numpy(few)
+    assert len(hold((rows, rows), len(rows), (None, None)).groups.unique()) == 260
+    many = said(40, 6, 20)
+    thing = np.arange(240) // 6
+    for fit, held in folds(as_pairs(many), seed=0, device="cpu"):
+        assert not set(thing[fit[fit < 240]]) & set(thing[held[held < 240]])
+    rows = torch.from_numpy(many)
+    assert len(hold((rows, rows), len(rows), (None, None)).groups.unique()) == 60
 
 
 def test_validation_by_hand() -> None:
