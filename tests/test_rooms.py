@@ -57,9 +57,10 @@ cmcr.embeddings.search cmcr.embeddings.upkeep
 cmcr.embeddings
 
 cmcr.cli
-cmcr.cli.check
+cmcr.cli.check cmcr.cli.finding
 cmcr.cli.recipes
 cmcr.cli.log
+cmcr.serve.http
 cmcr.serve
 cmcr.search
 cmcr

@@ -26,6 +26,7 @@ from cmcr.cli.connect import connect, import_connection, migrate, project
 from cmcr.cli.console import print_json, say, shown
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
+from cmcr.cli.finding.serve import serve
 from cmcr.cli.log.lines import end, tell
 from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
@@ -75,7 +76,7 @@ def root(
     remember(log)
 
 
-for main_command in (init, prepare, run, extract, connect, search):
+for main_command in (init, prepare, run, extract, connect, search, serve):
     app.command()(logged(main_command))
 
 evaluate = typer.Typer(

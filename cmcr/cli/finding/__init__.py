@@ -1,0 +1,1 @@
+"""Commands that find: what a search asks once, and the server that answers for long."""
