@@ -18,7 +18,7 @@ from cmcr.extract.engine.processes import start as start_worker
 from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import Decoding, TimedOut, WorkerKilled, workers_kept
 from cmcr.extract.items import Item, Waveform
-from cmcr.extract.lookup import find_media
+from cmcr.extract.lookup import find_media, lookup_imports
 from cmcr.extract.media.readers import Reader, is_textual
 from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
 from cmcr.extract.prepare.published import Published
@@ -66,6 +66,7 @@ __all__ = [
     "is_of",
     "is_textual",
     "load_encoder",
+    "lookup_imports",
     "open_encoder",
     "open_regions",
     "open_source",

@@ -57,7 +57,7 @@ cmcr.embeddings.search cmcr.embeddings.upkeep
 cmcr.embeddings
 
 cmcr.cli
-cmcr.cli.check cmcr.cli.finding
+cmcr.cli.check
 cmcr.cli.recipes
 cmcr.cli.log
 cmcr.serve.http

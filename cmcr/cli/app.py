@@ -26,10 +26,10 @@ from cmcr.cli.connect import connect, import_connection, migrate, project
 from cmcr.cli.console import print_json, say, shown
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
-from cmcr.cli.finding.serve import serve
 from cmcr.cli.log.lines import end, tell
 from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
+from cmcr.cli.serve import serve
 from cmcr.cli.store import import_, info, merge, remove, rename, report, search, verify
 from cmcr.errors import CmcrError
 

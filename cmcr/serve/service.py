@@ -25,7 +25,7 @@ from cmcr.embeddings import Dataset, Key, Modality, open_dataset
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
 from cmcr.embeddings.search.places import OwnSpace, open_places
 from cmcr.errors import MismatchError, StoreError, UsageError, near
-from cmcr.extract import Encoder, Item, is_textual
+from cmcr.extract import Encoder, Item, is_textual, lookup_imports
 from cmcr.search.store import Store
 from cmcr.serve.batching import Batcher
 from cmcr.serve.decoding import Decoders, Work
@@ -85,6 +85,8 @@ class Service:
         modules = sorted({type(encoder).__module__ for encoder in self.encoders.values()})
         more = [name for encoder in self.encoders.values()
                 for name in getattr(encoder, "worker_imports", ())]  # fmt: skip
+        firsts = [dataset.table(["uri"])["uri"][0].as_py() for dataset in self.opened.values()]
+        more += lookup_imports(filter(None, firsts))
         work = Work(self.encoders, self.limits, self.media_roots)
         self.decoders = Decoders(work, self.workers, [*modules, *more])
 

@@ -88,8 +88,9 @@ function card(item) {
   const one = $("item").content.cloneNode(true);
   const name = [item.text, item.label?.join(", "), item.id].find(Boolean);
   const at = item.start === null ? "" : `, from ${item.start.toFixed(1)} s`;
+  const share = 100 * item.false_positives;
   const sure = item.false_positives === null
-    ? "" : `, as high for ${(100 * item.false_positives).toPrecision(2)} % of unrelated items`;
+    ? "" : `; ${share < 0.01 ? "under 0.01" : share.toPrecision(2)} % of unrelated items as high`;
   one.querySelector(".name").textContent = `${item.rank}. ${name}`;
   one.querySelector(".score").textContent =
     `${item.score.toFixed(3)}${at}${sure}; ${item.dataset}`;

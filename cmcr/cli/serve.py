@@ -97,31 +97,32 @@ def serve(
         device=str(find_device(device)),
         checkpoints=find_checkpoints(ground, checkpoint or []),
     )
-    listening = listen(host, port)
-    service = Service(
-        opened,
-        spaces=_spaces(opened, encoder or []),
-        connections=_connections(opened, connection),
-        datasets=_datasets(opened, places or []),
-        limits=Limits(body=max_body * MIB, queue=max_queue, deadline=deadline,
-                      item=min(deadline, Limits.item)),
-        workers=workers or cores(),
-        batch=max_batch,
-        media_roots=media or [],
-    )  # fmt: skip
-    service.load()
-    name = f"[{host}]" if ":" in host else host
-    url = f"http://{name}:{listening.getsockname()[1]}"
+    with listen(host, port) as listening:
+        service = Service(
+            opened,
+            spaces=_spaces(opened, encoder or []),
+            connections=_connections(opened, connection),
+            datasets=_datasets(opened, places or []),
+            limits=Limits(body=max_body * MIB, queue=max_queue, deadline=deadline,
+                          item=min(deadline, Limits.item)),
+            workers=workers or cores(),
+            batch=max_batch,
+            media_roots=media or [],
+        )  # fmt: skip
+        service.load()
+        name = f"[{host}]" if ":" in host else host
+        url = f"http://{name}:{listening.getsockname()[1]}"
 
-    def told() -> None:
-        say(f"serve     store {ground.store}: {', '.join(row['id'] for row in service.models())}")
-        say(f"ready     {url} (a page), {url}/docs (the interface); Ctrl-C ends it")
-        if as_json:
-            answer({"url": url, "store": str(ground.store),
-                    "models": service.models(), "datasets": list(service.datasets)})  # fmt: skip
+        def told() -> None:
+            models = service.models()
+            say(f"serve     store {ground.store}: {', '.join(row['id'] for row in models)}")
+            say(f"ready     {url} (a page), {url}/docs (the interface); Ctrl-C ends it")
+            if as_json:
+                answer({"url": url, "store": str(ground.store), "models": models,
+                        "datasets": list(service.datasets)})  # fmt: skip
 
-    hosts = {"localhost", "127.0.0.1", "::1", host} if local and token is None else None
-    run(make_app(service, token, hosts), service, listening, drain, told)
+        hosts = {"localhost", "127.0.0.1", "::1", host} if local and token is None else None
+        run(make_app(service, token, hosts), service, listening, drain, told)
 
 
 def _check_installed() -> None:
@@ -206,6 +207,10 @@ def _connections(store: "Store", named: Sequence[str] | None) -> list[str]:
 
 
 def _datasets(store: "Store", places: Sequence[str]) -> list[str]:
+    """Those that are named, or all but what lies between the links of a chain."""
+    from cmcr.connect import describe_connections
     from cmcr.embeddings import list_datasets
 
-    return [str(store.find(one)) for one in places] or list(map(str, list_datasets(store.path)))
+    inner = {joint for line in describe_connections(store.path) for joint in line["joints"]}
+    there = [str(key) for key in list_datasets(store.path) if key.space not in inner]
+    return [str(store.find(one)) for one in places] or there

@@ -1,1 +1,0 @@
-"""Commands that find: what a search asks once, and the server that answers for long."""
