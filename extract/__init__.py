@@ -12,11 +12,14 @@ from cmcr.extract.encoders.registry import (
     load_encoder,
     registered,
 )
+from cmcr.extract.engine.encode import encode_batch
+from cmcr.extract.engine.processes import Worker
+from cmcr.extract.engine.processes import start as start_worker
 from cmcr.extract.engine.summary import Summary
-from cmcr.extract.engine.workers import workers_kept
+from cmcr.extract.engine.workers import Decoding, TimedOut, WorkerKilled, workers_kept
 from cmcr.extract.items import Item, Waveform
-from cmcr.extract.lookup import find_media
-from cmcr.extract.media.readers import Reader
+from cmcr.extract.lookup import find_media, lookup_imports
+from cmcr.extract.media.readers import Reader, is_textual
 from cmcr.extract.prepare.prepare import Prepared, prepare_dataset
 from cmcr.extract.prepare.published import Published
 from cmcr.extract.prepare.sets.catalogue import published_sets
@@ -38,6 +41,7 @@ from cmcr.extract.spans.open import Frames, open_spans
 __all__ = [
     "PROMISES",
     "Asked",
+    "Decoding",
     "Encoder",
     "EncoderSpec",
     "Frames",
@@ -48,15 +52,21 @@ __all__ = [
     "Reader",
     "Source",
     "Summary",
+    "TimedOut",
     "Waveform",
+    "Worker",
+    "WorkerKilled",
     "check_encoder",
     "embed_items",
+    "encode_batch",
     "encoder_name",
     "encoder_spec",
     "extract",
     "find_media",
     "is_of",
+    "is_textual",
     "load_encoder",
+    "lookup_imports",
     "open_encoder",
     "open_regions",
     "open_source",
@@ -68,5 +78,6 @@ __all__ = [
     "refuse_failures",
     "registered",
     "revisit",
+    "start_worker",
     "workers_kept",
 ]

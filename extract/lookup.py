@@ -55,6 +55,11 @@ def find_media(
     return found
 
 
+def lookup_imports(uris: Iterable[str]) -> list[str]:
+    """Modules that take long to import and that `find_media` needs for `uris`."""
+    return ["sklearn.datasets"] if any(uri.startswith(_BUILTIN) for uri in uris) else []
+
+
 def _container(uri: str) -> str:
     """The builtin source, the tar, the film or recording that `uri` is in, else `uri` itself."""
     container, mark, _ = uri.rpartition("#")

@@ -5,6 +5,8 @@ import os
 os.environ["CMCR_CHECK_SHAPES"] = "1"  # before anything of cmcr is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shell import Demo, process
 from torch import Tensor
 
 from cmcr.embeddings import Dataset, Key, Modality, import_embeddings
+from cmcr.files import locked, write_json
 
 # Tests that run side by side have a core each.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -60,6 +64,26 @@ class Bytes:
 
     def encode(self, modality: Modality, batch: Tensor) -> Tensor:
         return torch.nn.functional.normalize(batch @ self.weight, dim=-1)
+
+
+@pytest.fixture(scope="session")
+def demo(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Demo:
+    """Do not write into its store: copy it."""
+    base = tmp_path_factory.getbasetemp()
+    kept = pytestconfig.getoption("--demo")
+    folder = kept or (base if worker_id == "master" else base.parent) / "demo"
+    told = folder / "demo.json"
+    with locked(folder / "lock", wait=True):
+        if not told.exists():
+            started = time.perf_counter()
+            done = process("run", "digits", "--store", folder / "store", "--json")
+            seconds = time.perf_counter() - started
+            assert done.returncode == 0, done.stderr
+            write_json(told, {"rows": json.loads(done.stdout)["results"], "seconds": seconds})
+    content = json.loads(told.read_text(encoding="utf-8"))
+    return Demo(folder / "store", content["rows"], content["seconds"])
 
 
 @pytest.fixture

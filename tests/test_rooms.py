@@ -60,6 +60,7 @@ cmcr.cli
 cmcr.cli.check
 cmcr.cli.recipes
 cmcr.cli.log
+cmcr.serve.http
 cmcr.serve
 cmcr.search
 cmcr

@@ -29,6 +29,7 @@ from cmcr.cli.extract import extract, prepare
 from cmcr.cli.log.lines import end, tell
 from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
+from cmcr.cli.serve import serve
 from cmcr.cli.store import import_, info, merge, remove, rename, report, search, verify
 from cmcr.errors import CmcrError
 
@@ -75,7 +76,7 @@ def root(
     remember(log)
 
 
-for main_command in (init, prepare, run, extract, connect, search):
+for main_command in (init, prepare, run, extract, connect, search, serve):
     app.command()(logged(main_command))
 
 evaluate = typer.Typer(

@@ -82,6 +82,14 @@ def encode_batches(
         yield loaded, vectors
 
 
+def encode_batch(encoder: Encoder, modality: Modality, inputs: Tensor) -> np.ndarray:
+    """The vectors of one batch of preprocessed inputs, (items, D) float32. As `encode_batches`."""
+    loaded = Loaded(0, (), (), inputs, (), {}, last=True)
+    with torch.inference_mode():
+        ((_, vectors),) = encode_batches(encoder, modality, [loaded], None)
+    return vectors
+
+
 @contextmanager
 def _told_of(encoder: Encoder, modality: Modality, count: int, patience: float) -> Iterator[None]:
     """Say so when this block takes longer than `patience` seconds: nobody else would."""

@@ -1,41 +1,18 @@
-"""The main job, done once for all tests of the commands; the command line within the process."""
+"""The command line within the process, and a store of one's own."""
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shell import Demo, process
 
 from cmcr.cli.app import main
 from cmcr.embeddings import Dataset
-from cmcr.files import locked, write_json
 
 ROWS = 48
-
-
-@pytest.fixture(scope="session")
-def demo(
-    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory, worker_id: str
-) -> Demo:
-    """Do not write into its store: copy it."""
-    base = tmp_path_factory.getbasetemp()
-    kept = pytestconfig.getoption("--demo")
-    folder = kept or (base if worker_id == "master" else base.parent) / "demo"
-    told = folder / "demo.json"
-    with locked(folder / "lock", wait=True):
-        if not told.exists():
-            started = time.perf_counter()
-            done = process("run", "digits", "--store", folder / "store", "--json")
-            seconds = time.perf_counter() - started
-            assert done.returncode == 0, done.stderr
-            write_json(told, {"rows": json.loads(done.stdout)["results"], "seconds": seconds})
-    content = json.loads(told.read_text(encoding="utf-8"))
-    return Demo(folder / "store", content["rows"], content["seconds"])
 
 
 @pytest.fixture

@@ -1,0 +1,216 @@
+"""Inputs decoded and preprocessed in processes that can be killed, one input at a time each.
+
+    decoders = Decoders(Work({"clip": encoder}, limits, roots=[]), workers=2, imports=[...])
+    tensor = await decoders.prepare("clip", "image", item)     # ServiceError for no picture
+
+A file that hangs or ends the process that decodes it costs its own request, and the process is
+replaced at once. Texts need no decoding and wait for no picture.
+"""
+
+import asyncio
+import io
+import logging
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cmcr.embeddings import Modality
+from cmcr.errors import CmcrError
+from cmcr.extract import (
+    Decoding,
+    Encoder,
+    Item,
+    TimedOut,
+    Waveform,
+    Worker,
+    WorkerKilled,
+    find_media,
+    start_worker,
+)
+from cmcr.serve.limits import Limits
+from cmcr.serve.schemas import ServiceError
+
+log = logging.getLogger(__name__)
+
+_TO_START = 60.0  # seconds for a process to have imported what it needs
+_PREVIEW_POINTS = 2_048
+Mark = Callable[[int], None]
+
+
+class Work:
+    """What runs in a process: a task to (what failed or was made, a tensor). Picklable."""
+
+    def __init__(
+        self, encoders: Mapping[str, Encoder], limits: Limits, roots: Sequence[Path]
+    ) -> None:
+        self.limits, self.roots = limits, roots
+        self.decodings = {
+            (space, modality): Decoding(encoder, modality)
+            for space, encoder in encoders.items()
+            for modality in encoder.modalities
+        }
+
+    def __call__(self, task: tuple[Any, ...], mark: Mark) -> tuple[Any, Tensor | None]:
+        """("prepare", space, modality, item) or ("media", modality, uri)."""
+        kind, *about = task
+        try:
+            return (None, self.prepare(*about)) if kind == "prepare" else (self.media(*about), None)
+        except Exception as error:  # decoders raise what they like
+            return ("failed", type(error).__name__, _first_line(error)), None
+
+    def prepare(self, space: str, modality: Modality, item: Item) -> Tensor:
+        """The input as the encoder's batches are made of."""
+        decoding = self.decodings[space, modality]
+        if modality == "image" and isinstance(item.content, bytes):
+            _refuse_many_pixels(item.content, self.limits.pixels)
+        _, decoded = decoding.decode(item)
+        if isinstance(decoded, Waveform):
+            seconds = decoded.samples.shape[1] / decoded.sample_rate
+            if seconds > self.limits.seconds:
+                raise _TooLargeError(
+                    f"{seconds:,.0f} s of sound, {self.limits.seconds:g} are the most"
+                )
+        elif modality == "pointcloud" and len(decoded) > self.limits.points:
+            raise _TooLargeError(f"{len(decoded):,} points, {self.limits.points:,} are the most")
+        return decoding.preprocess(modality, decoded)
+
+    def media(self, modality: Modality, uri: str) -> tuple[str, str, bytes]:
+        """("made", type, bytes) of what `uri` names: PNG, WAV, or points as JSON."""
+        found = find_media(modality, [uri], self.roots)[uri]
+        if isinstance(found, Exception):
+            raise found
+        return ("made", *_encoded(found))
+
+
+class _TooLargeError(Exception):
+    """Media that are sound and larger than the server takes."""
+
+
+def _first_line(error: Exception) -> str:
+    told = error.what if isinstance(error, CmcrError) else str(error)
+    return told.strip().partition("\n")[0]
+
+
+def _refuse_many_pixels(content: bytes, most: int) -> None:
+    import warnings
+
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            width, height = Image.open(io.BytesIO(content)).size
+        except Exception:  # what it is, is said where it is decoded
+            return
+    if width * height > most:
+        raise _TooLargeError(f"{width} x {height} pixels, {most:,} are the most")
+
+
+def _encoded(decoded: Any) -> tuple[str, bytes]:
+    from PIL import Image
+
+    file = io.BytesIO()
+    if isinstance(decoded, Waveform):
+        import soundfile
+
+        soundfile.write(file, decoded.samples.T, decoded.sample_rate, "PCM_16", format="WAV")
+        return "audio/wav", file.getvalue()
+    if isinstance(decoded, Image.Image):
+        decoded.convert("RGBA" if "A" in decoded.getbands() else "RGB").save(file, "PNG")
+        return "image/png", file.getvalue()
+    if isinstance(decoded, np.ndarray):
+        step = -(-len(decoded) // _PREVIEW_POINTS)
+        points = ",".join(
+            "[" + ",".join(f"{value:.4g}" for value in point) + "]" for point in decoded[::step]
+        )
+        return "application/json", f"[{points}]".encode()
+    return "text/plain; charset=utf-8", str(decoded).encode()
+
+
+class Decoders:
+    """Processes that wait for work; a thread stands before each while it has some."""
+
+    def __init__(self, work: Work, workers: int, imports: Sequence[str]) -> None:
+        self.work, self.imports = work, [__name__, *imports]
+        self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self.threads = ThreadPoolExecutor(workers, "decode")
+        self.aside = ThreadPoolExecutor(1, "texts")
+        for _ in range(workers):
+            self.idle.put(self._started())
+
+    async def prepare(self, space: str, modality: Modality, item: Item) -> Tensor:
+        """The preprocessed input. Raises ServiceError 400 for what cannot be read."""
+        loop = asyncio.get_running_loop()
+        if isinstance(item.content, str):
+            try:
+                return await loop.run_in_executor(
+                    self.aside, self.work.prepare, space, modality, item
+                )
+            except Exception as error:
+                raise _failed(type(error).__name__, _first_line(error)) from error
+        task = ("prepare", space, modality, item)
+        answer, tensor = await loop.run_in_executor(self.threads, self._do, task)
+        if tensor is None:
+            raise _failed(*answer[1:])
+        return tensor
+
+    async def media(self, modality: Modality, uri: str) -> tuple[str, bytes]:
+        """Type and bytes of an item's media. Raises ServiceError 404 where they are gone."""
+        loop = asyncio.get_running_loop()
+        answer, _ = await loop.run_in_executor(self.threads, self._do, ("media", modality, uri))
+        if answer[0] == "failed":
+            log.info("%s %s: %s %s", modality, uri, *answer[1:])
+            if answer[1] == TimedOut.__name__:
+                raise ServiceError(504, "the media of this item take too long", code="media_slow")
+            raise ServiceError(404, "the media of this item are not there", code="media_gone")
+        return answer[1], answer[2]
+
+    def close(self) -> None:
+        """End all processes."""
+        self.threads.shutdown(cancel_futures=True)
+        self.aside.shutdown(cancel_futures=True)
+        while not self.idle.empty():
+            self.idle.get().end()
+
+    def _started(self) -> Worker:
+        process = start_worker(self.imports)
+        process.take_up(self.work)
+        if not process.socket.poll(_TO_START):
+            raise CmcrError("a process that decodes inputs has not started", fix="start it again")
+        kind, answer, _ = process.receive()
+        if kind == "error":
+            raise answer
+        return process
+
+    def _do(self, task: tuple[Any, ...]) -> tuple[Any, Tensor | None]:
+        """In a thread: one task in the next idle process."""
+        process = self.idle.get()
+        until = time.monotonic() + self.work.limits.item
+        try:
+            process.give(task)
+            if not process.socket.poll(max(until - time.monotonic(), 0)):
+                raise TimeoutError
+            kind, answer, tensor = process.receive()
+        except (TimeoutError, EOFError, OSError) as error:
+            process.end()
+            self.idle.put(self._started())
+            if isinstance(error, TimeoutError):
+                why = f"it took longer than {self.work.limits.item:g} s"
+                return ("failed", TimedOut.__name__, why), None
+            return ("failed", WorkerKilled.__name__, "decoding it ended the process"), None
+        self.idle.put(process)
+        if kind == "error":
+            raise answer
+        return answer, tensor
+
+
+def _failed(kind: str, message: str) -> ServiceError:
+    if kind == _TooLargeError.__name__:
+        return ServiceError(413, message, "input", "too_large")
+    return ServiceError(400, f"the input cannot be read: {message}", "input", kind)

@@ -1,0 +1,82 @@
+"""A server that ends well: not ready first, then every accepted request answered, then exit 0.
+
+run(app, service, "127.0.0.1", 8765, drain=2, told=print)
+"""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from cmcr.errors import UsageError
+from cmcr.serve.service import Service
+
+_LAST = 3  # seconds that answers may take beyond the deadline
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve on. Raises UsageError for one that cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UsageError(
+            f"cannot serve on {host}:{port}: {error.strerror or error}",
+            fix="give another --port, 0 for any that is free",
+        ) from error
+
+
+def run(
+    app: Any, service: Service, listening: socket.socket, drain: float, told: Callable[[], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; `told` is called when the server is ready.
+
+    Then it is not ready for `drain` seconds, in which it answers as before, and takes no more
+    connections after that.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        timeout_graceful_shutdown=round(service.limits.deadline + _LAST),
+    )
+    _Server(config, service, drain, told).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, service: Service, drain: float, told: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self.service, self.drain, self.told = service, drain, told
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self.told()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        both = (signal.SIGINT, signal.SIGTERM)
+        for number in both:
+            loop.add_signal_handler(number, self._drain, loop)
+        try:
+            yield
+        finally:
+            for number in both:
+                loop.remove_signal_handler(number)
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self.service.draining:
+            self.service.draining = True
+            loop.call_later(self.drain, setattr, self, "should_exit", True)
+        else:
+            self.should_exit = True

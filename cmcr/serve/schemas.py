@@ -1,0 +1,224 @@
+"""Requests and answers: OpenAI's embeddings, with inputs as Jina and Cohere write them.
+
+Every error has one shape, {"error": {"message", "type", "param", "code"}}.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ServiceError(Exception):
+    """What a client is told: a status, and a message that shows nothing of the server."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.headers = status, message, param, headers
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        return error_body(self.status, self.message, self.param, self.code)
+
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """The one shape of an error."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail
+
+
+class InputObject(BaseModel):
+    """One input: a text, or media as a data URI or in base64. `format` is a suffix, such as ply.
+
+    Other modalities than these four go by their own name, where an encoder takes them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str]
+
+    text: str | None = None
+    image: str | None = None
+    audio: str | None = None
+    pointcloud: str | None = None
+    format: str | None = Field(None, max_length=16, pattern=r"^\.?[A-Za-z0-9]+$")
+
+    @model_validator(mode="after")
+    def _one(self) -> "InputObject":
+        if len(self.given()) != 1:
+            raise ValueError("an input has one of text, image, audio, pointcloud")
+        return self
+
+    def given(self) -> dict[str, str]:
+        """What is given, by its modality."""
+        own = {name: getattr(self, name) for name in ("text", "image", "audio", "pointcloud")}
+        told = own | (self.__pydantic_extra__ or {})
+        return {name: value for name, value in told.items() if value is not None}
+
+
+Input = str | InputObject
+
+
+class EmbeddingRequest(BaseModel):
+    """What `POST /v1/embeddings` takes."""
+
+    model: str = Field(description="A space, or SPACE@CONNECTION for the joint space.")
+    input: Input | Annotated[list[Input], Field(min_length=1)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    truncate: Literal["NONE", "END"] = Field("END", description="Of texts that are too long.")
+    user: str | None = None
+
+    @property
+    def inputs(self) -> list[Input]:
+        """All inputs, also where one is given by itself."""
+        return self.input if isinstance(self.input, list) else [self.input]
+
+
+class EmbeddingRow(BaseModel):
+    """One embedding: numbers, or their little-endian float32 bytes in base64."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+    truncated: bool
+
+
+class Usage(BaseModel):
+    """Tokens are not counted; the field is there for clients that ask for it."""
+
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class EmbeddingAnswer(BaseModel):
+    """What `POST /v1/embeddings` gives."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage = Usage()
+
+
+class Given(BaseModel):
+    """A vector of `model`'s space, to search with."""
+
+    embedding: list[float] = Field(min_length=1)
+    modality: str = Field(description="What it is an embedding of.")
+
+
+class Stored(BaseModel):
+    """An item of the store, to search with."""
+
+    dataset: str
+    id: str
+
+
+class SearchRequest(BaseModel):
+    """What `POST /v1/search` takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: str | Given | Stored | InputObject
+    datasets: list[str] = Field(min_length=1, description="SPACE/MODALITY:DATASET each.")
+    model: str | None = Field(
+        None, description="A space, or SPACE@CONNECTION, that the query is embedded in."
+    )
+    connection: str | None = Field(None, description="Its name; by default the only one that fits.")
+    baseline: str | None = Field(
+        None, description="A closed form in the connection's place, such as cca."
+    )
+    top_k: int = Field(10, ge=1)
+    filter: dict[str, list[str]] = Field(default_factory=dict)
+    hubness: Literal["none", "nnn"] = "none"
+    index: bool = Field(False, description="Ask the FAISS indexes of the datasets.")
+    false_positives: float | None = Field(None, gt=0, lt=1)
+
+
+class FoundItem(BaseModel):
+    """An item that was found. `media` is where to get it, where it is still there."""
+
+    rank: int
+    score: float
+    cosine: float
+    false_positives: float | None
+    dataset: str
+    row: int
+    id: str
+    modality: str
+    label: list[str] | None
+    text: str | None
+    start: float | None
+    end: float | None
+    media: str | None
+
+
+class SearchAnswer(BaseModel):
+    """What `POST /v1/search` gives."""
+
+    object: Literal["list"] = "list"
+    data: list[FoundItem]
+    space: str
+    connection: str | None
+
+
+class ModelRow(BaseModel):
+    """A space or a joint space."""
+
+    id: str
+    object: Literal["model"] = "model"
+    owned_by: Literal["cmcr"] = "cmcr"
+    modalities: list[str]
+    dimensions: int
+    connection: str | None
+    baselines: list[str]
+
+
+class Models(BaseModel):
+    """What `GET /v1/models` gives."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelRow]
+
+
+class DatasetRow(BaseModel):
+    """A dataset that can be searched in."""
+
+    id: str
+    space: str
+    modality: str
+    rows: int
+
+
+class Datasets(BaseModel):
+    """What `GET /v1/datasets` gives."""
+
+    object: Literal["list"] = "list"
+    data: list[DatasetRow]

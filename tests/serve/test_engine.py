@@ -1,0 +1,142 @@
+"""What no client sees: decoding that hangs or dies, and which inputs leave in one batch."""
+
+import asyncio
+import ctypes
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bytes
+from torch import Tensor
+
+from cmcr.embeddings import Modality
+from cmcr.extract import Item
+from cmcr.serve.batching import Batcher
+from cmcr.serve.decoding import Decoders, Work
+from cmcr.serve.limits import Gate, Limits
+from cmcr.serve.schemas import ServiceError
+
+
+class Moody(Bytes):
+    """Three points decode; four hang, five end the process."""
+
+    def preprocess(self, modality: Modality, item: Any) -> Tensor:
+        if modality == "pointcloud":
+            if len(item) == 4:
+                time.sleep(3600)
+            if len(item) == 5:
+                ctypes.string_at(0)
+        return super().preprocess(modality, item)
+
+
+def cloud(points: int) -> Item:
+    rows = "\n".join(f"{number} {number % 2} 1" for number in range(points))
+    return Item("input", "input.xyz", rows.encode())
+
+
+def test_an_input_that_hangs_or_kills_costs_itself_alone() -> None:
+    encoder = Moody()
+    decoders = Decoders(Work({"moody": encoder}, Limits(item=1.0), []), 1, ["conftest"])
+
+    async def one(points: int) -> str:
+        try:
+            await decoders.prepare("moody", "pointcloud", cloud(points))
+        except ServiceError as error:
+            return f"{error.status} {error.code}"
+        return "decoded"
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*map(one, (3, 4, 3, 5, 3)))
+
+    try:
+        began = time.monotonic()
+        told = asyncio.run(all_of_them())
+        assert told == ["decoded", "400 TimedOut", "decoded", "400 WorkerKilled", "decoded"]
+        assert time.monotonic() - began < 30
+        text = asyncio.run(decoders.prepare("moody", "text", Item("", "", "a text")))
+        torch.testing.assert_close(text, encoder.preprocess("text", "a text"))
+    finally:
+        decoders.close()
+
+
+def test_too_many_points_are_refused() -> None:
+    work = Work({"moody": Moody()}, Limits(points=100), [])
+    answer, tensor = work(("prepare", "moody", "pointcloud", cloud(101)), lambda number: None)
+    assert tensor is None
+    assert answer[2] == "101 points, 100 are the most"
+
+
+class Slow(Bytes):
+    """Says what came in one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[tuple[str, list[float]]] = []
+
+    def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+        self.batches.append((modality, batch[:, 0].tolist()))
+        time.sleep(0.05)
+        return super().encode(modality, batch)
+
+
+def test_a_batch_leaves_when_the_encoder_is_idle_with_what_is_most_alike() -> None:
+    encoder = Slow()
+
+    async def run() -> list[np.ndarray]:
+        batcher = Batcher(encoder, most=3)
+        batcher.begin()
+        waiting = []
+        # The first is alone; of what comes meanwhile the oldest goes with its nearest in length.
+        for length in (5, 50, 9, 52, 8, 51):
+            row = torch.full((16,), float(length))
+            waiting.append(asyncio.ensure_future(batcher.embed("text", row, length)))
+            await asyncio.sleep(0.005)
+        sound = asyncio.ensure_future(batcher.embed("audio", torch.ones(16)))
+        gone = asyncio.ensure_future(batcher.embed("text", torch.full((16,), 7.0), 7))
+        await asyncio.sleep(0)
+        gone.cancel()
+        found = await asyncio.gather(*waiting)
+        await sound
+        await batcher.end()
+        return found
+
+    found = asyncio.run(run())
+    told = [(modality, sorted(rows)) for modality, rows in encoder.batches]
+    assert told == [("text", [5]), ("text", [50, 51, 52]), ("text", [8, 9]), ("audio", [1])]
+    assert all(len(vector) == encoder.dim for vector in found)
+
+
+def test_an_encoder_that_fails_fails_its_batch_and_no_other() -> None:
+    class Failing(Bytes):
+        def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+            if modality == "audio":
+                raise RuntimeError("/secret/path")
+            return torch.full((len(batch), self.dim), float("nan"))
+
+    async def run() -> list[Any]:
+        batcher = Batcher(Failing(), most=3)
+        batcher.begin()
+        both = (batcher.embed("audio", torch.ones(16)), batcher.embed("text", torch.ones(16)))
+        told = await asyncio.gather(*both, return_exceptions=True)
+        await batcher.end()
+        return told
+
+    sound, text = asyncio.run(run())
+    assert (sound.status, text.status, text.code) == (500, 400, "no_vector")
+    assert "secret" not in sound.message
+
+
+def test_the_gate_counts_inputs_and_tells_when_to_come() -> None:
+    gate = Gate(4)
+    with gate.entered(3):
+        with pytest.raises(ServiceError) as refused, gate.entered(2):
+            raise AssertionError
+        assert refused.value.status == 429
+        assert int((refused.value.headers or {})["Retry-After"]) >= 1
+        with gate.entered(1):
+            assert gate.inside == 4
+    assert gate.inside == 0
+    with gate.entered(9):  # nothing else is in work: it would never fit
+        pass

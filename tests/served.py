@@ -1,0 +1,37 @@
+"""A server within the process, over the store that the main job left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from cmcr.search.store import open_store
+from cmcr.serve.http.app import make_app
+from cmcr.serve.limits import Limits
+from cmcr.serve.service import Service
+
+SOUNDS, PICTURES = "digits-clap/audio:speech-test", "digits-clip/image:handwriting-test"
+
+
+def served(store: Path, **options: Any) -> Service:
+    """Sounds, pictures and phrases of the digits world, loaded."""
+    service = Service(
+        open_store(store),
+        spaces=["digits-clap", "digits-clip"],
+        connections=["digits"],
+        datasets=[SOUNDS, PICTURES, "digits-clip/text:phrases"],
+        **{"limits": Limits(), "workers": 1} | options,
+    )
+    service.load()
+    return service
+
+
+@contextmanager
+def serving(store: Path, token: str | None = None, **options: Any) -> Iterator[TestClient]:
+    """A client of a server of it, within this process."""
+    service = served(store, **options)
+    with TestClient(make_app(service, token, None)) as client:
+        client.app.state.service = service  # type: ignore[attr-defined]
+        yield client
