@@ -188,9 +188,16 @@ def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
         "cosine": hit.cosine,
         **({} if hit.score == hit.cosine else {"corrected": hit.score}),
         **({"share": f"{hit.share:.1g}"} if of_several else {}),
-        "false positives": None if hit.false_positives is None else f"{hit.false_positives:.1g}",
+        "false positives": _rate(hit),
         "what": item["text"] or item["uri"],
     }
+
+
+def _rate(hit: "Hit") -> str | None:
+    """The rate of false positives, or the least that there are unpaired rows enough to tell."""
+    if hit.false_positives is None or hit.least_known is None:
+        return None
+    return f"{hit.false_positives:.1g}" if hit.known else f"<{hit.least_known:.1g}"
 
 
 def info(

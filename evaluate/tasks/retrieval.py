@@ -211,14 +211,17 @@ def _tell_false_positives(
     own = [one for one in rankings if one.per_query and one.row["model"] == connection.model_name]
     there, back = (one for one in own if "hubness" not in one.row)
     keys = [items.key for items in both]
-    unrelated = unrelated_cosines(opened.store, connection, keys[0], keys[1])
-    if unrelated is None:
+    there_is = unrelated_cosines(opened.store, connection, keys[0], keys[1])
+    if there_is is None:
         return
+    unrelated, least = there_is
     query, gallery = (items.projected(connection) for items in both)
     for ranking, sides in ((there, (query, gallery)), (back, (gallery, query))):
         related = related_cosines(*sides, ranking.matches).numpy()
         rate = false_positive_rate(related, unrelated)
         ranking.row["metrics"]["false_positives"] = rate
+        if rate < least:
+            ranking.row["false_positives_unknown_below"] = least
 
 
 def _draw(
