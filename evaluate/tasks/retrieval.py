@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cmcr.connect import JointSpace, read_training
 from cmcr.devices import threads_for
-from cmcr.embeddings import Key
+from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.search.hubness import (
     NNN,
     Bank,
@@ -198,6 +198,23 @@ def _compute(
         *_draw(folder, models, both, rankings, log),
         *files,
     ]
+
+
+def why_no_truth(
+    store: Path,
+    query: Key,
+    gallery: Key,
+    *,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
+) -> str:
+    """Why nothing says which rows match, before anything is searched; "" where something does.
+
+    Raises as `evaluate_retrieval` does.
+    """
+    sides = ((query, query_where), (gallery, gallery_where))
+    asked, found = (select(open_dataset(store, key, check=False), where) for key, where in sides)
+    return check_pair((), asked, found).unknown
 
 
 def _tell_false_positives(
