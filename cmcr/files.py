@@ -159,14 +159,26 @@ def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[
     """Hold an exclusive lock on `path`; without `wait` yield False where another process has it.
 
     Any number of processes can hold it `shared`, while none holds it alone. The lock is the
-    kernel's (flock): it ends with the process, however that ends.
+    kernel's (flock): it ends with the process, however that ends. One that was waited for while its
+    file was moved or removed is nobody's; it is taken again, on the file that `path` is by then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, kind)
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(file.fileno(), path):
+                yield True
+                return
+
+
+def _is_at(held: int, path: Path) -> bool:
+    """Whether the file of `path` is still the open one: a folder may be moved with its locks."""
+    try:
+        return os.path.samestat(os.fstat(held), path.stat())
+    except FileNotFoundError:
+        return False

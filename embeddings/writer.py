@@ -85,10 +85,12 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
             if field not in INCIDENTAL and old.get(field) != new.get(field)
         ]
     if changed:
+        other = any(name.startswith("encoder.") for name in changed)
         raise MismatchError(
             f"the dataset {wanted.key} was built with different settings: {', '.join(changed)}",
             where=folder,
-            fix="give the new rows another --dataset or --store, or delete that folder",
+            fix=f"give the new rows another {'--space' if other else '--dataset'} or --store, or "
+            "delete that folder",
         )
 
 

@@ -30,7 +30,7 @@ from cmcr.evaluate.tasks.localization import (
     success_rates,
 )
 from cmcr.evaluate.tasks.neighbours import PER_QUERY_FILES, write_per_query
-from cmcr.evaluate.tasks.retrieval import evaluate_retrieval, rank_both_ways
+from cmcr.evaluate.tasks.retrieval import evaluate_retrieval, rank_both_ways, why_no_truth
 from cmcr.evaluate.tasks.runner import Evaluated
 from cmcr.evaluate.tasks.zero_shot import evaluate_zero_shot
 
@@ -88,6 +88,7 @@ __all__ = [
     "truth_of",
     "values_of",
     "weak_spots",
+    "why_no_truth",
     "write_found",
     "write_per_query",
     "write_report",

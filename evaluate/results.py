@@ -116,6 +116,7 @@ class Row(TypedDict):
     per_class: NotRequired[list[dict[str, Any]]]  # evaluate/ranking/rankings.py
     worst: NotRequired[list[dict[str, Any]]]
     hubs: NotRequired[list[dict[str, Any]]]
+    false_positives_unknown_below: NotRequired[float]  # where unpaired rows are too few for less
     hubness: NotRequired[str]  # "nnn" where the search was corrected for hubs
     bank: NotRequired[dict[str, Any]]  # by how many neighbours and what rows
 
@@ -339,10 +340,18 @@ def sure_line(rows: Sequence[Row]) -> str:
     """How much of what is unrelated scores as high as what is related; empty where not known."""
     return "; ".join(
         f"{format_value('false_positives', row['metrics']['false_positives'])} of unrelated pairs "
-        f"score as high as the median match by {model_label(row)}"
+        f"score as high as the median match by {model_label(row)}{_unknown_below(row)}"
         for row in rows
         if "false_positives" in row["metrics"]
     )
+
+
+def _unknown_below(row: Row) -> str:
+    least = row.get("false_positives_unknown_below")
+    if least is None:
+        return ""
+    share = format_value("false_positives", least)
+    return f" (not known: so few unpaired rows tell no share below {share})"
 
 
 def selected_line(row: Row) -> str:

@@ -19,6 +19,7 @@ from cmcr.embeddings import (
     Manifest,
     build_index,
     index_is_current,
+    list_datasets,
     open_dataset,
 )
 from cmcr.embeddings.index import check_factory
@@ -43,7 +44,7 @@ from cmcr.embeddings.writer import (
     put_in_place,
     reopen,
 )
-from cmcr.errors import UsageError
+from cmcr.errors import MismatchError, StoreError, UsageError
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.engine.changes import Changes, find_changes, remember
 from cmcr.extract.engine.encode import Amp, Autocast, encode_batches, find_autocast, usual_batch
@@ -197,6 +198,9 @@ def describe(
         ready(source.modality)
     autocast = find_autocast(amp, encoder.device)
     made_with = {"autocast": autocast, "licence": licence}
+    told = {name: it for name, it in made_with.items() if it}
+    # A fingerprint may leave it to the space's name to say which encoder it is of.
+    named = {"encoder": encoder.name} if space not in (None, encoder.name) else {}
     description = Description(
         space=space or encoder.name,
         modality=source.modality,
@@ -206,7 +210,7 @@ def describe(
         part_rows=part_rows,
         columns=source.columns,
         numbers=source.numbers,
-        encoder={**encoder.fingerprint(), **{name: it for name, it in made_with.items() if it}},
+        encoder={**named, **encoder.fingerprint(), **told},
         source=dict(source.description),
     )
     return description, autocast
@@ -217,11 +221,13 @@ def compare(
 ) -> tuple[Description, Changes] | None:
     """What is in the store under this name, and what changed since; None where nothing is.
 
-    Raises MismatchError for rows of another encoder, checkpoint or preprocessing.
+    Raises MismatchError for rows of another encoder, checkpoint or preprocessing, there or, where
+    the dataset is a new one, elsewhere in its space.
     """
     folder = description.key.folder(store)
     there = begun(folder)
     if there is None:
+        _refuse_another_encoder(store, description)
         return None
     # Neither files nor columns that changed are other settings, but another axis is.
     axis = {name: source.description[name] for name in ("up",) if name in source.description}
@@ -229,6 +235,26 @@ def compare(
     before = {"source": content | axis, "columns": there.columns, "numbers": there.numbers}
     begin(store, description.model_copy(update=before))
     return there, find_changes(folder, there, description, source)
+
+
+def _refuse_another_encoder(store: Path, description: Description) -> None:
+    """Raise MismatchError where the space has rows of another encoder or checkpoint."""
+    ours = description.encoder
+    for key in list_datasets(store):
+        if key.space != description.space:
+            continue
+        try:
+            theirs = read_manifest(key.folder(store)).encoder
+        except StoreError:  # unfinished or damaged: `verify` says so
+            continue
+        fields = {"encoder": "encoder", "checkpoint_sha256": "checkpoint"}
+        differ = [name for field, name in fields.items() if theirs.get(field) != ours.get(field)]
+        if differ and not theirs.get("imported"):
+            raise MismatchError(
+                f"the space {key.space} is of another {' and '.join(differ)}, as in {key}",
+                where=key.folder(store),
+                fix="give the new rows a space of their own: --space NAME",
+            )
 
 
 def _find_known(

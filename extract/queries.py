@@ -164,7 +164,7 @@ def encoder_name(description: Mapping[str, Any], space: str) -> str:
             where=space,
             fix="search with vectors, from Python: connection.search(store, embeddings, ...)",
         )
-    name = str(description["encoder"])
+    name = str(description.get("encoder", space))
     if name.startswith("hf:"):
         return f"hf:{description['where']}"
     return name
@@ -194,8 +194,8 @@ def open_encoder(
         ) from error
     # Which precision a GPU computed in makes rows of two spaces; a query is near enough to either.
     theirs, ours = (
-        {key: value for key, value in one.items() if key != "autocast"}
-        for one in (description, as_json(encoder.fingerprint()))
+        {key: value for key, value in ({"encoder": name} | one).items() if key != "autocast"}
+        for one in (dict(description), as_json(encoder.fingerprint()))
     )
     if identity(theirs) != identity(ours):
         differing = [key for key in theirs if theirs[key] != ours.get(key)]

@@ -79,9 +79,16 @@ def root(
 for main_command in (init, prepare, run, extract, connect, search, serve):
     app.command()(logged(main_command))
 
-evaluate = typer.Typer(
-    help="Measure how well a connection works.", no_args_is_help=True, rich_markup_mode=None
-)
+evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@evaluate.callback()
+def measure(log: Log = None) -> None:
+    """Measure how well a connection works."""
+    if log is not None:
+        remember(log)
+
+
 for task in (retrieval, gap, zero_shot, localization, counterfactual):
     evaluate.command()(logged(task, f"evaluate {task.__name__.replace('_', '-')}"))
 app.add_typer(evaluate, name="evaluate")

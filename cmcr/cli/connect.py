@@ -1,6 +1,7 @@
 """`cmcr connect`, `migrate`, `import-connection` and `project`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from cmcr.cli.console import (
     print_table,
     say,
 )
+
+_TOLD_APART = 2  # standard errors
 
 
 def connect(
@@ -87,9 +90,7 @@ def connect(
         return
     say(str(connected))
     if connected.methods and fields.get("method", "auto") == "auto" and not as_json:
-        lines = [{"method": name, **scores} for name, scores in connected.methods.items()]
-        print_table([{key: line[key] for key in line if key != "told"} for line in lines])
-        print("behind: standard errors behind the closed form; within 2 the pairs show nothing")
+        _show_methods(connected.methods, connected.record.model)
     if as_json:
         answer({"connection": str(connected.path), "fresh": connected.fresh,
                 "methods": connected.methods, "warnings": connected.warnings,
@@ -149,6 +150,25 @@ def migrate(
     else:
         print_table(lines)
         say(f"next: cmcr search QUERY --space {new} --in {old}/{via}:DATASET --store {place}")
+
+
+def _show_methods(methods: Mapping[str, Mapping[str, float]], taken: str) -> None:
+    """What `auto` looked at, the best first, with an arrow at what it took; a chain has several."""
+    lines = []
+    for name, scores in methods.items():
+        late = scores["behind"]
+        told = f"{abs(late):.1f} {'worse' if late > 0 else 'better'}"
+        if abs(late) <= _TOLD_APART:
+            told = "" if name == taken else "not told apart"
+        shown = ("log_likelihood", "hit_rate@1", "mrr", "pairs")
+        lines.append({"": "→" if name == taken else "", "method": name, "difference": told}
+                     | {score: scores[score] for score in shown})  # fmt: skip
+    print_table(lines)
+    print(
+        (f"→ {taken} is taken; " if taken in methods else "")
+        + "difference: in the log-likelihood of held-out pairs, in standard errors, to cca or the "
+        "closed form that is clearly better than it; within 2 the pairs tell nothing apart"
+    )
 
 
 def import_connection(

@@ -20,6 +20,7 @@ from cmcr.cli.console import (
     stop_if_missed,
 )
 from cmcr.cli.log.lines import tell as log
+from cmcr.errors import CmcrError, UsageError
 
 if TYPE_CHECKING:
     from cmcr.cli.recipes.ground import Ground
@@ -93,8 +94,6 @@ class Asked(NamedTuple):
         )
 
     def _check_outputs(self) -> None:
-        from cmcr.errors import UsageError
-
         files = {"--csv": self.csv, "--latex": self.latex, "--per-query": self.per_query}
         if self.per_query == Path("-"):
             raise UsageError("--per-query writes Parquet, not for stdout", fix="name a file")
@@ -171,6 +170,8 @@ def retrieval(
         connection, query, query_where, store, pipeline, no_pipeline, as_json, csv, latex, per_query
     )
     ground, jobs = _searches(asked, gallery, gallery_where)
+    if per_query is not None:
+        _refuse_without_truth(ground, jobs)
     done = list(do_jobs(ground, "retrieval", jobs, hubness=hubness.value))
     found = [job for job, one in zip(jobs, done, strict=True) if not isinstance(one, Missed)]
     if choice:
@@ -310,15 +311,33 @@ def _evaluate(task: "Task", asked: Asked, searched: str | None, flags: dict[str,
 def _write_per_query(file: Path, done: "Sequence[Evaluated]") -> None:
     import pyarrow.parquet as pq
 
-    from cmcr.errors import CmcrError
     from cmcr.evaluate import PER_QUERY_FILES, write_per_query
 
     files = [(one.folder, PER_QUERY_FILES.get(one.rows[0]["task"])) for one in done]
     there = [folder / name for folder, name in dict.fromkeys(files) if name]
     if not there:
-        why = f"nothing says what matches: {done[0].rows[0].get('unknown', 'no truth')}"
-        raise CmcrError(
-            f"there is no number of a query: {why}",
-            fix="give both datasets labels or groups, or neither and the same ids",
-        )
+        raise _no_number(done[0].rows[0].get("unknown", "no truth") if done else "no result")
     write_per_query(file, (pq.read_table(path, partitioning=None) for path in there))
+
+
+def _refuse_without_truth(ground: "Ground", jobs: "Sequence[Job]") -> None:
+    """Raise CmcrError where no job can say how a query did; what fails otherwise is told later."""
+    from cmcr.cli.recipes.tasks import arguments, selections
+    from cmcr.evaluate import why_no_truth
+
+    reasons = []
+    for job in jobs:
+        try:
+            store, _, query, gallery = arguments(ground, job)
+            reasons.append(why_no_truth(store, query, gallery, **selections(job)))
+        except CmcrError:
+            return
+    if reasons and all(reasons):
+        raise _no_number(reasons[0])
+
+
+def _no_number(why: str) -> CmcrError:
+    return CmcrError(
+        f"there is no number of a query: nothing says what matches: {why}",
+        fix="give both datasets labels or groups, or neither and the same ids",
+    )

@@ -38,6 +38,14 @@ def extract(
     dataset: Annotated[
         str | None, typer.Option(help="Name in the store.", show_default="the source's")
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="What the vectors are called, as of other weights of an encoder that the store "
+            "has already.",
+            show_default="the encoder's name",
+        ),
+    ] = None,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -133,7 +141,7 @@ def extract(
     ground = ground_to_extract(recipes(pipeline, no_pipeline), pipeline, encoder, sources, store)
     section = choose_sources(
         ground, encoder, sources, dataset, pattern, regions, up and up.value, checkpoint,
-        given_spans(frames, window, hop),
+        given_spans(frames, window, hop), space,
     )  # fmt: skip
     say(ground.line("extract"))
     done = []

@@ -164,10 +164,11 @@ def search(
         answer({"store": str(ground.store), "connection": answered.connection,
                 "queries": [one.as_dict() for one in answered.found], **left_out})  # fmt: skip
     else:
+        everything = [hit for one in answered.found for hit in one.hits]
         for one in answered.found:
             print(f"{one.name}: nothing found" if not one.hits else one.name)
             if one.hits:
-                print_table([_hit(hit, of_several=len(asked_of) > 1) for hit in one.hits])
+                print_table([_hit(hit, everything, len(asked_of) > 1) for hit in one.hits])
     if answered.failures:
         raise typer.Exit(INCOMPLETE)
 
@@ -176,21 +177,34 @@ def _stdin() -> list[str]:
     return [line for line in map(str.strip, sys.stdin) if line]
 
 
-def _hit(hit: "Hit", of_several: bool) -> dict[str, Any]:
-    """A line of the table; items of several kinds are ranked by their share."""
+def _hit(hit: "Hit", everything: "Sequence[Hit]", of_several: bool) -> dict[str, Any]:
+    """A line of the table, with the same columns for `everything` that a command found.
+
+    Items of several kinds are ranked by their share.
+    """
     item = hit.item
+    spans = any("start" in one.item for one in everything)
+    corrected = any(one.score != one.cosine for one in everything)
+    seconds = f"{item['start']:g}-{item['end']:g}" if "start" in item else None
     return {
         "": hit.rank,
         "dataset": hit.dataset,
         "id": item["id"],
         "label": ", ".join(item["label"] or []),
-        **({"seconds": f"{item['start']:g}-{item['end']:g}"} if "start" in item else {}),
+        **({"seconds": seconds} if spans else {}),
         "cosine": hit.cosine,
-        **({} if hit.score == hit.cosine else {"corrected": hit.score}),
+        **({"corrected": hit.score} if corrected else {}),
         **({"share": f"{hit.share:.1g}"} if of_several else {}),
-        "false positives": None if hit.false_positives is None else f"{hit.false_positives:.1g}",
+        "false positives": _rate(hit),
         "what": item["text"] or item["uri"],
     }
+
+
+def _rate(hit: "Hit") -> str | None:
+    """The rate of false positives, or the least that there are unpaired rows enough to tell."""
+    if hit.false_positives is None or hit.least_known is None:
+        return None
+    return f"{hit.false_positives:.1g}" if hit.known else f"<{hit.least_known:.1g}"
 
 
 def info(

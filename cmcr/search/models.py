@@ -107,7 +107,7 @@ class Models:
             return False
         if space in self._encoders:
             return modality in self._encoders[space].modalities
-        name = str(made_by["encoder"])
+        name = encoder_name(made_by, space)
         if name.startswith("hf:"):  # which modalities it has, only its folder says
             return any(
                 (key.space, key.modality) == (space, modality) for key in list_datasets(self.path)

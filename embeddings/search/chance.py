@@ -9,7 +9,8 @@ A cosine says nothing by itself: those of one modality may all lie above those o
 of a sample of the same modality that a query scores as high makes items of several modalities
 comparable; it counts the related ones too. The rate of false positives does not: it comes from
 pairs of unpaired rows, those left out that share a label, a group, or an id of one dataset's name.
-Where rows have neither labels nor groups all pairs count, and the rate is an upper bound.
+Where rows have neither labels nor groups all pairs count, and the rate is an upper bound. The pairs
+of few rows are many but not independent: a rate is known where ten rows of either side make it.
 """
 
 import math
@@ -29,6 +30,7 @@ from cmcr.embeddings.search.hubness import Project
 from cmcr.typed import typed
 
 SAMPLE = 1024  # rows of a kind
+COUNTED = 10  # unrelated rows that must score as high, for their share to be known
 _TAIL, _LEAST_TAIL = 0.02, 10  # the part of a sample beyond which shares are extrapolated
 
 RowKeys = frozenset[tuple[str, ...]]
@@ -110,6 +112,11 @@ def false_positives(scores: np.ndarray, chance: np.ndarray) -> np.ndarray:
     """The share of unrelated pairs, whose scores are `chance`, that score as high as each."""
     as_high = len(chance) - np.searchsorted(chance, scores, side="left")
     return np.asarray((as_high + 1) / (len(chance) + 1))
+
+
+def least_known(queries: Sample, sample: Sample) -> float:
+    """The least rate of false positives that the rows of two samples can tell, at most 1."""
+    return min(1.0, COUNTED / min(len(queries.keys), len(sample.keys)))
 
 
 @typed

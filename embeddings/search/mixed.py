@@ -9,6 +9,7 @@ hubs are corrected. Those of several are ranked by how few of the unpaired items
 score as high for the query (chance.py): the modality that lies nearest fills no first page.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,7 @@ from cmcr.embeddings.search.chance import (
     Sample,
     draw_sample,
     false_positives,
+    least_known,
     log_shares,
     unrelated_scores,
 )
@@ -42,6 +44,8 @@ from cmcr.embeddings.search.hubness import (
 from cmcr.embeddings.search.places import Joint, Kind, Place
 from cmcr.embeddings.search.where import COLUMNS, SPAN
 from cmcr.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Hit:
 
     `share` is how much of the unpaired items of its kind scores as high for this query, and
     `false_positives` how much of those that are unrelated to a query does; None where there is
-    nothing to tell it by.
+    nothing to tell it by. Below `least_known` it is less than so few unpaired rows can tell.
     """
 
     dataset: str
@@ -72,12 +76,20 @@ class Hit:
     score: float
     share: float
     false_positives: float | None
+    least_known: float | None
     item: Mapping[str, Any] = field(repr=False)  # id, uri, text, label, group, of a span start, end
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        fields = {name: value for name, value in vars(self).items() if name not in ("item", "row")}
-        return {**fields, **self.item}
+        left_out = ("item", "row", "least_known")
+        fields = {name: value for name, value in vars(self).items() if name not in left_out}
+        return {**fields, "false_positives_known": self.known, **self.item}
+
+    @property
+    def known(self) -> bool:
+        """Whether there are unpaired rows enough to tell `false_positives`."""
+        told = (self.false_positives, self.least_known)
+        return told[0] is not None and told[1] is not None and told[0] >= told[1]
 
 
 def search_places(
@@ -148,14 +160,16 @@ class _Search:
             r = self._corrections(sample.vectors)
             shares = log_shares(best.score, self._scores(vectors, sample, r))  # (queries, ≤ k)
             rates = self._rates(best.score, sample, r, most_false)
-            parts.append((best, shares, rates))
+            least = None if self._alike is None else least_known(self._alike, sample)
+            parts.append((best, shares, rates, least))
         several = len(parts) > 1
         found = []
         for query in range(len(vectors)):
             lines = [
                 (best.place[query, at], best.row[query, at], best.score[query, at],
-                 best.r[query, at], shares[query, at], None if rates is None else rates[query, at])
-                for best, shares, rates in parts
+                 best.r[query, at], shares[query, at],
+                 None if rates is None else rates[query, at], least)
+                for best, shares, rates, least in parts
                 for at in range(best.row.shape[1])
                 if best.row[query, at] >= 0
             ]  # fmt: skip
@@ -259,6 +273,14 @@ class _Search:
                 fix=f"--false-positives {1 / len(chance):.1g} or more",
             )
         if len(chance):
+            assert self._alike is not None
+            least = least_known(self._alike, sample)
+            if most_false is not None and most_false < least:
+                rows = min(len(self._alike.keys), len(sample.keys))
+                log.warning(
+                    "a share of %g is not known from %s unrelated rows: they tell %.1g or more",
+                    most_false, f"{rows:,}", least,
+                )  # fmt: skip
             return false_positives(scores, chance)
         if most_false is None:
             return None
@@ -292,9 +314,10 @@ class _Search:
                     float(score),
                     float(np.exp(share)),
                     None if rate is None else float(rate),
+                    least,
                     items[int(place), int(row)],
                 )
-                for rank, (place, row, score, r, share, rate) in enumerate(lines, 1)
+                for rank, (place, row, score, r, share, rate, least) in enumerate(lines, 1)
             ]
             for lines in found
         ]

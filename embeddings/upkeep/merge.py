@@ -42,12 +42,14 @@ class Merged:
     sources: tuple[Key, ...]
     linked: int  # parts
     copied: int
+    indexed: bool
     fresh: bool
 
     def __str__(self) -> str:
         of = " and ".join(map(str, self.sources))
         if not self.fresh:
-            return f"up to date: {self.dataset.key}  {self.dataset.rows:,} rows of {of}"
+            done = "its index made" if self.indexed else "up to date"
+            return f"{done}: {self.dataset.key}  {self.dataset.rows:,} rows of {of}"
         made = f"{self.linked:,} parts linked" + f", {self.copied:,} copied" * bool(self.copied)
         return f"merged: {of} into {self.dataset.key}  {self.dataset.rows:,} rows, {made}"
 
@@ -60,6 +62,7 @@ class Merged:
             "failures": self.dataset.manifest.failures,
             "linked": self.linked,
             "copied": self.copied,
+            "indexed": self.indexed,
             "fresh": self.fresh,
         }
 
@@ -88,9 +91,10 @@ def merge_datasets(store: Path, keys: Sequence[Key], into: Key) -> Merged:
                 linked, copied = _gather(folder, description, datasets)
         merged = open_dataset(store, into, check=False)
         factory = _index_of(datasets)
-        if factory is not None and not index_is_current(merged, factory):
+        indexed = factory is not None and not index_is_current(merged, factory)
+        if factory is not None and indexed:
             build_index(merged, factory)
-    return Merged(merged, tuple(keys), linked, copied, fresh)
+    return Merged(merged, tuple(keys), linked, copied, indexed, fresh)
 
 
 def _check_names(store: Path, keys: Sequence[Key], into: Key) -> None:
@@ -139,11 +143,15 @@ def _refuse_shared_ids(datasets: Sequence[Dataset]) -> None:
         ids = dict.fromkeys(dataset.ids())
         if twice := [id for id in ids if id in known]:
             shown = ", ".join(map(repr, twice[:_SHOWN])) + ", …" * (len(twice) > _SHOWN)
+            imported = dataset.manifest.encoder.get("imported")
             raise MismatchError(
                 f"{len(twice):,} ids are in {known[twice[0]]} and in {dataset.key}: {shown}",
                 where=dataset.folder,
-                fix="embed one of them again with other ids (a manifest's column `id`), or without "
-                "the items that the other one has",
+                fix=f"import {dataset.key} again with --metadata that has a column `id` of its "
+                "own: without one a row's number is its id"
+                if imported
+                else "embed one of them again with other ids (a manifest's column `id`), or "
+                "without the items that the other one has",
             )
         known |= dict.fromkeys(ids, dataset.key)
 

@@ -1,6 +1,6 @@
 """Cosines of pairs that have nothing to do with each other, of what a connection was made from.
 
-    unrelated = unrelated_cosines(store, connection, speech.key, photos.key)   # ascending, or None
+    unrelated, least = unrelated_cosines(store, connection, speech.key, photos.key)  # or None
 
 They are what a score means something by (embeddings/search/chance.py): no pair of the evaluation is
 among them but by being unrelated.
@@ -12,13 +12,15 @@ import numpy as np
 
 from cmcr.connect import JointSpace
 from cmcr.embeddings import Key, open_dataset
-from cmcr.embeddings.search.chance import Sample, draw_sample, unrelated_scores
+from cmcr.embeddings.search.chance import Sample, draw_sample, least_known, unrelated_scores
 
 
 def unrelated_cosines(
     store: Path, connection: JointSpace, query: Key, gallery: Key
-) -> np.ndarray | None:
+) -> tuple[np.ndarray, float] | None:
     """The cosines of all unrelated pairs of 1,024 rows at most of each kind, (pairs,) ascending.
+
+    With them the least share of them that these rows can tell.
 
     Rows are those of the modality that the connection was made from. Pairs that share a label, a
     group, or an id of one dataset's name are left out. None where the store has none of a kind.
@@ -28,7 +30,7 @@ def unrelated_cosines(
     if asked is None or found is None:
         return None
     scores = unrelated_scores(asked, found, lambda own: (own @ found.vectors.T).numpy())
-    return scores if len(scores) else None
+    return (scores, least_known(asked, found)) if len(scores) else None
 
 
 def _sample(store: Path, connection: JointSpace, key: Key) -> Sample | None:

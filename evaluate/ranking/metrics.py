@@ -22,7 +22,7 @@ from cmcr.evaluate.ranking.ranks import blocks_of_ranks
 from cmcr.evaluate.results import Metrics
 from cmcr.typed import typed
 
-METRICS_VERSION = 3
+METRICS_VERSION = 4
 CUTOFFS = (1, 5, 10)
 MAP_CUTOFF = 10
 MEANS = (

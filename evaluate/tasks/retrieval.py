@@ -23,7 +23,7 @@ from torch import Tensor
 
 from cmcr.connect import JointSpace, read_training
 from cmcr.devices import threads_for
-from cmcr.embeddings import Key
+from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.search.hubness import (
     NNN,
     Bank,
@@ -200,6 +200,23 @@ def _compute(
     ]
 
 
+def why_no_truth(
+    store: Path,
+    query: Key,
+    gallery: Key,
+    *,
+    query_where: RowFilter | None = None,
+    gallery_where: RowFilter | None = None,
+) -> str:
+    """Why nothing says which rows match, before anything is searched; "" where something does.
+
+    Raises as `evaluate_retrieval` does.
+    """
+    sides = ((query, query_where), (gallery, gallery_where))
+    asked, found = (select(open_dataset(store, key, check=False), where) for key, where in sides)
+    return check_pair((), asked, found).unknown
+
+
 def _tell_false_positives(
     opened: Opened, both: tuple[Items, Items], rankings: Sequence[Ranking]
 ) -> None:
@@ -211,14 +228,17 @@ def _tell_false_positives(
     own = [one for one in rankings if one.per_query and one.row["model"] == connection.model_name]
     there, back = (one for one in own if "hubness" not in one.row)
     keys = [items.key for items in both]
-    unrelated = unrelated_cosines(opened.store, connection, keys[0], keys[1])
-    if unrelated is None:
+    there_is = unrelated_cosines(opened.store, connection, keys[0], keys[1])
+    if there_is is None:
         return
+    unrelated, least = there_is
     query, gallery = (items.projected(connection) for items in both)
     for ranking, sides in ((there, (query, gallery)), (back, (gallery, query))):
         related = related_cosines(*sides, ranking.matches).numpy()
         rate = false_positive_rate(related, unrelated)
         ranking.row["metrics"]["false_positives"] = rate
+        if rate < least:
+            ranking.row["false_positives_unknown_below"] = least
 
 
 def _draw(

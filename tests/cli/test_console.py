@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import typer
+from PIL import Image
+from plugins import install
 
 from cmcr import __version__, errors
 from cmcr.cli.app import app, main
@@ -136,3 +139,45 @@ def test_info_shows_a_chain_with_its_links(
     out = capsys.readouterr().out
     assert "link 2" in out
     assert "all.1-" not in out
+
+
+def test_the_table_of_methods_says_which_is_taken_and_what_few_pairs_cannot_show(
+    make_dataset: Callable[..., Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(15, 8))
+    for space in ("clip", "clap"):
+        seen = rows @ draw.normal(size=(8, 8)) + draw.normal(size=(15, 8))
+        make_dataset(f"{space}/text:captions", seen, id=[f"c{row}" for row in range(15)])
+    words = f"connect --spaces clip,clap --via text --train captions --store {tmp_path / 'store'}"
+    assert run(f"{words} --no-pipeline", monkeypatch) == 0
+    head, *lines, foot = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["method", "difference", "log_likelihood"]
+    assert [line.split()[:2] for line in lines if line.startswith("→")] == [["→", "cca"]]
+    others = [line for line in lines if not line.startswith("→")]
+    assert others
+    assert all("not told apart" in line for line in others)
+    assert foot.startswith("→ cca is taken")
+
+
+def test_all_tables_of_a_search_have_the_same_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path / "site", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("street.wav", np.random.default_rng(0).normal(size=24_000), 8_000)
+    Path("photos").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (4, 4), colour).save(f"photos/{name}.png")
+    made = "extract --encoder senses --workers 0 --no-pipeline"
+    assert run(f"{made} --source audio=street.wav --window 1", monkeypatch) == 0
+    assert run(f"{made} --source image=photos", monkeypatch) == 0
+    capsys.readouterr()
+    asked = "senses/image:photos#a.png senses/image:photos#b.png"
+    places = "--in senses/image:photos --in senses/audio:street-windows"
+    assert run(f"search {asked} {places} -k 5 --store store", monkeypatch) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if "dataset" in line]
+    assert [head.split()[:4] for head in heads] == [["dataset", "id", "label", "seconds"]] * 2

@@ -69,6 +69,20 @@ def test_a_log_is_appended_to_and_may_come_before_the_command(
     assert len(read(log)) == 6  # the file is not kept for later commands
 
 
+def test_of_several_logs_the_last_counts_wherever_they_stand(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("1", "2", "3"))
+    task = ("retrieval", "--query", "x")
+    refuse(2, "evaluate", "--log", first, *task)
+    assert read(first)[-1]["exit_code"] == 2
+    refuse(2, "--log", first, "evaluate", "--log", second, *task)
+    refuse(2, "--log", first, "evaluate", *task, "--bogus", "--log", second)
+    assert len(read(first)) == 3
+    assert len(read(second)) == 6
+    assert {line["command"] for line in read(second)} == {"evaluate retrieval"}
+    refuse(2, "--log", first, "evaluate", "--log", second, *task, "--log", third)
+    assert [len(read(log)) for log in (first, second, third)] == [3, 6, 3]
+
+
 def test_an_error_is_logged_in_its_three_parts(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     told = refuse(2, "info", tmp_path / "nowhere", "--log", log)

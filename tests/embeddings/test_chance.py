@@ -135,13 +135,22 @@ def test_the_nearest_kind_does_not_fill_the_first_page(store: Path) -> None:
         assert np.all(np.diff([hit.share for hit in own]) >= 0)
 
 
-def test_the_rate_of_unrelated_items_is_what_is_asked_for(store: Path) -> None:
+def test_the_rate_of_unrelated_items_is_what_is_asked_for(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     vectors = drawn(300, 8, seed=10)
     found = ask(store, vectors, ["eye/image:photos", "eye/image:more"], k=90, most_false=0.05)
+    assert "a share of 0.05 is not known from 80 unrelated rows" in caplog.text
     accepted = sum(map(len, found)) / (300 * 90)
     assert accepted == pytest.approx(0.05, rel=0.2)
     with pytest.raises(UsageError, match="cannot tell a share of 1e-09"):
         ask(store, vectors[:1], ["eye/image:photos"], most_false=1e-9)
+    (hits,) = ask(store, vectors[:1], ["eye/image:photos"], k=60)
+    assert {hit.least_known for hit in hits} == {10 / 80}  # of the texts, fewer than of photos
+    known = [hit.as_dict()["false_positives_known"] for hit in hits]
+    assert known == [(hit.false_positives or 0) >= 10 / 80 for hit in hits]
+    assert not known[0]
+    assert known[-1]
     bare = [Query(torch.ones(8) / 8**0.5, {("eye", "pointcloud"): 1.0})]
     places = open_places(store, [PHOTOS], {})
     (hits,) = search_places(store, OwnSpace(store), bare, places, k=1)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 
 from cmcr.embeddings import (
@@ -15,6 +17,7 @@ from cmcr.embeddings import (
     Key,
     build_index,
     describe_store,
+    import_embeddings,
     list_datasets,
     open_dataset,
     open_index,
@@ -294,6 +297,41 @@ def test_a_killed_merge_loses_nothing_and_is_ended_by_the_same_command(
 
     assert merge_datasets(tmp_path, [A, B], ALL).dataset.rows == 12
     assert not problems(tmp_path)
+
+
+def test_a_merge_that_was_killed_before_its_index_says_that_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, A)
+    build_index(write(tmp_path, B))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "build_index", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merge_datasets(tmp_path, [A, B], ALL)
+    again = merge_datasets(tmp_path, [A, B], ALL)
+    assert str(again).startswith(f"its index made: {ALL}")
+    assert (again.indexed, again.fresh) == (True, False)
+    assert str(merge_datasets(tmp_path, [A, B], ALL)).startswith("up to date")
+
+
+def test_imports_whose_ids_are_row_numbers_are_told_to_bring_ids(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(4, 8))
+    ids = {"one": None, "two": None, "ids": [f"x{row}" for row in range(4)]}
+    keys = [Key("mine", "image", name) for name in ids]
+    np.save(tmp_path / "rows.npy", rows)
+    for key, own in zip(keys, ids.values(), strict=True):
+        if own:
+            pq.write_table(pa.table({"id": own}), tmp_path / "ids.parquet")
+        metadata = tmp_path / "ids.parquet" if own else None
+        import_embeddings(tmp_path / "S", key, tmp_path / "rows.npy", metadata, index=None)
+    with pytest.raises(MismatchError, match="4 ids are in") as refused:
+        merge_datasets(tmp_path / "S", keys[:2], Key("mine", "image", "all"))
+    assert "import mine/image:two again with --metadata" in (refused.value.fix or "")
+    assert merge_datasets(tmp_path / "S", keys[1:], Key("mine", "image", "all")).dataset.rows == 8
 
 
 def test_what_does_not_go_together_is_not_merged(tmp_path: Path) -> None:

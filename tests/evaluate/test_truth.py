@@ -204,12 +204,15 @@ def test_what_share_of_unrelated_pairs_scores_as_high_as_the_median_match(world:
     for row in rows:
         if row["model"] == "ridge":
             assert row["metrics"]["false_positives"] == pytest.approx(expected, abs=1.5 / 3000)
+            assert expected < row["false_positives_unknown_below"] == pytest.approx(10 / 60)
         else:
             assert "false_positives" not in row["metrics"]
     console = Console(width=100)
     with console.capture() as capture:
         console.print(results_table(rows))
-    assert "of unrelated pairs score as high as the median match by ridge" in capture.get()
+    told = " ".join(capture.get().split())
+    assert "of unrelated pairs score as high as the median match by ridge (not known: so" in told
+    assert "no share below 0.17" in told
     assert "a match has the same id" in capture.get()
 
 

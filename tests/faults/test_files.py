@@ -6,10 +6,13 @@ pytest tests/faults/test_files.py
 import fcntl
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import torch
 from cmcr.embeddings import Key, import_embeddings
 from cmcr.errors import SourceError
 from cmcr.extract import Encoder, extract, open_source
-from cmcr.files import replacing, write_text
+from cmcr.files import locked, replacing, write_text
 
 
 def test_two_writers_of_one_file_with_one_process_id_do_not_meet(tmp_path: Path) -> None:
@@ -30,6 +33,36 @@ def test_two_writers_of_one_file_with_one_process_id_do_not_meet(tmp_path: Path)
         other.write_text("other")
     assert (tmp_path / "x").read_text() == "one"
     assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_lock_that_was_waited_for_is_that_of_the_file_that_is_there(
+    tmp_path: Path, moved: bool
+) -> None:
+    folder = tmp_path / "a"
+    entered, leave = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with locked(folder / ".lock", wait=True):
+            entered.set()
+            leave.wait(10)
+
+    with locked(folder / ".lock") as first:
+        assert first
+        waiting = threading.Thread(target=take)
+        waiting.start()
+        time.sleep(0.1)
+        if moved:
+            folder.rename(tmp_path / "b")
+        else:
+            shutil.rmtree(folder)
+    try:
+        assert entered.wait(10)
+        with locked(folder / ".lock") as other:
+            assert not other
+    finally:
+        leave.set()
+        waiting.join()
 
 
 def test_a_link_that_somebody_put_there_is_not_followed(tmp_path: Path) -> None:

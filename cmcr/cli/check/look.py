@@ -21,7 +21,7 @@ from cmcr.cli.check.outlook import Dataset, Lack, Outlook
 from cmcr.cli.check.reach import within_reach
 from cmcr.cli.check.sources import Shelf
 from cmcr.cli.recipes.ground import Ground
-from cmcr.cli.recipes.pipelines import ExtractSection, Pipeline, SourceSection, space_of
+from cmcr.cli.recipes.pipelines import ExtractSection, Pipeline, SourceSection
 from cmcr.embeddings import Key, Manifest, Modality
 from cmcr.errors import CmcrError
 from cmcr.files import sha256_file
@@ -117,7 +117,7 @@ def _needs(
         fix = error.fix or ""
         if "checkpoint" in fix:
             fix += (
-                f"; `cmcr run` takes it as --checkpoint {section.encoder}=FILE, a recipe as "
+                f"; `cmcr run` takes it as --checkpoint {section.space}=FILE, a recipe as "
                 "`checkpoint: FILE` at the encoder"
             )
         lack = Lack(f"{section.encoder}: {error.what}", error.where or "", fix)
@@ -155,7 +155,7 @@ def _begun(section: ExtractSection, wanted: SourceSection, store: Path, *, updat
     """The dataset with what of it is there."""
     from cmcr.embeddings.writer import begun
 
-    key = Key(space_of(section.encoder), wanted.modality, wanted.dataset)
+    key = Key(section.space, wanted.modality, wanted.dataset)
     one = Dataset(key, section.encoder, wanted)
     folder = key.folder(store)
     try:

@@ -1,7 +1,7 @@
-"""`--log FILE` for every command, before its name or after it.
+"""`--log FILE` for every command, before its name or after it; of several the last one counts.
 
 app.command()(logged(extract))              # cmcr extract … --log FILE
-app.callback()(root)                        # whose `log: Log` goes to remember()
+app.callback()(root)                        # whose `log: Log` goes to remember(), a group's too
 """
 
 import inspect
@@ -56,7 +56,10 @@ def begin_by_words(words: Sequence[str], context: Any) -> None:
     while context is not None and context.parent is not None:
         names.insert(0, context.info_name)
         context = context.parent
+    files = []
     for word, after in zip(words, (*words[1:], ""), strict=True):
         file = after if word == "--log" else word.removeprefix("--log=")
         if word.startswith("--log") and file and file != word:
-            begin(Path(file), " ".join(names))
+            files.append(Path(file))
+    if files:
+        begin(files[-1], " ".join(names))

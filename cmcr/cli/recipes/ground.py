@@ -17,7 +17,6 @@ from cmcr.cli.recipes.pipelines import (
     Pipelines,
     load_pipelines,
     parse_place,
-    space_of,
 )
 from cmcr.errors import UsageError, near
 
@@ -252,7 +251,7 @@ def find_checkpoints(ground: Ground, given: Sequence[str]) -> dict[str, Path]:
     Raises UsageError for a string without "=".
     """
     files = {
-        space_of(section.encoder): section.checkpoint
+        section.space: section.checkpoint
         for section in (ground.recipe.extract if ground.recipe else ())
         if section.checkpoint
     }

@@ -64,10 +64,20 @@ class SourceSection(_Section):
         return {name: value for name, value in given.items() if value is not None}
 
 
+def space_of(encoder: str) -> str:
+    """What the space of NAME or NAME:VARIANT is called: clip:ViT-L-14/openai has one too."""
+    return re.sub("[^A-Za-z0-9._+-]", "-", encoder)
+
+
 class ExtractSection(_Section):
-    """One encoder and what goes through it."""
+    """One encoder and what goes through it.
+
+    `space` is called as the encoder is, unless it is named: weights of one encoder that are not
+    the same make two spaces.
+    """
 
     encoder: str
+    space: str = Field(default_factory=lambda given: space_of(given["encoder"]))
     checkpoint: Path | None = None
     sources: Annotated[list[SourceSection], Field(min_length=1)]
 
@@ -204,16 +214,14 @@ class Pipeline(_Section):
         return None
 
     def with_checkpoints(self, given: Sequence[str]) -> "Pipeline":
-        """The recipe with the weights that the ENCODER=FILE of --checkpoint name.
+        """The recipe with the weights that the ENCODER=FILE or SPACE=FILE of --checkpoint name.
 
-        Raises UsageError for what is none, an encoder that the recipe does not have, or a file
-        that is not there.
+        Raises UsageError for what is none, an encoder that the recipe does not have or has several
+        spaces of, or a file that is not there.
         """
-        files = dict(_checkpoint(text, self.encoders) for text in given)
+        files = dict(_checkpoint(text, self.extract) for text in given)
         extract = [
-            section.model_copy(
-                update={"checkpoint": files.get(section.encoder, section.checkpoint)}
-            )
+            section.model_copy(update={"checkpoint": files.get(section.space, section.checkpoint)})
             for section in self.extract
         ]
         return self.model_copy(update={"extract": extract})
@@ -229,24 +237,33 @@ class Pipeline(_Section):
         return {space for section in self.connect for space in section.spaces}
 
 
-def _checkpoint(text: str, encoders: Sequence[str]) -> tuple[str, Path]:
-    """Encoder and file; an encoder's own name may have `=` in it, as `ulip:points=10000`."""
-    encoder = next((name for name in encoders if text.startswith(f"{name}=")), None)
-    if encoder is None:
+def _checkpoint(text: str, sections: Sequence[ExtractSection]) -> tuple[str, Path]:
+    """Space and file; an encoder's own name may have `=` in it, as `ulip:points=10000`."""
+    names = [*(one.space for one in sections), *(one.encoder for one in sections)]
+    name = next((name for name in names if text.startswith(f"{name}=")), None)
+    if name is None:
         wanted, equals, _ = text.partition("=")
         raise UsageError(
             f"the recipe has no encoder {wanted!r}" if equals else f"{text!r} is not ENCODER=FILE",
             where=f"--checkpoint {text}",
-            fix=near(wanted, encoders),
+            fix=near(wanted, [one.encoder for one in sections]),
         )
-    path = Path(text.removeprefix(f"{encoder}=")).expanduser()
+    spaces = sorted({one.space for one in sections if name in (one.space, one.encoder)})
+    space = name if name in spaces else spaces[0]
+    if space != name and len(spaces) > 1:
+        raise UsageError(
+            f"the recipe has {len(spaces)} spaces of {name}",
+            where=f"--checkpoint {text}",
+            fix=f"say which: --checkpoint SPACE=FILE, with {' or '.join(spaces)}",
+        )
+    path = Path(text.removeprefix(f"{name}=")).expanduser()
     if not path.exists():
         raise UsageError(
-            f"there is no such file of weights for {encoder}",
+            f"there is no such file of weights for {name}",
             where=path.absolute(),
             fix="give the publisher's file, downloaded, by its path",
         )
-    return encoder, path
+    return space, path
 
 
 class PipelinesFile(_Section):
@@ -365,11 +382,6 @@ def read_sources(
             fix="extract them one by one, each with its own --dataset",
         )
     return wanted
-
-
-def space_of(encoder: str) -> str:
-    """What the space of NAME or NAME:VARIANT is called: clip:ViT-L-14/openai has one too."""
-    return re.sub("[^A-Za-z0-9._+-]", "-", encoder)
 
 
 def _source(

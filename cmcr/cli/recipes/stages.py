@@ -17,7 +17,6 @@ from cmcr.cli.recipes.pipelines import (
     ExtractSection,
     SourceSection,
     read_sources,
-    space_of,
 )
 from cmcr.errors import UsageError, near
 
@@ -38,19 +37,21 @@ def choose_sources(
     up: str | None,
     checkpoint: Path | None,
     spans: Mapping[str, Any] = MappingProxyType({}),
+    space: str | None = None,
 ) -> ExtractSection:
-    """What `cmcr extract` is to do.
+    """What `cmcr extract` is to do; of a recipe with several spaces of the encoder, in `space`.
 
     Raises UsageError for an unknown encoder, or when neither flags nor a recipe say what to embed.
     """
     from cmcr.extract import encoder_spec
 
     takes = encoder_spec(encoder).modalities
-    usual = next(
-        (one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder),
-        None,
-    )
+    sections = [
+        one for one in (ground.recipe.extract if ground.recipe else ()) if one.encoder == encoder
+    ]
+    usual = next((one for one in sections if one.space == space), sections[0] if sections else None)
     weights = checkpoint or (usual.checkpoint if usual else None)
+    changed = {"checkpoint": weights} | ({"space": space} if space else {})
     if sources:
         wanted = read_sources(sources, dataset, pattern, regions, up, spans)
         for one in wanted:
@@ -60,7 +61,7 @@ def choose_sources(
                     where=f"--source {one.modality}={one.where}",
                     fix=near(one.modality, takes),
                 )
-        return ExtractSection(encoder=encoder, checkpoint=weights, sources=wanted)
+        return ExtractSection(encoder=encoder, sources=wanted).model_copy(update=changed)
     if dataset or pattern or regions or up or spans:
         raise UsageError(
             "--dataset, --pattern, --regions, --frames, --window, --hop and --up go with --source",
@@ -71,7 +72,7 @@ def choose_sources(
             f"nothing says what {encoder} is to embed",
             fix="give --source MODALITY=WHERE, or a pipeline with this encoder in pipelines.yaml",
         )
-    return usual.model_copy(update={"checkpoint": weights})
+    return usual.model_copy(update=changed)
 
 
 def extract_datasets(
@@ -107,7 +108,7 @@ def extract_datasets(
     )
 
     place = str(find_device(device))
-    space = space_of(section.encoder)
+    space = section.space
     sources = []
     for wanted in section.sources:
         if wanted in opened:

@@ -18,7 +18,6 @@ from cmcr.cli.recipes.pipelines import (
     SoundsSection,
     ZeroShotSection,
     parse_place,
-    space_of,
 )
 from cmcr.errors import CmcrError, UsageError
 
@@ -186,8 +185,9 @@ def _what_makes(ground: Ground, place: str) -> str | None:
         return None
     for section in recipe.extract:
         for source in section.sources:
-            if (space_of(section.encoder), source.modality, source.dataset) == parse_place(place):
+            if (section.space, source.modality, source.dataset) == parse_place(place):
                 here = "" if store == recipe.store else f" --store {store}"
-                command = f"cmcr extract --encoder {section.encoder} --pipeline {name}{here}"
+                named = "" if section.space == section.encoder else f" --space {section.space}"
+                command = f"cmcr extract --encoder {section.encoder}{named} --pipeline {name}{here}"
                 return f"`{command}` makes it, of {source.where}"
     return None
