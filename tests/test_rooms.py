@@ -57,7 +57,7 @@ cmcr.embeddings.search cmcr.embeddings.upkeep
 cmcr.embeddings
 
 cmcr.cli
-cmcr.cli.check
+cmcr.cli.check cmcr.cli.terminal
 cmcr.cli.recipes
 cmcr.cli.log
 cmcr.serve.http

@@ -10,7 +10,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cmcr.cli.console import Json, answer, print_table, say
+from cmcr.cli.terminal.console import answer, print_table, say
+from cmcr.cli.terminal.options import Json
 from cmcr.errors import CmcrError, UsageError
 
 

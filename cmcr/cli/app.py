@@ -23,7 +23,6 @@ import typer
 from cmcr import __version__
 from cmcr.cli.about import doctor, encoders, pipelines, upgrade
 from cmcr.cli.connect import connect, import_connection, migrate, project
-from cmcr.cli.console import print_json, say, shown
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
 from cmcr.cli.extract import extract, prepare
 from cmcr.cli.log.lines import end, tell
@@ -31,6 +30,7 @@ from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
 from cmcr.cli.serve import serve
 from cmcr.cli.store import import_, info, merge, remove, rename, report, search, verify
+from cmcr.cli.terminal.console import print_json, say, shown
 from cmcr.errors import CmcrError
 
 STOPPED = 130

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cmcr.cli.console import (
+from cmcr.cli.terminal.console import answer, print_table, say
+from cmcr.cli.terminal.options import (
     Device,
     Hubness,
     Hubs,
@@ -18,10 +19,7 @@ from cmcr.cli.console import (
     Recipe,
     Replace,
     Store,
-    answer,
     checked_modality,
-    print_table,
-    say,
 )
 
 _TOLD_APART = 2  # standard errors

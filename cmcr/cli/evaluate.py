@@ -6,20 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from cmcr.cli.console import (
-    Hubness,
-    Hubs,
-    Json,
-    NoRecipe,
-    Recipe,
-    Store,
-    Where,
-    say,
-    show_measured,
-    shown,
-    stop_if_missed,
-)
 from cmcr.cli.log.lines import tell as log
+from cmcr.cli.terminal.console import say, show_measured, shown, stop_if_missed
+from cmcr.cli.terminal.options import Hubness, Hubs, Json, NoRecipe, Recipe, Store, Where
 from cmcr.errors import CmcrError, UsageError
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmcr.cli.console import (
+from cmcr.cli.terminal.console import answer, print_table, say
+from cmcr.cli.terminal.options import (
     Amp,
     Device,
     Json,
@@ -15,9 +16,6 @@ from cmcr.cli.console import (
     Recipe,
     Store,
     Up,
-    answer,
-    print_table,
-    say,
 )
 from cmcr.errors import UsageError
 

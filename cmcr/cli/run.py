@@ -5,18 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cmcr.cli.console import (
-    INCOMPLETE,
-    Device,
-    Json,
-    MaxFailures,
-    Store,
-    answer,
-    print_table,
-    say,
-    show,
-    stop_if_missed,
-)
+from cmcr.cli.terminal.console import INCOMPLETE, answer, print_table, say, show, stop_if_missed
+from cmcr.cli.terminal.options import Device, Json, MaxFailures, Store
 
 
 def run(

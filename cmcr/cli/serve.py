@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmcr.cli.console import Device, Json, NoRecipe, Recipe, answer, say
-from cmcr.cli.console import Store as StoreFolder
+from cmcr.cli.terminal.console import answer, say
+from cmcr.cli.terminal.options import Device, Json, NoRecipe, Recipe
+from cmcr.cli.terminal.options import Store as StoreFolder
 from cmcr.errors import CmcrError, UsageError, near
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmcr.cli.console import (
-    INCOMPLETE,
+from cmcr.cli.terminal.console import INCOMPLETE, answer, print_table, say
+from cmcr.cli.terminal.options import (
     Device,
     Hubness,
     Hubs,
@@ -20,12 +20,9 @@ from cmcr.cli.console import (
     Precision,
     Recipe,
     Where,
-    answer,
     checked_modality,
-    print_table,
-    say,
 )
-from cmcr.cli.console import Store as StoreFolder
+from cmcr.cli.terminal.options import Store as StoreFolder
 from cmcr.errors import CmcrError, MovedError, UsageError, VersionError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from plugins import install
 
 from cmcr import __version__, errors
 from cmcr.cli.app import app, main
-from cmcr.cli.console import print_table
+from cmcr.cli.terminal.console import print_table
 from cmcr.embeddings import Dataset
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""The terminal: flags that several commands take, and what commands print."""
