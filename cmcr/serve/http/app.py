@@ -39,6 +39,7 @@ from cmcr.serve.service import Embedded, Service
 
 PAGE = Path(__file__).parent / "page"
 T = TypeVar("T")
+_OF_ANOTHER_KIND = {"string_type", "list_type", "model_attributes_type", "model_type"}
 _GONE = 499  # as nginx has it: nobody reads this answer
 
 
@@ -207,9 +208,13 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return refuse(422, error_body(422, f"{place}: {first['msg']}"[:500], place[:100] or None))
+        all_told = error.errors()
+        # Of an input that could be several things the one that it nearly is tells most.
+        told = next((one for one in all_told if one["type"] not in _OF_ANOTHER_KIND), all_told[0])
+        places = [str(part) for part in told["loc"] if part not in ("body", "path", "query")]
+        place = places[0][:100] if told["type"] != "json_invalid" and places else None
+        message = f"{place}: {told['msg']}" if place else told["msg"]
+        return refuse(422, error_body(422, message[:500], place))
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
