@@ -62,6 +62,36 @@ class Bytes:
         return torch.nn.functional.normalize(batch @ self.weight, dim=-1)
 
 
+def axes_of(vectors: np.ndarray) -> np.ndarray:
+    """A map by the two axes that the vectors (items, dim) spread over most: (items, 2)."""
+    centred = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    points: np.ndarray = centred @ np.resize(axes, (2, axes.shape[1])).T
+    return points
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_they_are() -> Iterator[Mapping[Any, Any]]:
+    """Figures are coarse and their maps no t-SNE, which takes seconds; what they are in truth.
+
+    Commands that are processes draw as they do for users, and so do tests with `true_figures`.
+    """
+    from cmcr.evaluate.figures import joint_space, style
+
+    quick = {(joint_space, "embed_2d"): axes_of, (style, "DPI"): 50}
+    with pytest.MonkeyPatch.context() as patch:
+        before = {place: getattr(*place) for place in quick}
+        for place, it in quick.items():
+            patch.setattr(*place, it)
+        yield before
+
+
+@pytest.fixture
+def true_figures(as_they_are: Mapping[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, it in as_they_are.items():
+        monkeypatch.setattr(*place, it)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Batches of a few rows lose more by waiting for a second thread than they gain."""

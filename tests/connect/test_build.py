@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -335,8 +334,7 @@ def test_a_killed_process_goes_on_where_it_was(
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='killed')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert forked.run("-c", script).returncode == -signal.SIGKILL
     folder = store / "connections" / "killed"
     assert not (folder / "config.json").exists()
     steps = []
@@ -376,11 +374,8 @@ def test_two_processes_make_a_connection_once(store: Path) -> None:
         f"config = ConnectConfig.model_validate_json({config().model_dump_json()!r})\n"
         f"print(connect(Path({str(store)!r}), config, name='both').fresh)\n"
     )
-    both = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert sorted(process.communicate()[0].strip() for process in both) == ["False", "True"]
+    both = [forked.Process("-c", script) for _ in range(2)]
+    assert sorted(process.done().stdout.strip() for process in both) == ["False", "True"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MakeDataset = Callable[..., Dataset]
 PAIRS, LATENT, DIM = 600, 6, 20
 OTHER = {"see": "image", "hear": "audio"}
+EPOCHS = 24  # of a run that is stopped after the first
 
 
 @pytest.fixture
@@ -527,22 +529,22 @@ print(page_faults())
 def test_a_signal_ends_the_run_and_the_next_goes_on_to_the_same_weights(
     store: Path, stop: signal.Signals
 ) -> None:
-    settings = config(epochs=60, patience=60, batch_size=60)
+    settings = config(epochs=EPOCHS, patience=EPOCHS, batch_size=60)
     script = (
         "from pathlib import Path; from cmcr.connect import *\n"
         "import torch; torch.set_num_threads(1)\n"
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='stopped')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    process = forked.Process("-c", script)
     folder = store / "connections" / "stopped"
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(stop)
-    assert "KeyboardInterrupt" in process.communicate()[1]
+    assert "KeyboardInterrupt" in process.done().stderr
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert 0 < len(state["log"]) < 60
+    assert 0 < len(state["log"]) < EPOCHS
     short = settings.model_copy()
     resumed = connect(store, short, name="stopped").path
     whole = connect(store, short, name="whole").path
