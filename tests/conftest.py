@@ -106,32 +106,43 @@ def encoder() -> Bytes:
     return Bytes()
 
 
+@pytest.fixture(scope="session")
+def makers() -> Callable[[Path], Callable[..., Dataset]]:
+    """For a folder what `make_dataset` is for that of a test."""
+
+    def maker(folder: Path) -> Callable[..., Dataset]:
+        def make(
+            place: str, array: np.ndarray, store: Path | None = None, **columns: list[Any]
+        ) -> Dataset:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            space, rest = place.split("/")
+            modality, dataset = rest.split(":")
+            arrays = folder / "arrays"
+            arrays.mkdir(exist_ok=True)
+            name = place.replace("/", "-").replace(":", "-")
+            np.save(arrays / f"{name}.npy", array)
+            metadata = None
+            if columns:
+                metadata = arrays / f"{name}.parquet"
+                pq.write_table(pa.table(columns), metadata)
+            return import_embeddings(
+                store or folder / "store",
+                Key(space, modality, dataset),  # type: ignore[arg-type]
+                arrays / f"{name}.npy",
+                metadata,
+                index=None,
+            )
+
+        return make
+
+    return maker
+
+
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
+def make_dataset(
+    makers: Callable[[Path], Callable[..., Dataset]], tmp_path: Path
+) -> Callable[..., Dataset]:
     """Write an array as a dataset of the store `tmp_path / "store"`."""
-
-    def make(
-        place: str, array: np.ndarray, store: Path | None = None, **columns: list[Any]
-    ) -> Dataset:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        space, rest = place.split("/")
-        modality, dataset = rest.split(":")
-        folder = tmp_path / "arrays"
-        folder.mkdir(exist_ok=True)
-        name = place.replace("/", "-").replace(":", "-")
-        np.save(folder / f"{name}.npy", array)
-        metadata = None
-        if columns:
-            metadata = folder / f"{name}.parquet"
-            pq.write_table(pa.table(columns), metadata)
-        return import_embeddings(
-            store or tmp_path / "store",
-            Key(space, modality, dataset),  # type: ignore[arg-type]
-            folder / f"{name}.npy",
-            metadata,
-            index=None,
-        )
-
-    return make
+    return makers(tmp_path)

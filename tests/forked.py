@@ -16,26 +16,21 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
+
+from shell import Done
 
 IMPORTED = ("cmcr.cli.app", "cmcr.connect", "cmcr.evaluate", "cmcr.extract.contract",
             "cmcr.extract.embed", "faiss", "matplotlib.figure", "torch")  # fmt: skip
 PATIENCE = 300.0  # seconds for a process
 _MOST_FILES = 4096
-
-
-class Done(NamedTuple):
-    """A process that has ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 class Process:
@@ -54,7 +49,7 @@ class Process:
         environment = {**os.environ, **(env or {})}
         environment.pop("CMCR_CHECK_SHAPES", None)
         self.returncode: int | None = None
-        self._said = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        self._said = [_file(), _file()]  # of stdout and stderr
         self._server = _running_server()
         asked = (list(map(str, arguments)), str(cwd or Path.cwd()), environment, session)
         self.pid: int = self._server.start(asked, self._said)
@@ -88,6 +83,13 @@ class Process:
     def __del__(self) -> None:
         for file in self._said:
             os.close(file)
+
+
+def _file() -> int:
+    """A file without a name."""
+    file, name = tempfile.mkstemp()
+    os.unlink(name)
+    return file
 
 
 def _content(file: int) -> str:

@@ -1,6 +1,7 @@
 """Every method connects; what is held out decides; and a run can be stopped at any time."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,9 +48,13 @@ OTHER = {"see": "image", "hear": "audio"}
 EPOCHS = 24  # of a run that is stopped after the first
 
 
-@pytest.fixture
-def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    makers: Callable[[Path], MakeDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two spaces of equal dim in which modalities lie apart."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_dataset = makers(folder)
     random = np.random.default_rng(3)
     maps = {space: random.normal(size=(2, LATENT, DIM)) for space in OTHER}
 
@@ -65,7 +70,13 @@ def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
         unpaired = random.normal(size=(400, LATENT))
         make_dataset(f"{space}/{modality}:memory", show(space, unpaired, 1.5))
         make_dataset(f"{space}/{modality}:test", show(space, test, 1.5))
-    return tmp_path / "store"
+    return folder / "store"
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "store")
 
 
 def config(**settings: Any) -> ConnectConfig:
