@@ -35,8 +35,9 @@ types: $(READY)
 # them. What was skipped, and what would make it run, stands in the last lines.
 tests: $(READY)
 	rm -rf build/demo
-	$(BIN)/python -m pytest -m timed --demo=build/demo
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --demo=build/demo
+	$(BIN)/python -m pytest -m timed --demo=build/demo $$(grep -rl --include='test_*.py' mark.timed tests)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not timed' -n 2 --dist loadfile --no-loadscope-reorder \
+		--demo=build/demo
 
 # Kills, full disks and mutated media: make stress STRESS='--kills 1000 --full 200 --media 10000'
 stress: $(READY)

@@ -86,6 +86,36 @@ def demo(
     return Demo(folder / "store", content["rows"], content["seconds"])
 
 
+def axes_of(vectors: np.ndarray) -> np.ndarray:
+    """A map by the two axes that the vectors (items, dim) spread over most: (items, 2)."""
+    centred = vectors - vectors.mean(axis=0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    points: np.ndarray = centred @ np.resize(axes, (2, axes.shape[1])).T
+    return points
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_they_are() -> Iterator[Mapping[Any, Any]]:
+    """Figures are coarse and their maps no t-SNE, which takes seconds; what they are in truth.
+
+    Commands that are processes draw as they do for users, and so do tests with `true_figures`.
+    """
+    from cmcr.evaluate.figures import joint_space, style
+
+    quick = {(joint_space, "embed_2d"): axes_of, (style, "DPI"): 50}
+    with pytest.MonkeyPatch.context() as patch:
+        before = {place: getattr(*place) for place in quick}
+        for place, it in quick.items():
+            patch.setattr(*place, it)
+        yield before
+
+
+@pytest.fixture
+def true_figures(as_they_are: Mapping[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, it in as_they_are.items():
+        monkeypatch.setattr(*place, it)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Batches of a few rows lose more by waiting for a second thread than they gain."""
@@ -100,32 +130,43 @@ def encoder() -> Bytes:
     return Bytes()
 
 
+@pytest.fixture(scope="session")
+def makers() -> Callable[[Path], Callable[..., Dataset]]:
+    """For a folder what `make_dataset` is for that of a test."""
+
+    def maker(folder: Path) -> Callable[..., Dataset]:
+        def make(
+            place: str, array: np.ndarray, store: Path | None = None, **columns: list[Any]
+        ) -> Dataset:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            space, rest = place.split("/")
+            modality, dataset = rest.split(":")
+            arrays = folder / "arrays"
+            arrays.mkdir(exist_ok=True)
+            name = place.replace("/", "-").replace(":", "-")
+            np.save(arrays / f"{name}.npy", array)
+            metadata = None
+            if columns:
+                metadata = arrays / f"{name}.parquet"
+                pq.write_table(pa.table(columns), metadata)
+            return import_embeddings(
+                store or folder / "store",
+                Key(space, modality, dataset),  # type: ignore[arg-type]
+                arrays / f"{name}.npy",
+                metadata,
+                index=None,
+            )
+
+        return make
+
+    return maker
+
+
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
+def make_dataset(
+    makers: Callable[[Path], Callable[..., Dataset]], tmp_path: Path
+) -> Callable[..., Dataset]:
     """Write an array as a dataset of the store `tmp_path / "store"`."""
-
-    def make(
-        place: str, array: np.ndarray, store: Path | None = None, **columns: list[Any]
-    ) -> Dataset:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        space, rest = place.split("/")
-        modality, dataset = rest.split(":")
-        folder = tmp_path / "arrays"
-        folder.mkdir(exist_ok=True)
-        name = place.replace("/", "-").replace(":", "-")
-        np.save(folder / f"{name}.npy", array)
-        metadata = None
-        if columns:
-            metadata = folder / f"{name}.parquet"
-            pq.write_table(pa.table(columns), metadata)
-        return import_embeddings(
-            store or tmp_path / "store",
-            Key(space, modality, dataset),  # type: ignore[arg-type]
-            folder / f"{name}.npy",
-            metadata,
-            index=None,
-        )
-
-    return make
+    return makers(tmp_path)

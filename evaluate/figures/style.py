@@ -26,6 +26,8 @@ PALETTE = (
     "#44aa99", "#aa4499", "#999933", "#ee7733", "#0077bb", "#555555",
 )  # fmt: skip
 
+DPI = 200
+
 
 def line_style(model: str, models: Sequence[str], connection: str) -> dict[str, Any]:
     """How the line of one of `models` looks: chance dotted, the `connection` strongest."""
@@ -105,7 +107,7 @@ def _save(figure: "Figure", path: Path) -> None:
         text.set_parse_math(False)
         text.set_text("".join(map(_drawn, text.get_text())))
     with rc_context({"text.parse_math": False}), replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(unfinished, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def _drawn(character: str) -> str:

@@ -33,11 +33,12 @@ def cmcr(
     return run
 
 
-@pytest.fixture
-def own(make_dataset: Callable[..., Dataset], tmp_path: Path) -> Callable[..., Path]:
-    """A store of made-up captions in both spaces, and photos and sounds with their labels."""
+@pytest.fixture(scope="session")
+def own_in(makers: Callable[[Path], Callable[..., Dataset]]) -> Callable[..., Path]:
+    """What `own` is, for any folder."""
 
-    def make(store: str, first: str = "clip", second: str = "clap") -> Path:
+    def make(store: Path, first: str = "clip", second: str = "clap") -> Path:
+        make_dataset = makers(store.parent)
         draw = np.random.default_rng(0)
         concepts = draw.normal(size=(8, 16))
         label = [str(row % 8) for row in range(ROWS)]
@@ -48,10 +49,16 @@ def own(make_dataset: Callable[..., Dataset], tmp_path: Path) -> Callable[..., P
             make_dataset(
                 f"{place}:{name}",
                 vectors.astype(np.float32),
-                tmp_path / store,
+                store,
                 id=[f"{name}-{row}" for row in range(ROWS)],
                 label=label,
             )
-        return tmp_path / store
+        return store
 
     return make
+
+
+@pytest.fixture
+def own(own_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A store of made-up captions in both spaces, and photos and sounds with their labels."""
+    return lambda store, *spaces: own_in(tmp_path / store, *spaces)

@@ -80,7 +80,7 @@ pipelines:
           - {{modality: text, where: texts.txt, dataset: texts}}
           - {{modality: audio, where: sounds, dataset: sounds{source}}}
     connect: {{name: own, via: text, spaces: [digits-clip, digits-clap], train: [texts],
-              memory: [photos, sounds], method: procrustes, validation: 0}}
+              memory: [photos, sounds], method: procrustes, validation: 0, ridge_strength: 0.01}}
     evaluate:
       retrieval:
         - {{query: "digits-clap/audio:sounds", gallery: "digits-clip/image:photos"}}

@@ -138,7 +138,20 @@ def prepared(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs of what is trained: how good it is shows in no command."""
+    from cmcr.connect.methods import solve
+
+    def two_epochs(*given: Any, until: int | None = None, **named: Any) -> int:
+        return train(*given, until=min(until or 2, 2), **named)
+
+    train = solve.train
+    monkeypatch.setattr(solve, "train", two_epochs)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("short_training")
 @pytest.mark.filterwarnings("ignore:.*libuv.*")
 def test_what_a_page_shows_runs(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

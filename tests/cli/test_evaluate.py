@@ -1,6 +1,7 @@
 """`cmcr evaluate`: which rows count, what is left out and why, and how recipes say both."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,14 +21,20 @@ Cmcr = Callable[..., Any]
 LEFT, RIGHT = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
 
 
-@pytest.fixture
-def store(own: Callable[..., Path], cmcr: Cmcr, make_dataset: Callable[..., Dataset]) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    own_in: Callable[..., Path],
+    makers: Callable[[Path], Callable[..., Dataset]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The made-up store, connected as `mine`; clips with a split, prompts, and scenes of two
     regions each.
     """
-    folder = own("S")
-    cmcr("connect --via text --method procrustes --spaces clip,clap --train captions --store S"
-         " --name mine --set validation=0")  # fmt: skip
+    folder = own_in(tmp_path_factory.mktemp("whole") / "S")
+    make_dataset = makers(folder.parent)
+    line = ("connect --via text --method procrustes --spaces clip,clap --train captions --store S"
+            " --name mine --set validation=0 --set ridge_strength=0.01")  # fmt: skip
+    succeed(*line.split(), cwd=folder.parent)
     draw = np.random.default_rng(1)
     concepts = draw.normal(size=(8, 16)).astype(np.float32)
     labels = [f"class_{row % 8}" for row in range(40)]
@@ -52,6 +59,12 @@ def store(own: Callable[..., Path], cmcr: Cmcr, make_dataset: Callable[..., Data
     make_dataset("clip/image:regions", draw.normal(size=(80, 16)).astype(np.float32), folder,
                  **regions)  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def store(whole_store: Path, cmcr: Cmcr, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "S")
 
 
 def recipe(folder: Path, evaluate: str, extract: str = "") -> None:

@@ -17,7 +17,10 @@ def config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())["config"]
 
 
-CONNECT = "connect --via text --set epochs=2 --set joint_dim=8 --set validation=0"
+CONNECT = (
+    "connect --via text --set epochs=2 --set joint_dim=8 --set validation=0"
+    " --set ridge_strength=0.01"
+)
 
 
 # connect

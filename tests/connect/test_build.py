@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -51,9 +50,13 @@ def views(space: str, modality: str, latent: np.ndarray, noise: np.ndarray) -> n
     return hidden + 0.8 * offset + 0.1 * noise[:, : DIMS[space]]
 
 
-@pytest.fixture
-def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    makers: Callable[[Path], MakeDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two spaces: `captions` in both, unpaired `pictures` and `sounds`, and a paired `test`."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_dataset = makers(folder)
     random = np.random.default_rng(7)
 
     def draw(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +73,19 @@ def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
     latent, noise = draw(200)
     for space, modality in OTHER.items():
         make_dataset(f"{space}/{modality}:test", views(space, modality, latent, noise))
-    return tmp_path / "store"
+    return folder / "store"
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def ridge(whole_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Connection:
+    store = shutil.copytree(whole_store, tmp_path_factory.mktemp("ridge") / "store")
+    return load_connection(connect(store, config(method="ridge"), name="a").path)
 
 
 def config(**settings: Any) -> ConnectConfig:
@@ -254,7 +269,7 @@ def test_killed_while_it_is_replaced_one_of_both_is_whole(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = config(method="ridge", ridge_strength=1e-3, validation=0)
-    new = config(epochs=1)
+    new = config(epochs=1, ridge_strength=1e-3)
     expected = files(connect(store, new, name="whole").path)
     before = files(connect(store, old, name="a").path)
     folder = store / "connections" / "a"
@@ -288,7 +303,8 @@ def test_killed_while_it_is_replaced_one_of_both_is_whole(
 def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = connect(store, config(), name="whole").path
+    settings = config(ridge_strength=1e-3)
+    whole = connect(store, settings, name="whole").path
     expected = {path.name: path.read_bytes() for path in whole.iterdir()}
     replace = os.replace
     killed = 0
@@ -305,11 +321,11 @@ def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
         folder = store / "connections" / f"killed-{survived}"
         monkeypatch.setattr("os.replace", sometimes)
         try:
-            connect(store, config(), name=folder.name)
+            connect(store, settings, name=folder.name)
         except KilledError:
             killed += 1
         monkeypatch.setattr("os.replace", replace)
-        connect(store, config(), name=folder.name)
+        connect(store, settings, name=folder.name)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
         if left:
             break
@@ -335,8 +351,7 @@ def test_a_killed_process_goes_on_where_it_was(
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='killed')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert forked.run("-c", script).returncode == -signal.SIGKILL
     folder = store / "connections" / "killed"
     assert not (folder / "config.json").exists()
     steps = []
@@ -376,11 +391,8 @@ def test_two_processes_make_a_connection_once(store: Path) -> None:
         f"config = ConnectConfig.model_validate_json({config().model_dump_json()!r})\n"
         f"print(connect(Path({str(store)!r}), config, name='both').fresh)\n"
     )
-    both = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert sorted(process.communicate()[0].strip() for process in both) == ["False", "True"]
+    both = [forked.Process("-c", script) for _ in range(2)]
+    assert sorted(process.done().stdout.strip() for process in both) == ["False", "True"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(store: Path) -> None:
@@ -450,22 +462,22 @@ def test_items_are_joined_by_id(store: Path, make_dataset: MakeDataset) -> None:
         connect(store, config(train=["none"]), name="b")
 
 
-def test_a_connection_is_for_the_encoders_that_it_was_made_for(store: Path) -> None:
-    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+def test_a_connection_is_for_the_encoders_that_it_was_made_for(
+    store: Path, ridge: Connection
+) -> None:
     dataset = open_dataset(store, Key("hear", "audio", "test"))
-    connection.check("hear", dataset.encoder_identity)
+    ridge.check("hear", dataset.encoder_identity)
     with pytest.raises(MismatchError, match="made for another 'see'"):
-        connection.check("see", dataset.encoder_identity)
+        ridge.check("see", dataset.encoder_identity)
     with pytest.raises(MismatchError, match="between see and hear, not of touch"):
-        connection.check("touch", dataset.encoder_identity)
+        ridge.check("touch", dataset.encoder_identity)
     with pytest.raises(MismatchError, match=r"embeddings of see are \(n, 24\)"):
-        connection.project("see", dataset.embeddings())
+        ridge.project("see", dataset.embeddings())
 
 
-def test_whatever_holds_rows_of_numbers_can_be_projected(store: Path) -> None:
-    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+def test_whatever_holds_rows_of_numbers_can_be_projected(ridge: Connection) -> None:
     x = np.random.default_rng(0).standard_normal((5, 24)).astype(np.float32)
-    expected = connection.project("see", x)
+    expected = ridge.project("see", x)
     for given in (
         x.tolist(),
         tuple(map(tuple, x.tolist())),
@@ -475,11 +487,11 @@ def test_whatever_holds_rows_of_numbers_can_be_projected(store: Path) -> None:
         np.asfortranarray(x),
         x[::-1][::-1],
     ):
-        torch.testing.assert_close(connection.project("see", given), expected)
-    torch.testing.assert_close(connection.project("see", x[::-1]), expected.flip(0))
+        torch.testing.assert_close(ridge.project("see", given), expected)
+    torch.testing.assert_close(ridge.project("see", x[::-1]), expected.flip(0))
     counts = np.arange(1, 49).reshape(2, 24)
-    whole = connection.project("see", counts)
-    torch.testing.assert_close(whole, connection.project("see", counts.astype(np.float32)))
+    whole = ridge.project("see", counts)
+    torch.testing.assert_close(whole, ridge.project("see", counts.astype(np.float32)))
 
 
 @pytest.mark.parametrize(
@@ -491,15 +503,14 @@ def test_whatever_holds_rows_of_numbers_can_be_projected(store: Path) -> None:
         (0.0, "row 3 of the embeddings of see is zero"),
     ],
 )
-def test_rows_that_point_nowhere_are_named(store: Path, row: float, message: str) -> None:
-    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
+def test_rows_that_point_nowhere_are_named(ridge: Connection, row: float, message: str) -> None:
     x = np.ones((70_000, 24))
     x[3] = row
     with pytest.raises(SourceError, match=message):
-        connection.project("see", x)
+        ridge.project("see", x)
     x[3], x[69_000:] = 1, row
     with pytest.raises(SourceError, match=r"row 69000 .*999 rows after it"):
-        connection.project("see", x.tolist() if row == 0 else x)
+        ridge.project("see", x.tolist() if row == 0 else x)
 
 
 @pytest.mark.parametrize(
@@ -516,13 +527,12 @@ def test_rows_that_point_nowhere_are_named(store: Path, row: float, message: str
     ],
 )
 def test_what_are_no_rows_of_numbers_is_refused(
-    store: Path, given: Any, error: type[CmcrError], message: str
+    ridge: Connection, given: Any, error: type[CmcrError], message: str
 ) -> None:
-    connection = load_connection(connect(store, config(method="ridge"), name="a").path)
     with pytest.raises(error, match=message):
-        connection.project("see", given)
+        ridge.project("see", given)
     with pytest.raises(UsageError, match="'Sound' cannot name a modality") as caught:
-        connection.project("see", np.ones((1, 24)), "Sound")
+        ridge.project("see", np.ones((1, 24)), "Sound")
     assert "audio, image, pointcloud, text" in str(caught.value)
 
 

@@ -1,6 +1,7 @@
 """`cca` is what its formula says, is saved and read again, and leaves older connections alone."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,13 @@ PAIRS, DIMS = 90, {"see": 12, "hear": 9}
 OTHER = {"see": "image", "hear": "audio"}
 
 
-@pytest.fixture
-def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    makers: Callable[[Path], MakeDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two spaces of unequal dim and uneven spread."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_dataset = makers(folder)
     random = np.random.default_rng(0)
     said, shown = random.normal(size=(PAIRS, 6)), random.normal(size=(200, 6))
     for space, dim in DIMS.items():
@@ -38,7 +43,13 @@ def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
         make_dataset(f"{space}/text:captions", said @ seen + noise, id=ids)
         offset, stress = 2 * random.normal(size=dim), np.exp(random.normal(size=dim))
         make_dataset(f"{space}/{OTHER[space]}:memory", shown @ seen * stress + offset)
-    return tmp_path / "store"
+    return folder / "store"
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "store")
 
 
 def config(**settings: Any) -> ConnectConfig:

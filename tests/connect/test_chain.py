@@ -1,5 +1,6 @@
 """More than two spaces in one: what was never bridged directly finds its own."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,13 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    makers: Callable[[Path], MakeDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """`hear` and `see` share captions, `see` and `feel` share photos; audio meets 3D nowhere."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_dataset = makers(folder)
     random = np.random.default_rng(5)
     maps = {space: random.normal(size=(2, LATENT, DIM)) for space in MODALITIES}
 
@@ -51,7 +56,13 @@ def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
     for space, modality in (("hear", "audio"), ("see", "image"), ("feel", "pointcloud")):
         make(space, modality, "unpaired", random.normal(size=(300, LATENT)))
         make(space, modality, "test", test)
-    return tmp_path / "store"
+    return folder / "store"
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "store")
 
 
 def hit_rate(folder: Path, store: Path, one: str, other: str) -> float:

@@ -1,11 +1,13 @@
 """Processes that train together do what one does on the same global batch."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,21 @@ def torchrun(folder: Path, *program: str | Path) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def together(program: Path, *arguments: str) -> None:
+    """Two forked processes of a program, with what torchrun tells each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2"}  # fmt: skip
+    both = [
+        forked.Process(program, *arguments, env=told | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    for process in both:
+        done = process.done()
+        assert done.returncode == 0, done.stderr
 
 
 def recipe(store: Path) -> str:
@@ -113,7 +130,7 @@ def test_methods_that_keep_a_space_train_together_too_and_chains_are_made(
     chain = {"train": ["captions", "photos"], "memory": SETTINGS["memory"], "method": "ridge"}
     script = tmp_path / "others.py"
     script.write_text(OTHERS)
-    torchrun(tmp_path, script, *map(json.dumps, (str(store), pairs, spaces, chain)))
+    together(script, *map(json.dumps, (str(store), pairs, spaces, chain)))
     for name, settings in pairs.items():
         alone = connect(store, read_config(settings), name=f"{name}-alone")
         both = load_connection(store / "connections" / name)

@@ -1,6 +1,7 @@
 """Every method connects; what is held out decides; and a run can be stopped at any time."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -43,11 +45,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MakeDataset = Callable[..., Dataset]
 PAIRS, LATENT, DIM = 600, 6, 20
 OTHER = {"see": "image", "hear": "audio"}
+EPOCHS = 24  # of a run that is stopped after the first
 
 
-@pytest.fixture
-def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole_store(
+    makers: Callable[[Path], MakeDataset], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Two spaces of equal dim in which modalities lie apart."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_dataset = makers(folder)
     random = np.random.default_rng(3)
     maps = {space: random.normal(size=(2, LATENT, DIM)) for space in OTHER}
 
@@ -63,7 +70,13 @@ def store(make_dataset: MakeDataset, tmp_path: Path) -> Path:
         unpaired = random.normal(size=(400, LATENT))
         make_dataset(f"{space}/{modality}:memory", show(space, unpaired, 1.5))
         make_dataset(f"{space}/{modality}:test", show(space, test, 1.5))
-    return tmp_path / "store"
+    return folder / "store"
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(whole_store, tmp_path / "store")
 
 
 def config(**settings: Any) -> ConnectConfig:
@@ -550,22 +563,22 @@ print(page_faults())
 def test_a_signal_ends_the_run_and_the_next_goes_on_to_the_same_weights(
     store: Path, stop: signal.Signals
 ) -> None:
-    settings = config(epochs=60, patience=60, batch_size=60)
+    settings = config(epochs=EPOCHS, patience=EPOCHS, batch_size=60)
     script = (
         "from pathlib import Path; from cmcr.connect import *\n"
         "import torch; torch.set_num_threads(1)\n"
         f"config = ConnectConfig.model_validate_json({settings.model_dump_json()!r})\n"
         f"connect(Path({str(store)!r}), config, name='stopped')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    process = forked.Process("-c", script)
     folder = store / "connections" / "stopped"
     while not (folder / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(stop)
-    assert "KeyboardInterrupt" in process.communicate()[1]
+    assert "KeyboardInterrupt" in process.done().stderr
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert 0 < len(state["log"]) < 60
+    assert 0 < len(state["log"]) < EPOCHS
     short = settings.model_copy()
     resumed = connect(store, short, name="stopped").path
     whole = connect(store, short, name="whole").path

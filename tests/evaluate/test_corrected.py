@@ -50,7 +50,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(store, "eye/image:other", 70, seed=5)
     write(store, "ear/audio:other", 80, seed=6)
     write(store, "ear/audio:known", 30, seed=7)
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "ridge"}
+    fields = {
+        "spaces": ["eye", "ear"],
+        "via": "text",
+        "train": ["texts"],
+        "method": "ridge",
+        "ridge_strength": 0.01,
+    }
     memory = ["eye/image:other", "ear/audio:other", "ear/audio:known"]
     connect(store, read_config(fields | {"memory": memory}), name="made")
     return store
@@ -171,7 +177,13 @@ def test_on_the_command_line_and_projected(store: Path) -> None:
 
 
 def test_a_connection_without_rows_of_that_kind_says_so(store: Path) -> None:
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "ridge"}
+    fields = {
+        "spaces": ["eye", "ear"],
+        "via": "text",
+        "train": ["texts"],
+        "method": "ridge",
+        "ridge_strength": 0.01,
+    }
     bare = connect(store, read_config(fields), name="bare").path
     with pytest.raises(UsageError, match="no unpaired rows to correct hubs by") as error:
         evaluate_retrieval(store, bare, SOUNDS, PHOTOS, hubness="nnn")

@@ -139,7 +139,13 @@ def test_sounds_that_are_not_in_the_picture(tmp_path, make_dataset):
         x0=[0.0, 0.5], y0=[0.0, 0.0], x1=[0.5, 1.0], y1=[1.0, 1.0],
     )  # fmt: skip
     store = tmp_path / "store"
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "identity"}
+    fields = {
+        "spaces": ["eye", "ear"],
+        "via": "text",
+        "train": ["texts"],
+        "method": "identity",
+        "ridge_strength": 0.01,
+    }
     connect(store, read_config(fields), name="same")
     keys = Key("ear", "audio", "sounds"), Key("eye", "image", "regions")
     done = evaluate_counterfactual(store, store / "connections" / "same", *keys)

@@ -15,6 +15,8 @@ from cmcr.evaluate.figures.joint_space import Cloud, draw_joint_space, embed_2d,
 from cmcr.evaluate.figures.plots import RetrievalCurve, draw_precision, draw_training
 from cmcr.evaluate.ranking.metrics import RECALL_LEVELS
 
+pytestmark = pytest.mark.usefixtures("true_figures")
+
 
 def cloud(space, modality, dim, classes, items=24):
     rng = np.random.default_rng(dim + len(modality))

@@ -176,7 +176,13 @@ def world(tmp_path, make_dataset):
         image=["p0", "p0", "p1", "p1"], **dict(zip(CORNERS, map(list, places), strict=True)),
     )  # fmt: skip
     store = tmp_path / "store"
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "identity"}
+    fields = {
+        "spaces": ["eye", "ear"],
+        "via": "text",
+        "train": ["texts"],
+        "method": "identity",
+        "ridge_strength": 0.01,
+    }
     connect(store, read_config(fields), name="same")
     return store
 

@@ -190,7 +190,13 @@ def world(make_dataset):
             "eye/image:photos", seen + 0.3 * rng.normal(size=seen.shape), label=label, **columns
         )
         store = made.folder.parents[2]
-        config = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "ridge"}
+        config = {
+            "spaces": ["eye", "ear"],
+            "via": "text",
+            "train": ["texts"],
+            "method": "ridge",
+            "ridge_strength": 0.01,
+        }
         return store, connect(store, read_config(config), name="closed").path
 
     return make

@@ -68,7 +68,7 @@ def world(make_dataset: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
         make_dataset("eye/image:seen", noisy(MEANING, 7), label=names)
         store = made.folder.parents[2]
         fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "ridge",
-                  "memory": ["heard", "seen"]}  # fmt: skip
+                  "ridge_strength": 0.01, "memory": ["heard", "seen"]}  # fmt: skip
         connect(store, read_config(fields), name="made")
         return store
 

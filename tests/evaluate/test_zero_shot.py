@@ -92,7 +92,13 @@ def world(tmp_path, make_dataset):
     labels = [["owl"], ["night_stand"], ["rat"], ["pig"]]
     make_dataset("ear/audio:shapes", shapes, id=list("abcd"), label=labels)
     store = tmp_path / "store"
-    fields = {"spaces": ["eye", "ear"], "via": "text", "train": ["texts"], "method": "identity"}
+    fields = {
+        "spaces": ["eye", "ear"],
+        "via": "text",
+        "train": ["texts"],
+        "method": "identity",
+        "ridge_strength": 0.01,
+    }
     connect(store, read_config(fields), name="same")
     return store
 

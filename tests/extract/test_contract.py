@@ -6,14 +6,14 @@ An encoder that is registered and has no line in WEIGHTS fails.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import forked
 import pytest
 from seeded import (
     SMALL_CLIP,
@@ -32,16 +32,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class Weights(NamedTuple):
-    """What to check: NAME:VARIANT, its checkpoint, and what the environment must hold."""
+    """What to check: NAME:VARIANT, its checkpoint, and the cache of the hub that it needs."""
 
     spec: str
     checkpoint: Path | None = None
-    environment: Mapping[str, str] = {}
+    hub: Path | None = None
 
 
 def clap(folder: Path) -> Weights:
     cache_tokenizer(folder / "hub")
-    return Weights("clap", clap_checkpoint(folder), {"HF_HUB_CACHE": str(folder / "hub")})
+    return Weights("clap", clap_checkpoint(folder), folder / "hub")
 
 
 WEIGHTS: dict[str, Callable[[Path], Weights]] = {
@@ -55,29 +55,24 @@ WEIGHTS: dict[str, Callable[[Path], Weights]] = {
 }
 
 
-def cmcr(
-    *arguments: str | Path, environment: Mapping[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run `cmcr` as a process of its own."""
-    own = {name: value for name, value in os.environ.items() if name != "CMCR_CHECK_SHAPES"}
-    return subprocess.run(
-        [sys.executable, "-m", "cmcr", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=own | dict(environment or {}),
-        timeout=600,
-    )
+WITH_HUB = """
+import sys
+from huggingface_hub import constants
+constants.HF_HUB_CACHE = sys.argv.pop(1)  # what HF_HUB_CACHE is read into when it is imported
+from cmcr.cli.app import main
+main()
+"""
+cmcr = partial(forked.run, "-m", "cmcr")
 
 
 def problems(weights: Weights) -> dict[str, str]:
-    """The checks that fail, by name; one that needs an environment runs in a process of its own."""
-    spec, checkpoint, environment = weights
-    if not environment:
+    """The checks that fail, by name; one that needs the hub runs in a process of its own."""
+    spec, checkpoint, hub = weights
+    if hub is None:
         checks = [vars(check) for check in check_encoder(spec, checkpoint=checkpoint)]
     else:
         flags = ["--checkpoint", checkpoint] if checkpoint else []
-        done = cmcr("encoders", "--check", spec, *flags, "--json", environment=environment)
+        done = forked.run("-c", WITH_HUB, hub, "encoders", "--check", spec, *flags, "--json")
         assert done.returncode in (0, 1), done.stderr
         checks = json.loads(done.stdout)["checks"]
     assert len(checks) >= 2 + len(PROMISES)
@@ -128,12 +123,12 @@ def test_the_plug_in_of_the_documentation_works(tmp_path: Path) -> None:
     entry = documented("toml").partition('[project.entry-points."cmcr.encoders"]\n')[2]
     install(tmp_path, entry.partition("\n")[0].replace('"', ""))
     path = {"PYTHONPATH": str(tmp_path)}
-    done = cmcr("encoders", "--check", "my-encoder:7", environment=path)
+    done = cmcr("encoders", "--check", "my-encoder:7", env=path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 2 + 2 * len(PROMISES)
     assert all(line.startswith("ok ") for line in lines)
-    listed = json.loads(cmcr("encoders", "--json", environment=path).stdout)["encoders"]
+    listed = json.loads(cmcr("encoders", "--json", env=path).stdout)["encoders"]
     assert [(one["package"], one["dim"]) for one in listed if one["encoder"] == "my-encoder"] == [
         ("plug-in", 32)
     ]

@@ -1,12 +1,11 @@
 """The device side of extraction: batches that do not fit, texts by length, cut texts, precision."""
 
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -227,7 +226,5 @@ def test_a_decoder_that_kills_its_process_ends_with_an_error(tmp_path: Path, lin
                 print(error)
         """)
     )
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=120
-    )
+    done = forked.run(program)
     assert "a process that decodes text was killed" in done.stdout, done.stderr

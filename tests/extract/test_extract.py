@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +24,6 @@ from shell import below
 from cmcr.embeddings import Dataset, Key, Modality, open_dataset, verify_store
 from cmcr.errors import CmcrError, MismatchError, SourceError, UsageError
 from cmcr.extract import Encoder, extract, load_encoder, open_source
-
-CLI = [sys.executable, "-m", "cmcr"]
 
 
 def write_tone(path: Path, pitch: float, rate: int = 8000) -> None:
@@ -366,7 +365,7 @@ def test_an_encoder_takes_only_its_modalities(tmp_path: Path, lines: Path) -> No
 
 def command(store: Path, lines: Path) -> list[str]:
     return [
-        *CLI, "extract", "--encoder", "digits-clip", "--source", f"text={lines}",
+        "-m", "cmcr", "extract", "--encoder", "digits-clip", "--source", f"text={lines}",
         "--store", str(store), "--part-rows", "200", "--batch-size", "32", "--workers", "1",
     ]  # fmt: skip
 
@@ -377,7 +376,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     folder = tmp_path_factory.mktemp("undisturbed")
     lines = folder / "lines.txt"
     lines.write_text("".join(f"a photo of the number {n}\n" for n in range(3000)))
-    subprocess.run(command(folder / "store", lines), check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, *command(folder / "store", lines)], check=True, capture_output=True
+    )
     return lines, visible(Key("digits-clip", "text", "lines").folder(folder / "store"))
 
 
@@ -388,15 +389,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     folder = Key("digits-clip", "text", "lines").folder(tmp_path)
     chance = random.Random(0)
     for kill in range(2):
-        process = subprocess.Popen(
-            command(tmp_path, lines), stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        process = forked.Process(*command(tmp_path, lines), session=True)
         _wait_for(lambda parts=3 * kill: len(list(folder.glob("part-*"))) > parts, process)
         time.sleep(chance.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (folder / "manifest.json").exists(), "the kill came too late to test anything"
-    subprocess.run(command(tmp_path, lines), check=True, capture_output=True)
+    done = forked.run(*command(tmp_path, lines))
+    assert done.returncode == 0, done.stderr
     assert visible(folder) == expected
 
 
@@ -404,14 +404,13 @@ def test_two_processes_at_once_share_the_work(
     tmp_path: Path, undisturbed: tuple[Path, dict[str, bytes]]
 ) -> None:
     lines, expected = undisturbed
-    both = [subprocess.Popen(command(tmp_path, lines), stderr=subprocess.PIPE) for _ in range(2)]
-    for process in both:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    for process in [forked.Process(*command(tmp_path, lines)) for _ in range(2)]:
+        done = process.done()
+        assert done.returncode == 0, done.stderr
     assert visible(Key("digits-clip", "text", "lines").folder(tmp_path)) == expected
 
 
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def _wait_for(condition: Callable[[], bool], process: forked.Process) -> None:
     for _ in range(6000):
         if condition() or process.poll() is not None:
             return

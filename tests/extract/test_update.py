@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -592,12 +593,8 @@ def test_a_process_that_ends_at_once_leaves_nothing_that_stays(
         f"{step} = lambda *_: os._exit(9)\n"
         "test_update.run(Path(sys.argv[1]), conftest.Bytes(), Path(sys.argv[2]), update=True)\n"
     )
-    killed = subprocess.run(
-        [sys.executable, "-c", script, store, media],
-        check=False,
-        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},
-    )
-    assert killed.returncode == 9
+    path = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
+    assert forked.run("-c", script, store, media, env=path).returncode == 9
     assert files(store) in (old, new)
     run(store, encoder, media, update=True)
     assert files(store) == new
