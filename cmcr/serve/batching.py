@@ -61,7 +61,7 @@ class Batcher:
 
     async def embed(self, modality: Modality, tensor: Tensor, length: int = 0) -> np.ndarray:
         """The vector, (D,) float32. Raises ServiceError where there is none."""
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
         self.waiting.append(Waiting(modality, tensor, length, answer))
         self._some.set()
         return await answer

@@ -76,7 +76,7 @@ class Work:
                 raise _TooLargeError(
                     f"{seconds:,.0f} s of sound, {self.limits.seconds:g} are the most"
                 )
-        elif modality == "pointcloud" and len(decoded) > self.limits.points:
+        elif isinstance(decoded, np.ndarray) and len(decoded) > self.limits.points:
             raise _TooLargeError(f"{len(decoded):,} points, {self.limits.points:,} are the most")
         return decoding.preprocess(modality, decoded)
 

@@ -172,10 +172,9 @@ def _file(path: Path) -> Any:
 
 async def _in_time(request: Request, task: "asyncio.Future[T]", seconds: float) -> T:
     gone = asyncio.ensure_future(_gone(request))
+    both: set[asyncio.Future[Any]] = {task, gone}
     try:
-        done, _ = await asyncio.wait(
-            {task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait(both, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task in done:
             return task.result()
         if gone in done:
