@@ -23,11 +23,12 @@ from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 
 ProjectorPreset = Literal["mlp", "linear", "residual"]
-HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "identity"]
+HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "kernel", "identity"]
 
 Method = Literal[
-    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "identity"
-]
+    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "kernel",
+    "identity",
+]  # fmt: skip
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
 Distance = Literal["plain", "squared"]
 
@@ -144,7 +145,7 @@ class ConnectConfig(BaseModel):
     @property
     def whitened(self) -> bool:
         """Whether each modality goes through its own covariance first: in cca and a residual."""
-        return self.method in ("cca", "ex-cca") or "residual" in self.heads
+        return self.method in ("cca", "ex-cca", "kernel") or "residual" in self.heads
 
     @property
     def heads(self) -> tuple[HeadKind, HeadKind]:
@@ -155,7 +156,9 @@ class ConnectConfig(BaseModel):
             return self.projector, self.projector
         if self.method == "ex-mcr":
             return "leaf" if self.projector == "mlp" else self.projector, "identity"
-        return "identity" if self.method == "identity" else "matrix", "identity"
+        if self.method in ("kernel", "identity"):
+            return self.method, "identity"
+        return "matrix", "identity"
 
     @property
     def model_name(self) -> str:

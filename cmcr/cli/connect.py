@@ -33,8 +33,8 @@ def connect(
     method: Annotated[
         str | None,
         typer.Option(
-            help="cca, ex-cca, c-mcr, ex-mcr, linear, procrustes, ridge, identity; auto takes what "
-            "held-out pairs show to be best.",
+            help="cca, ex-cca, c-mcr, ex-mcr, linear, procrustes, ridge, kernel, identity; auto takes "
+            "what held-out pairs show to be best.",
             show_default="the recipe's, else auto",
         ),
     ] = None,
@@ -101,7 +101,8 @@ def migrate(
     new: Annotated[str, typer.Option("--to", metavar="SPACE", help="The new model's.")],
     via: Annotated[str, typer.Option(help="The modality of the items that both embedded.")],
     method: Annotated[
-        str, typer.Option(help="ex-cca, procrustes, ridge, ex-mcr, or the best of them.")
+        str,
+        typer.Option(help="ex-cca, procrustes, ridge, kernel, the best of them, or ex-mcr."),
     ] = "auto",
     train: Names = None,
     memory: Names = None,

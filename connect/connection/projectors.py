@@ -9,6 +9,7 @@ The state-dict keys of `mlp`, `linear` and `leaf` are those of the published che
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,13 +99,45 @@ class Residual(nn.Module):
         return y
 
 
+class Kernel(nn.Module):
+    """Kernel ridge regression: Σᵢ exp((⟨x, xᵢ⟩ - 1)/WIDTH) Wᵢ of unit vectors x and items xᵢ."""
+
+    WIDTH = 0.2  # 1 - ⟨x, xᵢ⟩ at which an item has 1/e of its weight
+    items: Tensor
+    weights: Tensor
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("items", torch.empty(0, dim))
+        self.register_buffer("weights", torch.empty(0, joint_dim))
+
+    def near(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch items"]:
+        """How near each item is, in the precision of `x`."""
+        y: Tensor = ((x @ self.items.to(x.dtype).T - 1) / self.WIDTH).exp()
+        return y
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.near(x) @ self.weights
+        return y
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """As many items as there are."""
+        count = len(state[f"{prefix}items"])
+        for name in ("items", "weights"):
+            setattr(self, name, getattr(self, name).new_empty(count, getattr(self, name).shape[1]))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
 def make_head(kind: HeadKind, dim: int, joint_dim: int) -> nn.Module:
     """A fresh head, (batch, dim) → (batch, joint), drawn from torch's default generator."""
     if kind == "identity":
         return nn.Identity()
     if kind == "matrix":
         return nn.Linear(dim, joint_dim, bias=False)
-    makers = {"mlp": MLP, "linear": Linear, "leaf": Leaf, "residual": Residual}
+    makers = {"mlp": MLP, "linear": Linear, "leaf": Leaf, "residual": Residual,
+              "kernel": Kernel}  # fmt: skip
     return makers[kind](dim, joint_dim)
 
 

@@ -4,7 +4,8 @@
     done.connected.path, done.method, done.figures
 
 The connection keeps the old space, and every index over it, as it is: `procrustes`, `ridge`,
-`ex-cca` or `ex-mcr` from the new space into the old one, fitted on items that both have embedded.
+`ex-cca`, `kernel` or `ex-mcr` from the new space into the old one, fitted on items that both have
+embedded.
 
 **What is measured.** A quarter of the common items (2,048 at most) is held out: no method is fitted
 on them or chosen by them. Each is a query among the others that are held out: among those that the
@@ -52,7 +53,7 @@ from cmcr.errors import UsageError, near
 K = 10
 HELD_OUT = 0.25
 FEW = 10 * K  # items, of which the first ten are more than a tenth
-CLOSED = ("ex-cca", "procrustes", "ridge")  # the one of equals comes first
+CLOSED = ("ex-cca", "procrustes", "ridge", "kernel")  # the one of equals comes first
 METHODS = (*CLOSED, "ex-mcr")
 DRAWS = 1_000  # of the bootstrap
 

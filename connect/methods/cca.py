@@ -112,18 +112,17 @@ def canonical(
 
 @typed
 def into_second(
-    first: Float[Tensor, "d1 joint"],
-    second: Float[Tensor, "d2 joint"],
+    taken: Float[Tensor, "rows d2"],
     whitenings2: Float[Tensor, "modalities d2 d2"],
     means2: Float[Tensor, "modalities d2"],
-) -> Float[Tensor, "d1 d2"]:
-    """The W that takes unit(z₁A₁) into space 2 as it is: U f² Vᵀ A₂, across the means of space 2.
+) -> Float[Tensor, "rows d2"]:
+    """What `taken`, such as U f² Vᵀ, is to be in space 2 as it is: times A₂, across its means.
 
-    A₂ is the mean of its modalities', for W does not know which is searched. Its cosines with x₂
+    A₂ is the mean of its modalities', for it is not known which is searched. Its cosines with x₂
     rank as those in the joint space do, but for the length of z₂A₂. A direction along a mean would
     only prefer some rows to all others, whatever they are searched with.
     """
     means = means2.T.double()
-    w: Tensor = first @ second.T @ whitenings2.double().mean(dim=0)
+    w: Tensor = taken @ whitenings2.double().mean(dim=0)
     w -= w @ means @ torch.linalg.pinv(means)
     return w

@@ -15,11 +15,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from cmcr.connect.connection.projectors import Kernel
 from cmcr.connect.spaces.pairs import Rows
 from cmcr.devices import float32
 from cmcr.typed import typed
 
 BLOCK_ROWS = 65_536
+ITEMS = 2_048  # of a kernel
+STRENGTH = 0.3  # of kernel ridge regression
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,25 @@ def ridge(pairs: Moments, strength: float) -> Tensor:
     penalty = strength * torch.eye(len(pairs.auto), dtype=pairs.auto.dtype)
     w: Tensor = torch.linalg.solve(pairs.auto + penalty, pairs.cross)
     return w
+
+
+def kernel(head: Kernel, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Items of `head` and the W that minimises ‖K W - second‖² + STRENGTH · tr(WᵀK W), float64.
+
+    `first`, (n, D1), and `second`, (n, joint), are unit vectors; the items are ITEMS of `first` at
+    most, evenly spread over them.
+    """
+    chosen = torch.linspace(0, len(first) - 1, min(len(first), ITEMS)).long()
+    head.items = items = first[chosen]
+    size = len(items)
+    products = torch.zeros(size, size + second.shape[1], dtype=torch.float64)
+    for start in range(0, len(first), ITEMS):
+        rows = slice(start, start + ITEMS)
+        near = head.near(first[rows].double())  # (≤ ITEMS, items)
+        products += near.T @ torch.cat([near, second[rows].double()], dim=1)
+    between = head.near(items.double())
+    penalty = STRENGTH * between + ROUNDING * size * torch.eye(size, dtype=torch.float64)
+    return items, torch.linalg.solve(products[:, :size] + penalty, products[:, size:])
 
 
 def _units(block: np.ndarray | Tensor) -> Tensor:

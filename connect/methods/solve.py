@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from cmcr.connect.connection.connection import Connection
-from cmcr.connect.connection.projectors import Projector, make_heads
+from cmcr.connect.connection.projectors import Kernel, Projector, make_heads
 from cmcr.connect.connection.record import Record
 from cmcr.connect.methods.cca import canonical, cross, into_second
-from cmcr.connect.methods.closed_forms import procrustes, ridge
+from cmcr.connect.methods.closed_forms import kernel, procrustes, ridge
 from cmcr.connect.methods.problem import Problem, pose
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.loop import train
 from cmcr.connect.training.schedule import scheduled
 from cmcr.connect.training.validation import DECIDES, Validated
+from cmcr.devices import float32
 from cmcr.embeddings import list_datasets
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import MismatchError
@@ -132,6 +133,9 @@ def start(problem: Problem) -> tuple[Projector, Projector]:
     if config.method == "ex-mcr" and first.unpaired:
         projectors[0].turn = _identity_layer(first.dim)
         projectors[0].turned = tuple(first.unpaired)
+    if isinstance(heads[0], Kernel):
+        _fill(heads[0], problem, projectors)
+        return projectors
     matrices = _canonical(problem, projectors) if config.whitened else (_linear(problem), None)
     for head, matrix in zip(heads, matrices, strict=True):
         layer = getattr(head, "base", head)  # what a residual starts from, or all that there is
@@ -163,15 +167,38 @@ def _canonical(
     None where space 2 stays.
     """
     data, via = problem.data, problem.config.via
-    spreads = data.spreads[1]
-    means = {modality: one.mean for modality, one in spreads.items()}
-    whitenings = {modality: one.whitening for modality, one in spreads.items()}
-    second = Projector(projectors[1].head, means, whitenings=whitenings)
+    second = _second(problem)
     u, v = canonical(cross(data.fitted, (projectors[0], second), via), len(data.fitted))
     if problem.config.heads[1] != "identity":
         return u, v
-    each = torch.stack(list(whitenings.values())), torch.stack(list(means.values()))
-    return into_second(u, v, *each), None
+    return into_second(u @ v.T, *_each(second)), None
+
+
+def _second(problem: Problem) -> Projector:
+    """Space 2, whitened, whether or not it is to stay as it is."""
+    spreads = problem.data.spreads[1]
+    return Projector(
+        nn.Identity(),
+        {modality: one.mean for modality, one in spreads.items()},
+        whitenings={modality: one.whitening for modality, one in spreads.items()},
+    )
+
+
+def _each(second: Projector) -> tuple[Tensor, Tensor]:
+    """A₂ and the mean of each of its modalities, (modalities, D2, D2) and (modalities, D2)."""
+    return torch.stack(list(second.whitenings.values())), torch.stack(list(second.means.values()))
+
+
+def _fill(head: Kernel, problem: Problem, projectors: tuple[Projector, Projector]) -> None:
+    """Items and weights of a kernel's head, by pairs; space 2 stays as it is."""
+    data, second = problem.data, _second(problem)
+    pairs = ((data.fitted.first, projectors[0]), (data.fitted.second, second))
+    one, two = (of.centre(float32(rows[:], "cpu"), problem.config.via) for rows, of in pairs)
+    items, weights = kernel(head, one, two)
+    whitenings, means = _each(second)
+    twice = weights @ whitenings.double().mean(dim=0)  # what is pulled to the mean is much alike
+    head.items = items.float()
+    head.weights = into_second(twice, whitenings, means).float().contiguous()
 
 
 def _linear(problem: Problem) -> Tensor | None:

@@ -50,7 +50,7 @@ def test_a_mapping_keeps_what_re_embedding_finds_and_the_old_space(store: Path) 
     assert figures["re-embedding"].neighbours == 1
     assert figures["no mapping"].recall < 0.6 * done.mapped.recall  # a random order
     assert figures["old model"].neighbours >= done.mapped.neighbours - 0.1
-    assert set(done.tried) == {"ex-cca", "procrustes", "ridge"}
+    assert set(done.tried) == {"ex-cca", "procrustes", "ridge", "kernel"}
     connection = load_connection(done.connected.path)
     old = open_dataset(store, Key("old", "image", "photos")).embeddings().astype(np.float32)
     assert connection.keeps("old")
@@ -150,3 +150,25 @@ def test_merged_rows_are_a_pair_once(tmp_path: Path, make_dataset: Callable[...,
 
     assert find_bridge(store, "new", ["old"]).train == ("all", "c")
     assert find_bridge(store, "new", ["old"], train=["a", "x"]).train == ("a", "x")
+
+
+def test_models_that_bend_what_they_see_are_mapped_by_a_kernel(
+    make_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    seen = np.repeat(draw.normal(size=(300, 3)), 2, axis=0)
+    for space in ("old", "new"):
+        layers = draw.normal(size=(3, 64)), draw.normal(size=(64, 24)) / 8
+        rows = np.sin(2 * seen @ layers[0]) @ layers[1] + 0.1 * draw.normal(size=(600, 24))
+        make_dataset(f"{space}/image:photos", rows, id=[f"p{row}" for row in range(600)],
+                     label=[str(row // 2) for row in range(600)])  # fmt: skip
+    store = tmp_path / "store"
+    done = migrate(store, "old", "new", "image", name="up")
+    assert done.method == "kernel"
+    assert done.tried["kernel"] > done.tried["ex-cca"] + 0.05
+    connection = load_connection(done.connected.path)
+    assert connection.keeps("old")
+    fresh = open_dataset(store, Key("new", "image", "photos")).embeddings().astype(np.float32)
+    old = open_dataset(store, Key("old", "image", "photos")).embeddings().astype(np.float32)
+    found = connection.project("new", fresh, "image").numpy() @ old.T
+    assert np.mean(found.argmax(axis=1) // 2 == np.arange(600) // 2) > 0.9
