@@ -88,7 +88,7 @@ def demo(
 
 def axes_of(vectors: np.ndarray) -> np.ndarray:
     """A map by the two axes that the vectors (items, dim) spread over most: (items, 2)."""
-    centred = vectors - vectors.mean(axis=0)
+    centred = vectors.astype(np.float32) - vectors.mean(axis=0, dtype=np.float32)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     points: np.ndarray = centred @ np.resize(axes, (2, axes.shape[1])).T
     return points
