@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -277,7 +277,9 @@ def media(work: Path, count: int, chance: random.Random) -> None:
         folder = work / modality
         folder.mkdir()
         for number in range(count):
-            (folder / f"{number:06d}{suffix}").write_bytes(_mutated(whole(number), chance))
+            (folder / f"{number:06d}{suffix}").write_bytes(
+                _mutated(whole[number % len(whole)], chance)
+            )
         source = open_source(modality, str(folder))  # type: ignore[arg-type]
         items = list(source.items())
         batches = (
@@ -306,7 +308,8 @@ def media(work: Path, count: int, chance: random.Random) -> None:
         shutil.rmtree(folder)
 
 
-def _examples() -> Iterator[tuple[str, str, Callable[[int], bytes]]]:
+def _examples() -> Iterator[tuple[str, str, list[bytes]]]:
+    """A modality, a suffix, and files as they should be."""
     import soundfile
     from PIL import Image
 
@@ -315,30 +318,25 @@ def _examples() -> Iterator[tuple[str, str, Callable[[int], bytes]]]:
     sound = noise.normal(size=2_000) * 0.1
     points = noise.normal(size=(50, 3)).astype(np.float32)
 
-    def picture(number: int) -> bytes:
+    def picture(kind: str) -> bytes:
         file = io.BytesIO()
-        pixels.save(file, ("png", "jpeg", "gif", "webp", "tiff", "bmp")[number % 6])
+        pixels.save(file, kind)
         return file.getvalue()
 
-    def audio(number: int) -> bytes:
+    def audio(kind: str) -> bytes:
         file = io.BytesIO()
-        soundfile.write(file, sound, 16_000, format=("WAV", "FLAC", "OGG", "MP3")[number % 4])
+        soundfile.write(file, sound, 16_000, format=kind)
         return file.getvalue()
 
-    def cloud(number: int) -> bytes:
-        file = io.BytesIO()
-        np.save(file, points)
-        return file.getvalue()
-
-    def mesh(number: int) -> bytes:
-        lines = [f"{x:.4f} {y:.4f} {z:.4f}" for x, y, z in points]
-        return "\n".join(["OFF", f"{len(lines)} 1 0", *lines, "3 0 1 2"]).encode()
-
-    yield "image", ".png", picture
-    yield "audio", ".wav", audio
-    yield "pointcloud", ".npy", cloud
-    yield "pointcloud", ".off", mesh
-    yield "text", ".txt", lambda number: f"a photo of {number} things \u00e9".encode()
+    cloud = io.BytesIO()
+    np.save(cloud, points)
+    lines = [f"{x:.4f} {y:.4f} {z:.4f}" for x, y, z in points]
+    mesh = "\n".join(["OFF", f"{len(lines)} 1 0", *lines, "3 0 1 2"])
+    yield "image", ".png", [*map(picture, ("png", "jpeg", "gif", "webp", "tiff", "bmp"))]
+    yield "audio", ".wav", [*map(audio, ("WAV", "FLAC", "OGG", "MP3"))]
+    yield "pointcloud", ".npy", [cloud.getvalue()]
+    yield "pointcloud", ".off", [mesh.encode()]
+    yield "text", ".txt", [f"a photo of {number} things \u00e9".encode() for number in range(100)]
 
 
 def _mutated(whole: bytes, chance: random.Random) -> bytes:
