@@ -118,6 +118,8 @@ def open_index(dataset: Dataset) -> Any:
             fix="run the extract command again; it rebuilds the index from the parts",
         )
     try:
+        if not (dataset.folder / INDEX).is_file():  # a pipe would never answer
+            raise RuntimeError("no file")
         return faiss.read_index(str(dataset.folder / INDEX), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise StoreError(

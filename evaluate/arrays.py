@@ -127,7 +127,7 @@ def _matches(query: _Rows, gallery: _Rows, *, known: bool, paired: bool) -> Matc
             f"row i of x and of y is a pair, and x has {n:,} rows, y {m:,}",
             fix="give labels=(of_x, of_y) or groups=, or paired=False where nothing matches",
         )
-    return match_ids(*(side.table["id"].to_pylist() for side in (query, gallery)))
+    return match_ids(query.table["id"], gallery.table["id"])
 
 
 def _as_rows(

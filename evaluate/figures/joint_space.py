@@ -53,7 +53,7 @@ class Cloud:
 def cloud_of(model: JointSpace, items: Items) -> Cloud:
     """Items as they were extracted, and as `model` projects them."""
     after = items.projected(model).numpy()  # (items, joint)
-    return Cloud(items.key.space, items.key.modality, first_labels(items.table),
+    return Cloud(items.key.space, items.key.modality, first_labels(items.table).to_pylist(),
                  items.embeddings(), after)  # fmt: skip
 
 

@@ -10,12 +10,12 @@ of the same id are pairs; but ids that are mere row numbers, as of arrays import
 pair datasets of equal length only: 5,000 captions and 1,000 pictures share numbers, not items.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +34,8 @@ from cmcr.evaluate.ranking.matches import (
     unknown_matches,
 )
 
+_BLOCK = 65_536  # ids that are compared at a time
+
 
 @dataclass(frozen=True)
 class Items(Selection):
@@ -44,13 +46,18 @@ class Items(Selection):
     @property
     def described(self) -> bool:
         """Whether any of them has a label or a group."""
-        return any(self.table["group"].to_pylist()) or any(self.table["label"].to_pylist())
+        groups = pc.binary_length(self.table["group"].cast(pa.string()))
+        labels = pc.list_value_length(self.table["label"].cast(pa.list_(pa.string())))
+        return any((pc.max(lengths).as_py() or 0) > 0 for lengths in (groups, labels))
 
     @property
     def numbered(self) -> bool:
         """Whether their ids are the numbers of their rows, and so no names."""
-        ids = self.table["id"].to_pylist()
-        return all(name == str(row) for name, row in zip(ids, self.rows, strict=True))
+        ids = self.table["id"]
+        return all(
+            ids.slice(start, _BLOCK).equals(_as_ids(self.rows[start : start + _BLOCK]))
+            for start in range(0, len(ids), _BLOCK)
+        )
 
     def embeddings(self) -> np.ndarray:
         """Their embeddings, (items, D), in the stored precision."""
@@ -123,7 +130,7 @@ def check_pair(models: Iterable[JointSpace], query: Items, gallery: Items) -> Ma
             raise _nothing_in_common(query, gallery)
         return matches
     if not any(described) and _ids_pair(query, gallery):
-        return match_ids(*(items.table["id"].to_pylist() for items in (query, gallery)))
+        return match_ids(query.table["id"], gallery.table["id"])
     why = (
         "labels or groups on one side alone"
         if any(described)
@@ -137,14 +144,22 @@ def _ids_pair(query: Items, gallery: Items) -> bool:
     numbers = query.numbered and gallery.numbered
     if numbers and query.dataset.rows != gallery.dataset.rows:
         return False
-    known = set(query.table["id"].to_pylist())
-    return not known.isdisjoint(gallery.table["id"].to_pylist())
+    known: bool = pc.any(
+        pc.is_in(gallery.table["id"], value_set=query.table["id"]), min_count=0
+    ).as_py()
+    return known
+
+
+def _as_ids(rows: np.ndarray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array(rows).cast(pa.string())])
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
-    times = Counter(table["id"].to_pylist())
-    if len(times) < len(table):
-        name, most = times.most_common(1)[0]
+    ids = table["id"]
+    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
+        times = pc.value_counts(ids)
+        most = pc.max(times.field("counts")).as_py()
+        name = times[pc.index(times.field("counts"), most).as_py()]["values"].as_py()
         raise StoreError(
             f"ids of {dataset.key} occur more than once, {name!r} {most} times: "
             "results name items by id",
@@ -172,7 +187,7 @@ def _nothing_in_common(query: Items, gallery: Items) -> CmcrError:
 
 def _examples(items: Items) -> str:
     groups = items.table["group"].drop_null().unique().to_pylist()[:3]
-    labels = list(dict.fromkeys(name for name in first_labels(items.table) if name))[:3]
+    labels = [name for name in first_labels(items.table).unique().to_pylist() if name][:3]
     named = [
         f"{column} such as {', '.join(map(repr, values))}"
         for column, values in (("group", groups), ("label", labels))

@@ -13,7 +13,6 @@ Labels are compared as `plain_name` has them. An empty label or group counts as 
 instead is decided in evaluate/inputs/items.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,10 +103,9 @@ def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     return Matches(one, other, " or ".join(sorted(kinds)))
 
 
-def match_ids(query: Sequence[str], gallery: Sequence[str]) -> Matches:
-    """The pairs of items that have the same id, of two lists in which none occurs twice."""
-    ids, names = _numbers(*(pa.chunked_array([pa.array(one, pa.string())])
-                            for one in (query, gallery)))  # fmt: skip
+def match_ids(query: pa.ChunkedArray, gallery: pa.ChunkedArray) -> Matches:
+    """The pairs of items that have the same id, of two columns in which none occurs twice."""
+    ids, names = _numbers(query, gallery)
     one, other = (_incidence(np.arange(len(of)), of, (len(of), len(names))) for of in ids)
     return Matches(one, other, "id")
 
@@ -118,9 +116,13 @@ def unknown_matches(queries: int, gallery: int, why: str) -> Matches:
     return Matches(none_of, none_in, unknown=why)
 
 
-def first_labels(table: pa.Table) -> list[str | None]:
-    """The class of each row: its first label, None where there is none."""
-    return [labels[0] if labels else None for labels in table["label"].to_pylist()]
+def first_labels(table: pa.Table) -> pa.Array:
+    """The class of each row: its first label, null where there is none; (rows,) of text."""
+    rows, labels = _listed(table["label"])
+    row, first = np.unique(rows, return_index=True)
+    place = np.full(len(table), -1)  # (rows,) of the first label
+    place[row] = first
+    return labels.combine_chunks().take(pa.array(place, mask=place < 0))
 
 
 def plain_name(label: str) -> str:

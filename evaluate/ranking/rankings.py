@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from cmcr.embeddings.index import search
@@ -118,12 +119,12 @@ def _row(
     rows = np.flatnonzero(matches.counts() == 0)
     if matches.truth and len(rows):
         table = query.table.take(rows)
-        labels = dict.fromkeys(name for names in table["label"].to_pylist() for name in names or ())
+        labels = pc.list_flatten(table["label"].cast(pa.list_(pa.string()))).unique()
         row["unmatched"] = {
             "queries": len(rows),
             "of": matches.queries,
             "first": table["id"][0].as_py(),
-            "labels": list(labels)[:_SHOWN],
+            "labels": labels[:_SHOWN].to_pylist(),
         }
     return row
 
@@ -144,16 +145,21 @@ def tell_what_lies_behind(ranking: Ranking) -> None:
         ranking.row["hubs"] = [*ranking.hubs]
 
 
-def per_class(found: PerQuery, classes: Sequence[str | None]) -> list[dict[str, Any]]:
+def per_class(found: PerQuery, classes: pa.Array) -> list[dict[str, Any]]:
     """The metrics over the queries of each class, by name; `classes` has one for every query.
 
     An item's class is its first label. Queries without one, or without a match, count nowhere.
     """
-    names = np.array([classes[row] or "" for row in found.rows])  # (found,)
+    coded = classes.take(found.rows).dictionary_encode()  # (found,)
+    number = coded.indices.fill_null(-1).to_numpy()
+    order = np.argsort(number, kind="stable")
+    names = coded.dictionary.to_pylist()
+    starts = np.searchsorted(number[order], np.arange(len(names) + 1))
     return [
-        {"label": str(name), "queries": int(own.sum()), "metrics": found.take(own).summary()}
-        for name in np.unique(names[names != ""])
-        for own in [names == name]
+        {"label": name, "queries": len(own), "metrics": found.take(own).summary()}
+        for name, at in sorted(zip(names, range(len(names)), strict=True))
+        for own in [order[starts[at] : starts[at + 1]]]
+        if name
     ]
 
 

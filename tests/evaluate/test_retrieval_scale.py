@@ -133,7 +133,7 @@ def test_intervals_are_those_of_the_mean_and_the_same_every_time():
 def test_classes_make_up_the_mean():
     found = per_query(30)
     names = [None if row % 4 == 3 else "ab"[row % 2] for row in range(30)]
-    lines = per_class(found, names)
+    lines = per_class(found, pa.array(names))
     assert [(line["label"], line["queries"]) for line in lines] == [("a", 15), ("b", 8)]
     named = found.take(np.array([name is not None for name in names]))
     mean = sum(line["queries"] * line["metrics"]["mAP"] for line in lines) / 23

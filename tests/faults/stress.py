@@ -10,6 +10,7 @@ Where a check does not hold, the folder is kept and its name printed.
 
 import argparse
 import ctypes
+import gc
 import io
 import json
 import os
@@ -21,19 +22,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import faiss  # noqa: F401, TID253  imported once, for all runs
+# Imported once, for all runs
+import faiss  # noqa: F401, TID253
 import matplotlib.figure  # noqa: F401, TID253
 import numpy as np
+import pyarrow.dataset  # noqa: F401
+import sklearn.manifold  # noqa: F401, TID253
 import torch
+import torch._dynamo  # an optimizer does
 
 import cmcr.connect
 import cmcr.evaluate  # noqa: F401
 from cmcr.cli import app
+from cmcr.evaluate.figures import joint_space
 from cmcr.extract import open_source
 from cmcr.extract.engine import processes
 from cmcr.extract.engine.workers import Batch, load
@@ -43,7 +49,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from conftest import Bytes  # noqa: E402
 from shell import below  # noqa: E402
 
-TEXTS = 1_200
+TEXTS = 120
 SECONDS = 120  # for one run
 _MS_REMOUNT = 32  # sys/mount.h
 _MAY_MOUNT = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -80,6 +86,7 @@ def run(arguments: list[str], errors: Path) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     subprocess.Popen = Forked  # type: ignore[assignment, misc]
+    joint_space.embed_2d = lambda vectors: vectors[:, :2]  # t-SNE takes seconds, and no file
     sys.argv = ["cmcr", *arguments]
     code = 1
     try:
@@ -121,7 +128,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     """Each stage on the store of `folder`."""
     store = ["--store", str(folder / "S")]
     sources = ["--source", f"text={folder.parent / 'texts.csv'}", "--dataset", "t"]
-    extract = [*sources, "--part-rows", "100", "--batch-size", "20", "--workers", "2", *store]
+    extract = [*sources, "--part-rows", "10", "--batch-size", "5", "--workers", "2", *store]
     connect = ["--via", "text", "--spaces", "digits-clip,digits-clap", "--train", "t"]
     pair = ["--query", "digits-clap/text:t", "--gallery", "digits-clip/text:t"]
     return {
@@ -134,7 +141,10 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def kills(work: Path, count: int, chance: random.Random) -> None:
-    """Kill the main process, one below it or all of them, until `count` were."""
+    """Kill the main process, one below it or all of them, until `count` were.
+
+    A stage is begun again until it ends before it is killed, or was killed four times.
+    """
     clean = work / "clean"
     clean.mkdir()
     took = {}
@@ -152,34 +162,39 @@ def kills(work: Path, count: int, chance: random.Random) -> None:
         folder.mkdir()
         for stage, arguments in commands(folder).items():
             for _ in range(4):
-                done += _one_kill(arguments, took[stage], stage, work, chance)
-            assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
+                what, ended = _one_kill(arguments, took[stage], work, chance)
+                done += Counter({f"{stage} {what}": 1} if what else {})
+                if ended:
+                    break
+            else:
+                assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
         _same(_moved(content(folder), folder, clean), expected)
         print(f"kills: {done.total()} in {rounds} rounds, {dict(done)}", flush=True)
 
 
 def _one_kill(
-    arguments: list[str], took: float, stage: str, work: Path, chance: random.Random
-) -> Counter[str]:
+    arguments: list[str], took: float, work: Path, chance: random.Random
+) -> tuple[str | None, bool]:
+    """What was killed in a run of that many seconds; whether the run came to its end."""
     pid = run(arguments, work / "said")
     time.sleep(chance.uniform(0, took))
     every = below(pid)
-    what = chance.choice(["main", "group", "worker"] if every else ["main"])
+    what: str | None = chance.choice(["main", "group", "worker"] if every else ["main"])
     try:
         os.kill(chance.choice(every) if what == "worker" else pid, signal.SIGKILL)
         if what == "group":
             os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass
+        what = None if what == "worker" else what
     code = finished(pid)
     until = time.monotonic() + 5
     while left := [one for one in every if Path(f"/proc/{one}/exe").exists()]:
         assert time.monotonic() < until, f"left behind: {left}"
         time.sleep(0.01)
-    ended = what != "worker" and code == -signal.SIGKILL
-    if what == "worker":
-        assert code == 0, (work / "said").read_text()
-    return Counter({f"{stage} {what}": 1} if ended or what == "worker" else {})
+    if what in ("main", "group") and code == -signal.SIGKILL:
+        return what, False
+    assert code == 0, (work / "said").read_text()
+    return what if what == "worker" else None, True
 
 
 def _moved(found: dict[str, bytes], folder: Path, clean: Path) -> dict[str, bytes]:
@@ -197,32 +212,50 @@ def _same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
 
 
 def full(work: Path, count: int) -> None:
-    """Fill a small disk at `count` sizes; then make room and go on."""
-    clean, place = work / "roomy", work / "full"
-    clean.mkdir()
+    """Fill a small disk at `count` sizes, as many in each stage; make room and go on."""
+    place = work / "full"
     place.mkdir()
-    for arguments in commands(clean).values():
-        assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
-    expected = content(clean)
-    size = sum(map(len, expected.values()))
     refused: Counter[str] = Counter()
-    for number in range(count):
-        pages = max(size * (number + 1) // (count + 1) >> 12, 8)
-        _mount(place, f"{pages << 12}", 0)
-        for stage, arguments in commands(place).items():
+    before: dict[str, bytes] = {}
+    stages = commands(place)
+    for number, (stage, arguments) in enumerate(stages.items()):
+        _mount(place, "64m", 0)
+        _write(place, before)
+        assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
+        after = content(place)
+        _unmount(place)
+        least, most = _pages(before), _pages(after)
+        for one in range(
+            sizes := count * (number + 1) // len(stages) - count * number // len(stages)
+        ):
+            _mount(place, f"{(least + (most - least) * one // sizes) << 12}", 0)
+            _write(place, before)
             code = finished(run(arguments, work / "said"))
-            if code == 0:
-                continue
-            said = (work / "said").read_text()
-            assert code == 1, said
-            assert "Traceback" not in said, said
-            assert "No space left on device" in said, said
-            refused[stage] += 1
-            _mount(place, "64m", _MS_REMOUNT)
-            assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
-        _same(_moved(content(place), place, clean), expected)
-        ctypes.CDLL(None).umount(os.fsencode(place))
-    print(f"disk full: {count} sizes of {size >> 10} KiB, refused in {dict(refused)}", flush=True)
+            if code != 0:
+                said = (work / "said").read_text()
+                assert code == 1, said
+                assert "Traceback" not in said, said
+                assert "No space left on device" in said, said
+                refused[stage] += 1
+                _mount(place, "64m", _MS_REMOUNT)
+                assert finished(run(arguments, work / "said")) == 0, (work / "said").read_text()
+            _same(content(place), after)
+            _unmount(place)
+        print(
+            f"disk full: {stage}, {sizes} sizes up to {most << 2} KiB: {dict(refused)}", flush=True
+        )
+        before = after
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def _pages(files: dict[str, bytes]) -> int:
+    """Of a tmpfs that holds them and nothing more."""
+    return sum(-(-len(data) >> 12) for data in files.values()) + 1
 
 
 def _mount(place: Path, size: str, flags: int) -> None:
@@ -232,13 +265,21 @@ def _mount(place: Path, size: str, flags: int) -> None:
         raise OSError(ctypes.get_errno(), "mount")
 
 
+def _unmount(place: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount(os.fsencode(place)):
+        raise OSError(ctypes.get_errno(), "umount")
+
+
 def media(work: Path, count: int, chance: random.Random) -> None:
     """Decode `count` files of each modality with bytes changed, cut off or put in."""
     for modality, suffix, whole in _examples():
         folder = work / modality
         folder.mkdir()
         for number in range(count):
-            (folder / f"{number:06d}{suffix}").write_bytes(_mutated(whole(number), chance))
+            (folder / f"{number:06d}{suffix}").write_bytes(
+                _mutated(whole[number % len(whole)], chance)
+            )
         source = open_source(modality, str(folder))  # type: ignore[arg-type]
         items = list(source.items())
         batches = (
@@ -267,7 +308,8 @@ def media(work: Path, count: int, chance: random.Random) -> None:
         shutil.rmtree(folder)
 
 
-def _examples() -> Iterator[tuple[str, str, Callable[[int], bytes]]]:
+def _examples() -> Iterator[tuple[str, str, list[bytes]]]:
+    """A modality, a suffix, and files as they should be."""
     import soundfile
     from PIL import Image
 
@@ -276,30 +318,25 @@ def _examples() -> Iterator[tuple[str, str, Callable[[int], bytes]]]:
     sound = noise.normal(size=2_000) * 0.1
     points = noise.normal(size=(50, 3)).astype(np.float32)
 
-    def picture(number: int) -> bytes:
+    def picture(kind: str) -> bytes:
         file = io.BytesIO()
-        pixels.save(file, ("png", "jpeg", "gif", "webp", "tiff", "bmp")[number % 6])
+        pixels.save(file, kind)
         return file.getvalue()
 
-    def audio(number: int) -> bytes:
+    def audio(kind: str) -> bytes:
         file = io.BytesIO()
-        soundfile.write(file, sound, 16_000, format=("WAV", "FLAC", "OGG", "MP3")[number % 4])
+        soundfile.write(file, sound, 16_000, format=kind)
         return file.getvalue()
 
-    def cloud(number: int) -> bytes:
-        file = io.BytesIO()
-        np.save(file, points)
-        return file.getvalue()
-
-    def mesh(number: int) -> bytes:
-        lines = [f"{x:.4f} {y:.4f} {z:.4f}" for x, y, z in points]
-        return "\n".join(["OFF", f"{len(lines)} 1 0", *lines, "3 0 1 2"]).encode()
-
-    yield "image", ".png", picture
-    yield "audio", ".wav", audio
-    yield "pointcloud", ".npy", cloud
-    yield "pointcloud", ".off", mesh
-    yield "text", ".txt", lambda number: f"a photo of {number} things \u00e9".encode()
+    cloud = io.BytesIO()
+    np.save(cloud, points)
+    lines = [f"{x:.4f} {y:.4f} {z:.4f}" for x, y, z in points]
+    mesh = "\n".join(["OFF", f"{len(lines)} 1 0", *lines, "3 0 1 2"])
+    yield "image", ".png", [*map(picture, ("png", "jpeg", "gif", "webp", "tiff", "bmp"))]
+    yield "audio", ".wav", [*map(audio, ("WAV", "FLAC", "OGG", "MP3"))]
+    yield "pointcloud", ".npy", [cloud.getvalue()]
+    yield "pointcloud", ".off", [mesh.encode()]
+    yield "text", ".txt", [f"a photo of {number} things \u00e9".encode() for number in range(100)]
 
 
 def _mutated(whole: bytes, chance: random.Random) -> bytes:
@@ -327,6 +364,8 @@ def main() -> None:
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # so that forked processes share these pages
     work = Path(tempfile.mkdtemp(prefix="cmcr-stress-"))
     os.environ["TMPDIR"] = str(work)
     rows = [f"a photo of the number {number},{number % 10}" for number in range(TEXTS)]

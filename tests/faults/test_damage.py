@@ -19,7 +19,15 @@ import torch
 from shell import cmcr, refuse, succeed
 
 from cmcr.connect import connect, load_connection, read_config
-from cmcr.embeddings import Dataset, Key, import_embeddings, verify_store
+from cmcr.embeddings import (
+    Dataset,
+    Key,
+    build_index,
+    import_embeddings,
+    open_dataset,
+    open_index,
+    verify_store,
+)
 from cmcr.errors import SourceError, StoreError
 from cmcr.evaluate import evaluate_retrieval
 from cmcr.evaluate.results import read_results
@@ -104,6 +112,37 @@ def test_every_damage_of_a_dataset_is_told(store: Path) -> None:
     assert "not the one that was written" in told[0]
     assert "list of failures cannot be read" in told[1]
     assert "without its description" in told[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("index.json", b"{}", "without its description"),
+        ("index.json", b"[" * 100_000, "without its description"),
+        ("index.json", None, "without its description"),
+        ("index.faiss", b"cut", "not the one that was built"),
+        ("index.faiss", None, "it cannot be read"),
+    ],
+)
+def test_an_index_that_is_damaged_is_told_and_built_again(
+    name: str, content: bytes | None, message: str, store: Path
+) -> None:
+    key = Key("a", "image", "m")
+    dataset = open_dataset(store, key)
+    build_index(dataset)
+    path = dataset.folder / name
+    if content is None:
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    assert message in refuse(1, "verify", store)
+    with pytest.raises(StoreError) as error:
+        open_index(dataset)
+    assert error.value.fix
+    if name == "index.json":
+        build_index(dataset)
+        assert open_index(dataset).ntotal == 60
 
 
 CONNECTIONS: list[tuple[str, Any]] = [
@@ -206,15 +245,19 @@ def test_a_label_is_no_mathematics_and_numbers_come_before_pictures(
     assert read_results(folder / "retrieval.json")["results"]
 
 
+@pytest.mark.parametrize("how", ["reversed", "cut"])
 def test_pseudo_partners_that_were_altered_are_made_again(
-    store: Path, caplog: pytest.LogCaptureFixture
+    how: str, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = read_config(TRAINED)
     expected = (store / "connections" / "c" / "model.safetensors").read_bytes()
     parts = list((store / "pseudo").rglob("*.npy"))
     assert parts
     for part in parts:
-        np.save(part, np.load(part)[::-1])
+        if how == "reversed":
+            np.save(part, np.load(part)[::-1])
+        else:
+            part.write_bytes(part.read_bytes()[:-100])
     connect(store, config, name="again")
     assert (store / "connections" / "again" / "model.safetensors").read_bytes() == expected
     assert "is not as it was written" in caplog.text

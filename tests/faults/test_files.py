@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmcr.embeddings import Key, import_embeddings
+from cmcr.embeddings import Dataset, Key, build_index, import_embeddings
+from cmcr.embeddings.writer import begun, finish, reopen
 from cmcr.errors import SourceError
 from cmcr.extract import Encoder, extract, open_source
 from cmcr.files import locked, replacing, write_text
@@ -108,6 +110,43 @@ def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert error.value.filename == str(tmp_path / "x.pt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_new_name_is_synced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def fsync(number: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(number).st_mode)
+        synced.append(("folder" if folder else "file", (tmp_path / "x").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "x", "new")
+    assert synced == [("file", False), ("folder", True)]
+
+
+@pytest.mark.parametrize("what", ["finish", "build_index"])
+def test_one_process_at_a_time_writes_files_that_belong_together(
+    what: str, tmp_path: Path, make_dataset: Callable[..., Dataset]
+) -> None:
+    dataset = make_dataset("a/text:t", np.ones((4, 3), np.float32))
+    if what == "finish":
+        reopen(dataset.folder)
+    description = begun(dataset.folder)
+    assert description is not None
+    work = {
+        "finish": lambda: finish(dataset.folder, description, 1),
+        "build_index": lambda: build_index(dataset),
+    }[what]
+    written = {"finish": "manifest.json", "build_index": "index.json"}[what]
+    (dataset.folder / "index.json").unlink(missing_ok=True)
+    thread = threading.Thread(target=work)
+    with locked(dataset.folder / ".lock", wait=True):
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert not (dataset.folder / written).exists()
+    thread.join()
+    assert (dataset.folder / written).exists()
 
 
 def test_a_pipe_among_the_leftovers_holds_nobody_up(tmp_path: Path) -> None:

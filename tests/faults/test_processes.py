@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from cmcr.extract.items import Item
 sys.path.append(str(Path(__file__).parent))  # for the workers too
 
 from faulty import Faulty, OnDeadDisk
-from shell import below
+from shell import below, succeed
 
 SCRIPT = Path(__file__).with_name("faulty.py")
 
@@ -47,11 +48,15 @@ def texts(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """The script as a process of its own, with a folder of its own for temporary files."""
+    """The script as a process of its own, with a folder of its own for temporary files.
+
+    Its name is longer than that of a socket may be.
+    """
     running = []
+    temporary = tmp_path / "tmp" / ("long" * 30)
 
     def start(lines: str, *before: str, **options: Any) -> subprocess.Popen[str]:
-        (tmp_path / "tmp").mkdir(exist_ok=True)
+        temporary.mkdir(parents=True, exist_ok=True)
         command = [
             *before, sys.executable, str(SCRIPT), str(tmp_path / "S"), lines, json.dumps(options)
         ]  # fmt: skip
@@ -60,7 +65,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+            env=os.environ | {"TMPDIR": str(temporary)},
             start_new_session=True,
         )
         running.append(process)
@@ -106,7 +111,7 @@ def test_what_is_killed_takes_its_workers_along(
     process.kill()
     process.wait()
     assert gone(pids[1:])
-    assert not list((tmp_path / "tmp").iterdir())
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if not path.is_dir()]
 
 
 SLOW = """
@@ -353,6 +358,15 @@ def test_shared_memory_of_64_kilobytes_is_enough(
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 0, said
     assert "9,000 rows" in said
+
+
+def test_doctor_tells_how_much_shared_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    little = SimpleNamespace(f_bavail=16, f_frsize=1 << 20)
+    monkeypatch.setattr(os, "statvfs", lambda path: little)
+    told = json.loads(succeed("doctor", "--json").stdout)["findings"]
+    (line,) = [one for one in told if one["what"] == "shared memory"]
+    assert line["state"] == "16 MiB free in /dev/shm; decoding processes need none of it"
+    assert "--shm-size" in line["fix"]
 
 
 @pytest.mark.parametrize("rows", [0, 3, 100_000])
