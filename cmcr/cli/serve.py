@@ -1,7 +1,9 @@
 """`cmcr serve`: embeddings and search over HTTP, and a page."""
 
 import ipaddress
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,7 +86,7 @@ def serve(
     from cmcr.devices import cores, find_device
     from cmcr.search.store import open_store
     from cmcr.serve.http.app import make_app
-    from cmcr.serve.http.run import listen, run
+    from cmcr.serve.http.run import bind, run
     from cmcr.serve.limits import Limits
     from cmcr.serve.service import Service
 
@@ -98,7 +100,7 @@ def serve(
         device=str(find_device(device)),
         checkpoints=find_checkpoints(ground, checkpoint or []),
     )
-    with listen(host, port) as listening:
+    with bind(host, port) as bound:
         service = Service(
             opened,
             spaces=_spaces(opened, encoder or []),
@@ -111,8 +113,9 @@ def serve(
             media_roots=media or [],
         )  # fmt: skip
         service.load()
+        _log_requests()
         name = f"[{host}]" if ":" in host else host
-        url = f"http://{name}:{listening.getsockname()[1]}"
+        url = f"http://{name}:{bound.getsockname()[1]}"
 
         def told() -> None:
             models = service.models()
@@ -123,7 +126,7 @@ def serve(
                         "datasets": list(service.datasets)})  # fmt: skip
 
         hosts = {"localhost", "127.0.0.1", "::1", host} if local and token is None else None
-        run(make_app(service, token, hosts), service, listening, drain, told)
+        run(make_app(service, token, hosts), service, bound, drain, told)
 
 
 def _check_installed() -> None:
@@ -137,6 +140,15 @@ def _check_installed() -> None:
             f"the server needs {error.name}, which is not installed",
             fix="pip install 'cmcr[serve]'",
         ) from error
+
+
+def _log_requests() -> None:
+    """A line a request on stderr; --log has it too."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    requests = logging.getLogger("cmcr.serve")
+    requests.addHandler(handler)
+    requests.setLevel(logging.INFO)
 
 
 def _token(file: Path | None) -> str | None:
@@ -196,6 +208,7 @@ def _spaces(store: "Store", named: Sequence[str]) -> list[str]:
 
 
 def _connections(store: "Store", named: Sequence[str] | None) -> list[str]:
+    """Those that are named, or all that can be read."""
     there = sorted(path.parent.name for path in store.path.glob("connections/*/config.json"))
     for name in named or []:
         if name not in there:
@@ -204,14 +217,28 @@ def _connections(store: "Store", named: Sequence[str] | None) -> list[str]:
                 where=store.path / "connections",
                 fix=near(name, there),
             )
-    return there if named is None else list(named)
+    opened = partial(_opens, lambda name: store.models.opened(store.path / "connections" / name))
+    return list(filter(opened, there)) if named is None else list(named)
 
 
 def _datasets(store: "Store", places: Sequence[str]) -> list[str]:
-    """Those that are named, or all but what lies between the links of a chain."""
+    """Those that are named, or all that can be read but what lies between the links of a chain."""
     from cmcr.connect import describe_connections
-    from cmcr.embeddings import list_datasets
+    from cmcr.embeddings import Key, list_datasets, open_dataset
 
+    if places:
+        return [str(store.find(one)) for one in places]
     inner = {joint for line in describe_connections(store.path) for joint in line["joints"]}
     there = [str(key) for key in list_datasets(store.path) if key.space not in inner]
-    return [str(store.find(one)) for one in places] or there
+    return list(filter(partial(_opens, lambda one: open_dataset(store.path, Key.parse(one))),
+                       there))  # fmt: skip
+
+
+def _opens(opened: Callable[[str], object], name: str) -> bool:
+    """Whether it can be opened; it is told of where not."""
+    try:
+        opened(name)
+    except CmcrError as error:
+        say(f"left out  {name}: {error.what}")
+        return False
+    return True

@@ -130,13 +130,13 @@ class Store:
         embedded += [one.dataset for one in stored.values()]
         if joint is None:
             there = open_places(self.path, keys, where or {})
-            _refuse_two_encoders([*embedded, *(place.dataset for place in there)])
+            refuse_two_encoders([*embedded, *(place.dataset for place in there)])
         else:
             there = joint.open_places(self.path, keys, where or {})
             for dataset in embedded:
                 joint.check(dataset.key.space, dataset.encoder_identity)
         if index:
-            _refuse_what_no_index_holds(joint, there, where)
+            refuse_what_no_index_holds(joint, there, where)
         own: JointSpace | OwnSpace = OwnSpace(self.path) if joint is None else joint
         vectors, failures = self._projected(asked, stored, spaces, own, workers)
         refuse_failures(asked, failures)
@@ -228,14 +228,20 @@ def _check(
         raise UsageError(f"{k} results are none", fix="-k 1 or more")
     if weights and not together:
         raise UsageError("--weight goes with --together", fix="give --together, or no --weight")
-    if index and hubness == NNN:
-        raise UsageError(
-            "an index of the store holds no correction for hubs",
-            fix="give --index or --hubness; docs/search.md shows an index that holds it",
-        )
+    if index:
+        refuse_correction(hubness)
     if false_positives is not None and not 0 < false_positives < 1:
         raise UsageError(
             f"{false_positives:g} is no share of unrelated items", fix="--false-positives 0.01"
+        )
+
+
+def refuse_correction(hubness: Hubness) -> None:
+    """Raise UsageError: no index of the store is asked with a correction."""
+    if hubness == NNN:
+        raise UsageError(
+            "an index of the store holds no correction for hubs",
+            fix="give --index or --hubness; docs/search.md shows an index that holds it",
         )
 
 
@@ -254,7 +260,8 @@ def _refuse_another_modality(
             )
 
 
-def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
+def refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
+    """Raise MismatchError where one space was made by two encoders."""
     for dataset in datasets:
         if dataset.encoder_identity != datasets[0].encoder_identity:
             raise MismatchError(
@@ -264,9 +271,10 @@ def _refuse_two_encoders(datasets: Sequence[Dataset]) -> None:
             )
 
 
-def _refuse_what_no_index_holds(
+def refuse_what_no_index_holds(
     joint: JointSpace | None, places: Sequence[Place], where: RowFilter | None
 ) -> None:
+    """Raise UsageError for places, or rows of them, that an index does not answer for."""
     if where:
         raise UsageError(
             "an index holds all rows of a dataset", fix="give --index or --where, not both"

@@ -52,6 +52,11 @@ class Batcher:
         """Start to work, in the running loop."""
         self._task = asyncio.create_task(self._work())
 
+    @property
+    def works(self) -> bool:
+        """Whether inputs are taken up."""
+        return self._task is not None and not self._task.done()
+
     async def end(self) -> None:
         """Stop; what waits is given up."""
         if self._task is not None:
@@ -74,10 +79,10 @@ class Batcher:
             if not batch:
                 self._some.clear()
                 continue
-            stack = torch.stack([one.tensor for one in batch])  # (batch, ...)
             modality = batch[0].modality
             self.told(modality, len(batch))
             try:
+                stack = torch.stack([one.tensor for one in batch])  # (batch, ...)
                 vectors = await loop.run_in_executor(
                     self.thread, encode_batch, self.encoder, modality, stack
                 )
@@ -109,12 +114,18 @@ class Batcher:
             if (one.modality, one.tensor.shape, one.tensor.dtype) == kind
         ]
         alike.sort(key=lambda one: one.length)
-        at = alike.index(oldest)
-        start = min(max(at - self.most // 2, 0), max(len(alike) - self.most, 0))
+        at, last = alike.index(oldest), max(len(alike) - self.most, 0)
+        starts = range(max(at - self.most + 1, 0), min(at, last) + 1)
+        start = min(starts, key=lambda one: _spread(alike[one : one + self.most]))
         batch = alike[start : start + self.most]
         taken = set(map(id, batch))
         self.waiting = [one for one in self.waiting if id(one) not in taken]
         return batch
+
+
+def _spread(batch: list[Waiting]) -> int:
+    """By how much the longest is longer than the shortest; they are in order."""
+    return batch[-1].length - batch[0].length
 
 
 def _refuse(batch: list[Waiting], error: Exception) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import io
 import logging
 import queue
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,16 +68,20 @@ class Work:
         decoding = self.decodings[space, modality]
         if modality == "image" and isinstance(item.content, bytes):
             _refuse_many_pixels(item.content, self.limits.pixels)
+        if modality == "audio" and isinstance(item.content, bytes):
+            self.refuse_long(_seconds(item.content))
         _, decoded = decoding.decode(item)
         if isinstance(decoded, Waveform):
-            seconds = decoded.samples.shape[1] / decoded.sample_rate
-            if seconds > self.limits.seconds:
-                raise _TooLargeError(
-                    f"{seconds:,.0f} s of sound, {self.limits.seconds:g} are the most"
-                )
+            self.refuse_long(decoded.samples.shape[1] / decoded.sample_rate)
         elif isinstance(decoded, np.ndarray) and len(decoded) > self.limits.points:
             raise _TooLargeError(f"{len(decoded):,} points, {self.limits.points:,} are the most")
         return decoding.preprocess(modality, decoded)
+
+    def refuse_long(self, seconds: float) -> None:
+        """Raises for more sound than the server takes."""
+        if seconds > self.limits.seconds:
+            most = self.limits.seconds
+            raise _TooLargeError(f"{seconds:,.0f} s of sound, {most:g} are the most")
 
     def media(self, modality: Modality, uri: str) -> tuple[str, str, bytes]:
         """("made", type, bytes) of what `uri` names: PNG, WAV, or points as JSON."""
@@ -112,6 +115,16 @@ def _refuse_many_pixels(content: bytes, most: int) -> None:
         raise _TooLargeError(f"{width} x {height} pixels, {most:,} are the most")
 
 
+def _seconds(content: bytes) -> float:
+    """As the header has it; 0 where libsndfile cannot tell."""
+    import soundfile
+
+    try:
+        return float(soundfile.info(io.BytesIO(content)).duration)
+    except Exception:  # what it is, is said where it is decoded
+        return 0.0
+
+
 def _encoded(decoded: Any) -> tuple[str, bytes]:
     from PIL import Image
 
@@ -138,7 +151,7 @@ class Decoders:
 
     def __init__(self, work: Work, workers: int, imports: Sequence[str]) -> None:
         self.work, self.imports = work, [__name__, *imports]
-        self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self.idle: queue.SimpleQueue[Worker | None] = queue.SimpleQueue()
         self.threads = ThreadPoolExecutor(workers, "decode")
         self.aside = ThreadPoolExecutor(1, "texts")
         for _ in range(workers):
@@ -176,35 +189,46 @@ class Decoders:
         self.threads.shutdown(cancel_futures=True)
         self.aside.shutdown(cancel_futures=True)
         while not self.idle.empty():
-            self.idle.get().end()
+            if (process := self.idle.get()) is not None:
+                process.end()
 
     def _started(self) -> Worker:
         process = start_worker(self.imports)
-        process.take_up(self.work)
-        if not process.socket.poll(_TO_START):
-            raise CmcrError("a process that decodes inputs has not started", fix="start it again")
-        kind, answer, _ = process.receive()
-        if kind == "error":
+        ready = False
+        try:
+            process.take_up(self.work)
+            if not process.socket.poll(_TO_START):
+                raise CmcrError("a process that decodes inputs has not started")
+            kind, answer, _ = process.receive()
+            ready = kind != "error"
+        finally:
+            if not ready:
+                process.end()
+        if not ready:
             raise answer
         return process
 
     def _do(self, task: tuple[Any, ...]) -> tuple[Any, Tensor | None]:
-        """In a thread: one task in the next idle process."""
-        process = self.idle.get()
-        until = time.monotonic() + self.work.limits.item
+        """In a thread: one task in an idle process, which is replaced where it hangs or dies."""
+        process, sound = self.idle.get(), False
         try:
+            process = process or self._started()
             process.give(task)
-            if not process.socket.poll(max(until - time.monotonic(), 0)):
-                raise TimeoutError
-            kind, answer, tensor = process.receive()
-        except (TimeoutError, EOFError, OSError) as error:
-            process.end()
-            self.idle.put(self._started())
-            if isinstance(error, TimeoutError):
+            if not process.socket.poll(self.work.limits.item):
                 why = f"it took longer than {self.work.limits.item:g} s"
                 return ("failed", TimedOut.__name__, why), None
+            kind, answer, tensor = process.receive()
+            sound = True
+        except CmcrError as error:
+            log.error("%s", error)
+            raise ServiceError(503, "nothing decodes inputs at the moment", code="no_worker",
+                               headers={"Retry-After": "5"}) from error  # fmt: skip
+        except (EOFError, OSError):
             return ("failed", WorkerKilled.__name__, "decoding it ended the process"), None
-        self.idle.put(process)
+        finally:
+            if process is not None and not sound:
+                process.end()
+            self.idle.put(process if sound else None)
         if kind == "error":
             raise answer
         return answer, tensor

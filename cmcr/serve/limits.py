@@ -16,10 +16,9 @@ from cmcr.serve.schemas import ServiceError
 
 @dataclass(frozen=True)
 class Limits:
-    """Checked before work is done for a request; a `None` cannot be given."""
+    """Of a request; each is looked at as early as what is sent allows."""
 
     body: int = 32 << 20  # bytes of a request
-    inputs: int = 256  # of a request
     letters: int = 10_000  # of a text
     pixels: int = 40_000_000
     seconds: float = 600.0  # of sound

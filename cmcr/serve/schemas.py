@@ -6,7 +6,21 @@ Every error has one shape, {"error": {"message", "type", "param", "code"}}.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+INPUTS = 256  # of a request
+
+
+def _encodable(text: str) -> str:
+    """A text that is one: half of a surrogate pair has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("this is no text in Unicode") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class ServiceError(Exception):
@@ -64,7 +78,7 @@ class InputObject(BaseModel):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str]
 
-    text: str | None = None
+    text: Text | None = None
     image: str | None = None
     audio: str | None = None
     pointcloud: str | None = None
@@ -83,14 +97,14 @@ class InputObject(BaseModel):
         return {name: value for name, value in told.items() if value is not None}
 
 
-Input = str | InputObject
+Input = Text | InputObject
 
 
 class EmbeddingRequest(BaseModel):
     """What `POST /v1/embeddings` takes."""
 
     model: str = Field(description="A space, or SPACE@CONNECTION for the joint space.")
-    input: Input | Annotated[list[Input], Field(min_length=1)]
+    input: Input | Annotated[list[Input], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     truncate: Literal["NONE", "END"] = Field("END", description="Of texts that are too long.")
@@ -130,15 +144,15 @@ class EmbeddingAnswer(BaseModel):
 class Given(BaseModel):
     """A vector of `model`'s space, to search with."""
 
-    embedding: list[float] = Field(min_length=1)
+    embedding: Annotated[list[float], Field(fail_fast=True, min_length=1, max_length=65_536)]
     modality: str = Field(description="What it is an embedding of.")
 
 
 class Stored(BaseModel):
     """An item of the store, to search with."""
 
-    dataset: str
-    id: str
+    dataset: Text
+    id: Text
 
 
 class SearchRequest(BaseModel):
@@ -146,8 +160,10 @@ class SearchRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: str | Given | Stored | InputObject
-    datasets: list[str] = Field(min_length=1, description="SPACE/MODALITY:DATASET each.")
+    query: Text | Given | Stored | InputObject
+    datasets: list[Text] = Field(
+        fail_fast=True, min_length=1, max_length=64, description="SPACE/MODALITY:DATASET each."
+    )
     model: str | None = Field(
         None, description="A space, or SPACE@CONNECTION, that the query is embedded in."
     )
@@ -156,7 +172,9 @@ class SearchRequest(BaseModel):
         None, description="A closed form in the connection's place, such as cca."
     )
     top_k: int = Field(10, ge=1)
-    filter: dict[str, list[str]] = Field(default_factory=dict)
+    filter: dict[
+        Text, Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
+    ] = Field(default_factory=dict, max_length=16)
     hubness: Literal["none", "nnn"] = "none"
     index: bool = Field(False, description="Ask the FAISS indexes of the datasets.")
     false_positives: float | None = Field(None, gt=0, lt=1)

@@ -1,7 +1,7 @@
 """What no client sees: decoding that hangs or dies, and which inputs leave in one batch."""
 
 import asyncio
-import ctypes
+import io
 import time
 from typing import Any
 
@@ -9,26 +9,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import Bytes
+from served import Moody
 from torch import Tensor
 
 from cmcr.embeddings import Modality
+from cmcr.errors import CmcrError
 from cmcr.extract import Item
+from cmcr.serve import decoding
 from cmcr.serve.batching import Batcher
 from cmcr.serve.decoding import Decoders, Work
 from cmcr.serve.limits import Gate, Limits
 from cmcr.serve.schemas import ServiceError
-
-
-class Moody(Bytes):
-    """Three points decode; four hang, five end the process."""
-
-    def preprocess(self, modality: Modality, item: Any) -> Tensor:
-        if modality == "pointcloud":
-            if len(item) == 4:
-                time.sleep(3600)
-            if len(item) == 5:
-                ctypes.string_at(0)
-        return super().preprocess(modality, item)
 
 
 def cloud(points: int) -> Item:
@@ -38,7 +29,7 @@ def cloud(points: int) -> Item:
 
 def test_an_input_that_hangs_or_kills_costs_itself_alone() -> None:
     encoder = Moody()
-    decoders = Decoders(Work({"moody": encoder}, Limits(item=1.0), []), 1, ["conftest"])
+    decoders = Decoders(Work({"moody": encoder}, Limits(item=1.0), []), 1, ["served"])
 
     async def one(points: int) -> str:
         try:
@@ -59,6 +50,40 @@ def test_an_input_that_hangs_or_kills_costs_itself_alone() -> None:
         torch.testing.assert_close(text, encoder.preprocess("text", "a text"))
     finally:
         decoders.close()
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders = Decoders(Work({"moody": Moody()}, Limits(item=1.0), []), 1, ["served"])
+    try:
+        for code in ("WorkerKilled", "no_worker", None):
+            with monkeypatch.context() as patch:
+                if code == "no_worker":
+                    patch.setattr(decoding, "start_worker", refuse)
+                points = 5 if code == "WorkerKilled" else 3
+                prepared = decoders.prepare("moody", "pointcloud", cloud(points))
+                if code is None:
+                    assert len(asyncio.run(prepared)) == 16
+                else:
+                    with pytest.raises(ServiceError) as refused:
+                        asyncio.run(prepared)
+                    assert refused.value.code == code
+    finally:
+        decoders.close()
+
+
+def refuse(imports: Any) -> Any:
+    raise CmcrError("no process can be started")
+
+
+def test_long_sound_is_refused_by_its_header() -> None:
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(700 * 1_000, np.float32), 1_000, format="FLAC")
+    work = Work({"moody": Moody()}, Limits(), [])
+    item = Item("input", "input.flac", file.getvalue())
+    answer, _ = work(("prepare", "moody", "audio", item), lambda number: None)
+    assert answer[2] == "700 s of sound, 600 are the most"
 
 
 def test_too_many_points_are_refused() -> None:
@@ -124,7 +149,7 @@ def test_an_encoder_that_fails_fails_its_batch_and_no_other() -> None:
         return told
 
     sound, text = asyncio.run(run())
-    assert (sound.status, text.status, text.code) == (500, 400, "no_vector")
+    assert (sound.status, text.status, text.code) == (500, 400, "not_finite")
     assert "secret" not in sound.message
 
 

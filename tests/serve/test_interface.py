@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 from PIL import Image
 from served import PICTURES, SOUNDS, serving
-from shell import Demo
+from shell import Demo, succeed
 
 from cmcr.connect import load_connection
 from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.serve.http.guard import OPEN
 from cmcr.serve.limits import Limits
 
 
@@ -87,6 +89,19 @@ def test_media_are_embedded_as_they_were(client: TestClient, demo: Demo) -> None
     assert picture.headers["content-type"] == "image/png"
 
 
+def test_it_finds_what_the_command_finds(client: TestClient, demo: Demo) -> None:
+    for words, places in (("a seven", [PICTURES]), ("a nine", [PICTURES, SOUNDS])):
+        at = [f"--in={place}" for place in places]
+        asked = succeed("search", words, *at, "--json", "-k", 5, "--connection", "digits",
+                        "--store", demo.store, "--no-pipeline")  # fmt: skip
+        hits = json.loads(asked.stdout)["queries"][0]["results"]
+        own = found(client, query=words, datasets=places, top_k=5, connection="digits")
+        assert [row["id"] for row in own] == [hit["id"] for hit in hits]
+        np.testing.assert_allclose(
+            [row["score"] for row in own], [hit["score"] for hit in hits], atol=1e-5
+        )
+
+
 def found(client: TestClient, **asked: Any) -> list[dict[str, Any]]:
     answer = client.post("/v1/search", json=asked)
     assert answer.status_code == 200, answer.text
@@ -113,7 +128,8 @@ def test_a_word_a_sound_a_vector_and_an_item_find_their_pictures(
     eights = found(client, query=item, datasets=[PICTURES], filter={"label": ["8"]}, hubness="nnn")
     assert {*(tuple(row["label"]) for row in eights)} == {("8",)}
     assert all(row["score"] != row["cosine"] for row in eights)
-    both = found(client, query="a seven", datasets=[PICTURES, SOUNDS], connection="digits")
+    both = found(client, query="a seven", datasets=[PICTURES, SOUNDS, SOUNDS])
+    assert len({(row["dataset"], row["id"]) for row in both}) == len(both)
     assert {row["modality"] for row in both} == {"audio", "image"}
     assert found(client, query="a seven", datasets=[PICTURES], false_positives=0.01)
 
@@ -125,7 +141,9 @@ def test_a_word_a_sound_a_vector_and_an_item_find_their_pictures(
         ("embeddings", {"model": "digits-clip", "input": []}, 422, "at least 1 item"),
         ("embeddings", {"model": "digits-clip", "input": " "}, 400, "the text is empty"),
         ("embeddings", {"model": "digits-clip", "input": "x" * 10_001}, 400, "10,001 letters"),
-        ("embeddings", {"model": "digits-clip", "input": ["x"] * 257}, 400, "256 inputs"),
+        ("embeddings", {"model": "digits-clip", "input": ["x"] * 257}, 422, "at most 256"),
+        ("embeddings", {"model": "digits-clip", "input": [1] * 200_000}, 422, "input"),
+        ("embeddings", {"model": "digits-clip", "input": "\ud800"}, 422, "no text in Unicode"),
         ("embeddings", {"model": "digits-clip", "input": [[1, 2]]}, 422, "input"),
         ("embeddings", {"model": "digits-clip", "input": "x", "dimensions": 9}, 400, "64"),
         ("embeddings", {"model": "digits-clip", "input": {"audio": "AA=="}}, 400, "no audio"),
@@ -169,12 +187,45 @@ def test_a_word_a_sound_a_vector_and_an_item_find_their_pictures(
             400,
             "colour",
         ),
+        ("search", {"query": "x", "datasets": [PICTURES], "filter": {"label": []}}, 422, "filter"),
+        (
+            "search",
+            {"query": {"dataset": SOUNDS, "id": "\ud800"}, "datasets": [PICTURES]},
+            422,
+            "no text in Unicode",
+        ),
+        (
+            "search",
+            {"query": "x", "datasets": [PICTURES], "index": True, "filter": {"label": ["1"]}},
+            400,
+            "all rows",
+        ),
+        (
+            "search",
+            {"query": "x", "datasets": [PICTURES], "index": True, "hubness": "nnn"},
+            400,
+            "no correction",
+        ),
+        (
+            "search",
+            {"query": "x", "datasets": [SOUNDS, PICTURES], "index": True},
+            400,
+            "of its own space",
+        ),
+        ("search", {"query": "x", "datasets": [PICTURES], "baseline": "cca"}, 400, "no baseline"),
+        (
+            "search",
+            {"query": {"embedding": [1.0] * 64, "modality": "smell"}, "datasets": [PICTURES]},
+            400,
+            "nothing connects",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_shape(
     client: TestClient, demo: Demo, path: str, body: Any, status: int, said: str
 ) -> None:
-    answer = client.post(f"/v1/{path}", json=body)
+    sent, kind = json.dumps(body), {"Content-Type": "application/json"}
+    answer = client.post(f"/v1/{path}", content=sent, headers=kind)
     assert answer.status_code == status, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -194,6 +245,21 @@ def test_what_is_no_json_and_no_route_is_said_in_the_same_shape(client: TestClie
     assert all(set(answer.json()["error"]) for answer in answers)
 
 
+def test_an_error_of_ours_is_counted_as_one_and_shows_nothing(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*about: Any) -> Any:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(client.service.searcher, "plan", fails)  # type: ignore[attr-defined]
+    quiet = TestClient(client.app, raise_server_exceptions=False)
+    answer = quiet.post("/v1/search", json={"query": "x", "datasets": [PICTURES]})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert 'route="/v1/search",status="500"} 1.0' in client.get("/metrics").text
+
+
 def test_a_token_is_asked_for_and_a_large_request_is_refused(demo: Demo) -> None:
     limits = Limits(body=2_000)
     with serving(demo.store, token="f" * 32, limits=limits) as client:
@@ -203,7 +269,7 @@ def test_a_token_is_asked_for_and_a_large_request_is_refused(demo: Demo) -> None
         assert client.get("/metrics").status_code == 401
         right = {"Authorization": "Bearer " + "f" * 32}
         assert client.get("/v1/models", headers=right).status_code == 200
-        assert [client.get(path).status_code for path in ("/livez", "/readyz", "/")] == [200] * 3
+        assert [client.get(path).status_code for path in OPEN] == [200] * len(OPEN)
         body = {"model": "digits-clip", "input": "x" * 3_000}
         assert client.post("/v1/embeddings", json=body, headers=right).status_code == 413
 
@@ -218,7 +284,7 @@ def test_too_many_inputs_and_a_slow_encoder(demo: Demo, monkeypatch: pytest.Monk
     """One request holds the encoder; what does not fit beside it is told when to come again."""
     limits = Limits(queue=4, deadline=0.6)
     with serving(demo.store, limits=limits) as client:
-        encoder = client.app.state.service.encoders["digits-clip"]  # type: ignore[attr-defined]
+        encoder = client.service.encoders["digits-clip"]  # type: ignore[attr-defined]
         real = encoder.encode
 
         def slow(modality: str, batch: torch.Tensor) -> torch.Tensor:
@@ -256,7 +322,7 @@ def test_media_leave_only_where_the_operator_allows_it(
         (folder / "a.png").write_bytes(base64.b64decode(png()))
     (inside / "link.png").symlink_to(outside / "a.png")
     with serving(demo.store, media_roots=[inside]) as client:
-        serves = client.app.state.service.serves  # type: ignore[attr-defined]
+        serves = client.service.searcher.serves  # type: ignore[attr-defined]
         assert serves(str(inside / "a.png"))
         assert not serves(str(outside / "a.png"))
         assert not serves(str(inside / "link.png"))

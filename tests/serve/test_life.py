@@ -113,7 +113,13 @@ def test_only_its_own_name_is_answered_without_a_token(demo: Demo) -> None:
         scope = {"type": "http", "path": "/", "method": "GET", "headers": [(b"host", host)]}
         await guard(scope, receive, send)  # type: ignore[arg-type]
 
-    for host in (b"localhost:80", b"[::1]:80", b"evil.example", b"127.0.0.1.evil.example:80"):
+    for host in (
+        b"LOCALHOST:80",
+        b"[::1]:80",
+        b"[::1]",
+        b"evil.example",
+        b"127.0.0.1.evil.example:80",
+    ):
         asyncio.run(ask(host))
     codes = [one["status"] for one in sent if one["type"] == "http.response.start"]
-    assert codes == [200, 200, 421, 421]
+    assert codes == [200, 200, 200, 421, 421]

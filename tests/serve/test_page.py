@@ -13,7 +13,7 @@ from served import PICTURES, SOUNDS, served
 from shell import Demo
 
 from cmcr.serve.http.app import make_app
-from cmcr.serve.http.run import listen
+from cmcr.serve.http.run import bind
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt install chromium")
@@ -22,14 +22,14 @@ FAKE_SOUND = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-str
 
 @pytest.fixture(scope="module")
 def url(demo: Demo) -> Iterator[str]:
-    with listen("127.0.0.1", 0) as listening:
+    with bind("127.0.0.1", 0) as bound:
         config = uvicorn.Config(make_app(served(demo.store), None, None), log_config=None)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=[[listening]])
+        thread = threading.Thread(target=server.run, args=[[bound]])
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         server.should_exit = True
         thread.join()
 
@@ -88,6 +88,14 @@ def test_more_like_this_and_a_recording(page: Page) -> None:
     page.wait_for_timeout(800)
     page.click("#record")
     expect(page.locator("#state")).to_have_text("12 found for recording.webm")
+
+
+def test_the_interface_is_described_without_the_net(page: Page, url: str) -> None:
+    page.goto(f"{url}/docs")
+    expect(page.locator("h2").first).to_have_text("POST /v1/embeddings")
+    page.locator("summary").first.click()
+    expect(page.locator("pre").first).to_contain_text("encoding_format")
+    page.goto(url)
 
 
 def test_a_file_and_what_is_none(page: Page, tmp_path: Path) -> None:

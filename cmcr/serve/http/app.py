@@ -16,18 +16,16 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from cmcr import __version__
-from cmcr.embeddings.search.mixed import Hit
 from cmcr.extract import is_of
 from cmcr.serve.http.guard import Guard
 from cmcr.serve.limits import Gate
 from cmcr.serve.schemas import (
-    DatasetRow,
+    INPUTS,
     Datasets,
     EmbeddingAnswer,
     EmbeddingRequest,
     EmbeddingRow,
     ErrorAnswer,
-    FoundItem,
     ModelRow,
     Models,
     SearchAnswer,
@@ -38,8 +36,12 @@ from cmcr.serve.schemas import (
 from cmcr.serve.service import Embedded, Service
 
 PAGE = Path(__file__).parent / "page"
+_PAGES = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css",
+          "/docs": "docs.html", "/docs.js": "docs.js"}  # fmt: skip
 T = TypeVar("T")
-_OF_ANOTHER_KIND = {"string_type", "list_type", "model_attributes_type", "model_type"}
+# Types of errors that say less than others.
+_OF_ANOTHER_KIND = {"missing": 1, "string_type": 2, "list_type": 2, "model_attributes_type": 2,
+                    "model_type": 2}  # fmt: skip
 _GONE = 499  # as nginx has it: nobody reads this answer
 
 
@@ -50,8 +52,8 @@ def _told(*codes: int) -> dict[int | str, dict[str, Any]]:
 _OF_INPUTS = _told(400, 401, 404, 413, 421, 422, 429, 500, 503, 504)
 
 
-def make_app(service: Service, token: str | None, hosts: Collection[str] | None) -> FastAPI:
-    """The application around a service that is loaded."""
+def make_app(service: Service, token: str | None, hosts: Collection[str] | None) -> Guard:
+    """The application around a service that is loaded; `hosts` are names it may be called by."""
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -66,6 +68,7 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
         version=__version__,
         description="Embeddings of several modalities in one space, and search among them.",
         lifespan=life,
+        docs_url=None,  # a page of our own: theirs comes from elsewhere
         redoc_url=None,
     )
     gate = Gate(service.limits.queue)
@@ -88,8 +91,6 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
     async def embeddings(request: Request, asked: EmbeddingRequest) -> EmbeddingAnswer:
         """Vectors of texts and media in a space, or in a joint space (SPACE@CONNECTION)."""
         inputs = asked.inputs
-        if len(inputs) > service.limits.inputs:
-            raise ServiceError(400, f"{service.limits.inputs} inputs are the most", "input")
         _check_dimensions(service, asked.model, asked.dimensions)
         work = service.embed(asked.model, inputs, asked.truncate)
         found = await answered(request, len(inputs), work)
@@ -104,8 +105,8 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
         encoding_format: Annotated[Literal["float", "base64"], Form()] = "float",
     ) -> EmbeddingAnswer:
         """Vectors of files; the modality of each is told from its suffix."""
-        if len(files) > service.limits.inputs:
-            raise ServiceError(400, f"{service.limits.inputs} files are the most", "files")
+        if len(files) > INPUTS:
+            raise ServiceError(400, f"{INPUTS} files are the most", "files")
         space, _ = service.model(model)
         read = [await _uploaded(service, space, file, modality) for file in files]
         found = await answered(request, len(read), service.embed_items(model, read, "END"))
@@ -114,10 +115,8 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
     @app.post("/v1/search", responses=_OF_INPUTS)
     async def search(request: Request, asked: SearchRequest) -> SearchAnswer:
         """The nearest items of datasets to a text, media, a vector or an item of the store."""
-        hits, space, connection = await answered(request, 1, service.search(asked))
-        return SearchAnswer(
-            data=[_found(service, hit) for hit in hits], space=space, connection=connection
-        )
+        found, space, connection = await answered(request, 1, service.search(asked))
+        return SearchAnswer(data=found, space=space, connection=connection)
 
     @app.get("/v1/media/{dataset:path}/{row}", responses=_told(401, 404, 421, 422, 429, 503, 504),
              response_class=Response)  # fmt: skip
@@ -134,12 +133,7 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
     @app.get("/v1/datasets", responses=_told(401, 421))
     async def datasets() -> Datasets:
         """What can be searched in."""
-        rows = [
-            DatasetRow(id=name, space=key.space, modality=key.modality,
-                       rows=service.opened[name].manifest.rows)
-            for name, key in service.keys.items()
-        ]  # fmt: skip
-        return Datasets(data=rows)
+        return Datasets(data=await asyncio.to_thread(service.searcher.datasets))
 
     @app.get("/livez", include_in_schema=False)
     async def livez() -> dict[str, str]:
@@ -154,13 +148,12 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    for path, name in (("/", "index.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
+    for path, name in _PAGES.items():
         app.add_api_route(
             path, _file(PAGE / name), include_in_schema=False, response_class=FileResponse
         )
-    app.add_middleware(Guard, body=service.limits.body, token=token, hosts=hosts,
-                       metrics=service.metrics)  # fmt: skip
-    return app
+    # Outside of everything, so that it sees every answer.
+    return Guard(app, service.limits.body, token, hosts, service.metrics)
 
 
 def _file(path: Path) -> Any:
@@ -207,10 +200,9 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        all_told = error.errors()
         # Of an input that could be several things the one that it nearly is tells most.
-        told = next((one for one in all_told if one["type"] not in _OF_ANOTHER_KIND), all_told[0])
-        places = [str(part) for part in told["loc"] if part not in ("body", "path", "query")]
+        told = min(error.errors(), key=lambda one: _OF_ANOTHER_KIND.get(one["type"], 0))
+        places = [str(part) for part in told["loc"][1:]]
         place = places[0][:100] if told["type"] != "json_invalid" and places else None
         message = f"{place}: {told['msg']}" if place else told["msg"]
         return refuse(422, error_body(422, message[:500], place))
@@ -254,23 +246,3 @@ async def _uploaded(
             f"{', '.join(takes) or 'texts alone'}", "files",
         )  # fmt: skip
     return kind, service.item(kind, await file.read(), name.suffix)
-
-
-def _found(service: Service, hit: Hit) -> FoundItem:
-    item = hit.item
-    here = item.get("text") is not None or service.serves(str(item["uri"]))
-    return FoundItem(
-        rank=hit.rank,
-        score=hit.score,
-        cosine=hit.cosine,
-        false_positives=hit.false_positives,
-        dataset=hit.dataset,
-        row=hit.row,
-        id=item["id"],
-        modality=service.keys[hit.dataset].modality,
-        label=item.get("label"),
-        text=item.get("text"),
-        start=item.get("start"),
-        end=item.get("end"),
-        media=f"/v1/media/{hit.dataset}/{hit.row}" if here else None,
-    )

@@ -6,6 +6,7 @@ as it is. Nothing of what is sent is written down.
 
 import hmac
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
@@ -22,7 +23,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-OPEN = ("/livez", "/readyz", "/", "/page.js", "/page.css")  # without a token
+# Without a token.
+OPEN = ("/livez", "/readyz", "/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json")
+AT_ONCE = 16  # largest requests that are held at a time
 _HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; "
      b"media-src 'self' blob:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"),
@@ -44,6 +47,7 @@ class Guard:
     ) -> None:
         self.app, self.body, self.hosts, self.metrics = app, body, hosts, metrics
         self.token = None if token is None else token.encode()
+        self.held = 0  # bytes of requests in work
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -52,13 +56,25 @@ class Guard:
             return
         began = time.perf_counter()
         headers = dict(scope["headers"])
-        status = 0
+        status = taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            size = len(message.get("body", b""))
+            taken += size
+            self.held += size
+            if taken > self.body:
+                raise HTTPException(413, self._too_large)
+            if self.held > AT_ONCE * self.body:
+                raise HTTPException(429, "too much is being sent", {"Retry-After": "2"})
+            return message
 
         async def told(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_own(scope["path"])]
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
         refused = self._refused(scope["path"], headers)
@@ -68,8 +84,9 @@ class Guard:
                 answer = JSONResponse(error_body(code, message), code, headers=more)
                 await answer(scope, receive, told)
             else:
-                await self.app(scope, self._limited(receive), told)
+                await self.app(scope, limited, told)
         finally:
+            self.held -= taken
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, str(status)).inc()
             took = 1000 * (time.perf_counter() - began)
@@ -78,7 +95,7 @@ class Guard:
     def _refused(
         self, path: str, headers: dict[bytes, bytes]
     ) -> tuple[int, str, dict[str, str]] | None:
-        host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]")
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1").lower()).strip("[]")
         if self.hosts is not None and host not in self.hosts:
             return 421, "this server is not called by that name", {}
         if self.token is not None and path not in OPEN:
@@ -96,20 +113,3 @@ class Guard:
     @property
     def _too_large(self) -> str:
         return f"a request has {self.body >> 20} MiB at most"
-
-    def _limited(self, receive: Receive) -> Receive:
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.body:
-                raise HTTPException(413, self._too_large)
-            return message
-
-        return limited
-
-
-def _own(path: str) -> list[tuple[bytes, bytes]]:
-    return [] if path == "/docs" else list(_HEADERS)

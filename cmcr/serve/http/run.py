@@ -18,20 +18,26 @@ from cmcr.serve.service import Service
 _LAST = 3  # seconds that answers may take beyond the deadline
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve on. Raises UsageError for one that cannot be had."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of that address, on which nothing is taken before the server is ready.
+
+    Raises UsageError for one that cannot be had.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
     except OSError as error:
+        bound.close()
         raise UsageError(
             f"cannot serve on {host}:{port}: {error.strerror or error}",
             fix="give another --port, 0 for any that is free",
         ) from error
+    return bound
 
 
 def run(
-    app: Any, service: Service, listening: socket.socket, drain: float, told: Callable[[], None]
+    app: Any, service: Service, bound: socket.socket, drain: float, told: Callable[[], None]
 ) -> None:
     """Serve until SIGINT or SIGTERM; `told` is called when the server is ready.
 
@@ -47,7 +53,7 @@ def run(
         lifespan="on",
         timeout_graceful_shutdown=round(service.limits.deadline + _LAST),
     )
-    _Server(config, service, drain, told).run(sockets=[listening])
+    _Server(config, service, drain, told).run(sockets=[bound])
 
 
 class _Server(uvicorn.Server):

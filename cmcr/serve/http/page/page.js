@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const TOP = 12;
 const CLOUDS = ["ply", "npy", "npz", "off", "obj", "stl", "glb", "xyz"];
 let recorder = null;
+let baselines = {}; // of a connection, by its name
 let asking = 0; // the number of the last search: earlier ones are not shown
 
 async function ask(path, body) {
@@ -38,6 +39,7 @@ async function begin() {
       label.append(box, ` ${one.id} (${one.rows.toLocaleString("en")})`);
       return label;
     }));
+    baselines = Object.fromEntries(models.map((one) => [one.connection, one.baselines]));
     const names = [...new Set(models.map((one) => one.connection).filter(Boolean))];
     $("connection").replaceChildren(new Option("the one that fits", ""),
       ...names.map((name) => new Option(name, name)));
@@ -49,24 +51,25 @@ const checked = () =>
   [...document.querySelectorAll("[name=dataset]:checked")].map((box) => box.value);
 
 async function search(query, words) {
-  const number = ++asking;
   const datasets = checked();
   if (!datasets.length) { say("", "choose what to search in"); return; }
+  const number = ++asking;
   const body = { query, datasets, top_k: TOP };
   if ($("connection").value) body.connection = $("connection").value;
+  const show = (title, items) => { if (number === asking) $("found").append(list(title, items)); };
   say(`searching for ${words} …`);
   $("search").disabled = true;
   try {
     const found = await (await ask("/v1/search", body)).json();
-    const lists = [[found.connection ? `by ${found.connection}` : `in ${found.space}`, found.data]];
-    if ($("beside").checked && found.connection) {
-      say("fitting the closed form …");
-      const plain = { ...body, connection: found.connection, baseline: "cca" };
-      lists.push(["by cca, the closed form", (await (await ask("/v1/search", plain)).json()).data]);
-    }
     if (number !== asking) return;
-    $("found").replaceChildren(...lists.map(([title, items]) => list(title, items)));
+    $("found").replaceChildren();
+    show(found.connection ? `by ${found.connection}` : `in ${found.space}`, found.data);
     say(`${found.data.length} found for ${words}`);
+    const [plain] = baselines[found.connection] ?? [];
+    if ($("beside").checked && plain) {
+      const other = { ...body, connection: found.connection, baseline: plain };
+      show(`by ${plain}, the closed form`, (await (await ask("/v1/search", other)).json()).data);
+    }
   } catch (error) {
     if (number === asking) say("", error.message);
   } finally {
@@ -171,6 +174,7 @@ async function searchFile(file) {
   const data = await new Promise((done) => {
     const reader = new FileReader();
     reader.onload = () => done(reader.result.split(",")[1] ?? "");
+    reader.onerror = () => done("");
     reader.readAsDataURL(file);
   });
   const format = file.name.split(".").pop().toLowerCase().replace(/[^a-z0-9]/g, "").slice(0, 16);
@@ -206,6 +210,7 @@ $("ask").addEventListener("submit", (event) => {
 });
 $("file").addEventListener("change", () => {
   if ($("file").files[0]) searchFile($("file").files[0]);
+  $("file").value = ""; // the same file can be chosen again
 });
 $("record").addEventListener("click", record);
 $("token").addEventListener("change", begin);
