@@ -258,22 +258,22 @@ class Service:
         """
         if request.top_k > self.limits.results:
             raise ServiceError(400, f"top_k is at most {self.limits.results}", "top_k")
-        query, modality, stored = request.query, None, None
+        query, planned = request.query, partial(self._in_turn, self.searcher.plan, request)
+        known: frozenset[str] = frozenset()
         if isinstance(query, Stored):
             stored = await self._in_turn(self.searcher.stored, query)
-        elif isinstance(query, Given):
-            modality = query.modality
-        else:
-            modality = "text" if isinstance(query, str) else next(iter(query.given()))
-        plan = await self._in_turn(self.searcher.plan, request, modality, stored)
-        if stored is not None:
+            plan = await planned(None, stored)
             vector, known = stored.vector, stored.known
         elif isinstance(query, Given):
-            vector, known = self._given(plan.space, query), frozenset()
+            plan = await planned(query.modality, None)
+            vector = self._given(plan.space, query)
         else:
+            modality = "text" if isinstance(query, str) else next(iter(query.given()))
+            plan = await planned(modality, None)
             _, item = self.read(plan.space, query)
             vector = (await self._encode(plan.space, plan.modality, item, "END")).vector
-            known = frozenset([item.content] if isinstance(item.content, str) else ())
+            if isinstance(item.content, str):
+                known = frozenset([item.content])
         with self.metrics.stage("search"):
             found = await self._in_turn(self.searcher.find, request, plan, vector, known)
         return found, plan.space, plan.connection
