@@ -7,6 +7,7 @@
 
 import io
 import pickle
+import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
