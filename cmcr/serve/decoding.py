@@ -92,7 +92,7 @@ class Work:
 
 
 class _TooLargeError(Exception):
-    """Media that are sound and larger than the server takes."""
+    """Media that are whole and larger than the server takes."""
 
 
 def _first_line(error: Exception) -> str:
@@ -210,7 +210,7 @@ class Decoders:
 
     def _do(self, task: tuple[Any, ...]) -> tuple[Any, Tensor | None]:
         """In a thread: one task in an idle process, which is replaced where it hangs or dies."""
-        process, sound = self.idle.get(), False
+        process, well = self.idle.get(), False
         try:
             process = process or self._started()
             process.give(task)
@@ -218,7 +218,7 @@ class Decoders:
                 why = f"it took longer than {self.work.limits.item:g} s"
                 return ("failed", TimedOut.__name__, why), None
             kind, answer, tensor = process.receive()
-            sound = True
+            well = True
         except CmcrError as error:
             log.error("%s", error)
             raise ServiceError(503, "nothing decodes inputs at the moment", code="no_worker",
@@ -226,9 +226,9 @@ class Decoders:
         except (EOFError, OSError):
             return ("failed", WorkerKilled.__name__, "decoding it ended the process"), None
         finally:
-            if process is not None and not sound:
+            if process is not None and not well:
                 process.end()
-            self.idle.put(process if sound else None)
+            self.idle.put(process if well else None)
         if kind == "error":
             raise answer
         return answer, tensor

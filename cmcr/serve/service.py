@@ -182,7 +182,10 @@ class Service:
         known = [row["id"] for row in self.models()]
         if name not in known:
             raise ServiceError(
-                404, f"there is no model {name!r}; {near(name, known)}", "model", "model_not_found"
+                404,
+                f"there is no model {name[:200]!r}; {near(name[:200], known)}",
+                "model",
+                "model_not_found",
             )
         return space, self.joint[connection] if mark else None
 
