@@ -16,7 +16,13 @@ from cmcr.extract.engine.encode import encode_batch
 from cmcr.extract.engine.processes import Worker
 from cmcr.extract.engine.processes import start as start_worker
 from cmcr.extract.engine.summary import Summary
-from cmcr.extract.engine.workers import Decoding, TimedOut, WorkerKilled, workers_kept
+from cmcr.extract.engine.workers import (
+    Decoding,
+    TimedOut,
+    WorkerKilled,
+    niceness,
+    workers_kept,
+)
 from cmcr.extract.items import Item, Waveform
 from cmcr.extract.lookup import find_media, lookup_imports
 from cmcr.extract.media.readers import Reader, is_textual
@@ -67,6 +73,7 @@ __all__ = [
     "is_textual",
     "load_encoder",
     "lookup_imports",
+    "niceness",
     "open_encoder",
     "open_regions",
     "open_source",

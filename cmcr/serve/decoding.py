@@ -30,6 +30,7 @@ from cmcr.extract import (
     Worker,
     WorkerKilled,
     find_media,
+    niceness,
     start_worker,
 )
 from cmcr.serve.limits import Limits
@@ -49,6 +50,7 @@ class Work:
         self, encoders: Mapping[str, Encoder], limits: Limits, roots: Sequence[Path]
     ) -> None:
         self.limits, self.roots = limits, roots
+        self.niceness = niceness(encoders.values())
         self.decodings = {
             (space, modality): Decoding(encoder, modality)
             for space, encoder in encoders.items()
@@ -196,7 +198,7 @@ class Decoders:
         process = start_worker(self.imports)
         ready = False
         try:
-            process.take_up(self.work)
+            process.take_up(self.work, self.work.niceness)
             if not process.socket.poll(_TO_START):
                 raise CmcrError("a process that decodes inputs has not started")
             kind, answer, _ = process.receive()

@@ -13,7 +13,7 @@ import logging
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -168,6 +168,11 @@ def unstackable(inputs: Sequence[object]) -> str | None:
     return next((kind for kind in kinds if kind.startswith("a ")), None)
 
 
+def niceness(encoders: Iterable[Encoder]) -> int:
+    """Of processes that decode: an encoder on their cores comes first."""
+    return GIVING_WAY if any(encoder.device.type == "cpu" for encoder in encoders) else 0
+
+
 def failure(item: Item, error: Exception) -> Failure:
     """The row of `failures.parquet` for an item."""
     message = str(error).strip().partition("\n")[0]
@@ -241,7 +246,7 @@ class Crew:
     ) -> None:
         imports = (type(encoder).__module__, *getattr(encoder, "worker_imports", ()))
         self.imports = [__name__, *(module for module in imports if module != "__main__")]
-        self.niceness = GIVING_WAY if encoder.device.type == "cpu" else 0
+        self.niceness = niceness([encoder])
         self.decoding = decoding
         self.workers = workers
         self.timeout = item_timeout

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 from cmcr.extract import Item
+from cmcr.extract.engine.workers import GIVING_WAY
 from cmcr.serve import decoding
 from cmcr.serve.batching import Batcher
 from cmcr.serve.decoding import Decoders, Work
@@ -48,6 +50,10 @@ def test_an_input_that_hangs_or_kills_costs_itself_alone() -> None:
         assert time.monotonic() - began < 30
         text = asyncio.run(decoders.prepare("moody", "text", Item("", "", "a text")))
         torch.testing.assert_close(text, encoder.preprocess("text", "a text"))
+        process = decoders.idle.get()
+        assert process is not None
+        assert os.getpriority(os.PRIO_PROCESS, process.pid) == GIVING_WAY  # the encoder is first
+        decoders.idle.put(process)
     finally:
         decoders.close()
 
