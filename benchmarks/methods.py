@@ -203,7 +203,8 @@ def run(problem: Problem, measure: Callable[[Connection], float], folder: Path, 
 
 def warned(problem: Problem, measure: Callable[[Connection], float], folder: Path) -> str:
     """The paper's method beside the centred closed form on the test, and what a user is told."""
-    named = problem.variant(method="c-mcr", projector="mlp", centre=False)
+    asked = {"method": "c-mcr", "projector": "mlp", "centre": False}
+    named = Problem(problem.config.model_copy(update=asked), problem.data)  # by its name
     made = keep_to(named, folder / "named")
     closed = solve(problem.variant(method="procrustes", centre=True), folder / "closed").connection
     told = "a warning" if warning(folder / "named", made.record) else "no warning"
