@@ -22,12 +22,12 @@ SOUNDS, PICTURES = "digits-clap/audio:speech-test", "digits-clip/image:handwriti
 
 def served(store: Path, **options: Any) -> Service:
     """Sounds, pictures and phrases of the digits world, loaded."""
+    usual = {"spaces": ["digits-clap", "digits-clip"], "limits": Limits(), "workers": 1}
     service = Service(
         open_store(store),
-        spaces=["digits-clap", "digits-clip"],
         connections=["digits"],
         datasets=[SOUNDS, PICTURES, "digits-clip/text:phrases"],
-        **{"limits": Limits(), "workers": 1} | options,
+        **usual | options,
     )
     service.load()
     return service

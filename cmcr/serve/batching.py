@@ -9,6 +9,7 @@ are most like it in length: a batch is padded little, and nothing starves.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cmcr.embeddings import Modality
 from cmcr.errors import CmcrError
 from cmcr.extract import Encoder, encode_batch
 from cmcr.serve.schemas import ServiceError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -129,6 +132,7 @@ def _spread(batch: list[Waiting]) -> int:
 
 
 def _refuse(batch: list[Waiting], error: Exception) -> None:
+    log.error("a batch of %d %s failed", len(batch), batch[0].modality, exc_info=error)
     told = error.what if isinstance(error, CmcrError) else "the encoder failed"
     for one in batch:
         if not one.answer.done():

@@ -8,6 +8,7 @@ rows = await service.embed("clap@mine", inputs, truncate="END")
 import asyncio
 import base64
 import binascii
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from cmcr.connect import JointSpace
 from cmcr.embeddings import Key, Modality
-from cmcr.errors import near
+from cmcr.errors import EncoderError, near
 from cmcr.extract import Encoder, Item, is_textual, lookup_imports
 from cmcr.search.store import Store
 from cmcr.serve.batching import Batcher
@@ -40,6 +41,7 @@ from cmcr.serve.schemas import (
 from cmcr.serve.searching import Searcher, baseline_names
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _SUFFIXES = {"image": ".png", "audio": ".wav", "pointcloud": ".ply"}
 _OF_TYPES = {"plain": "txt", "jpeg": "jpg", "mpeg": "mp3", "x-wav": "wav", "svg+xml": "svg"}
 
@@ -78,6 +80,7 @@ class Service:
         self.encoders: dict[str, Encoder] = {
             space: self.store.models.encoder(space) for space in self.spaces
         }
+        self.takes = {space: _ready(space, encoder) for space, encoder in self.encoders.items()}
         self.joint: dict[str, JointSpace] = {
             name: self.store.models.opened(self.store.path / "connections" / name)
             for name in self.connections
@@ -106,7 +109,7 @@ class Service:
         }
         for space, batcher in self.batchers.items():
             batcher.begin()
-            if "text" in self.encoders[space].modalities:
+            if "text" in self.takes[space]:
                 await self._encode(space, "text", Item("", "", "warm up"), "END")
         self.warm = True
 
@@ -126,7 +129,7 @@ class Service:
         rows = [
             {
                 "id": space,
-                "modalities": sorted(encoder.modalities),
+                "modalities": sorted(self.takes[space]),
                 "dimensions": encoder.dim,
                 "connection": None,
                 "baselines": [],
@@ -138,7 +141,7 @@ class Service:
                 {
                     "id": f"{space}@{name}",
                     "modalities": sorted(
-                        one for one in encoder.modalities if joint.knows(space, one)
+                        one for one in self.takes[space] if joint.knows(space, one)
                     ),
                     "dimensions": joint.joint_dim,
                     "connection": name,
@@ -193,8 +196,8 @@ class Service:
         """The modality and the item of one input. Raises ServiceError for what is none."""
         told = {"text": given} if isinstance(given, str) else given.given()
         ((modality, value),) = told.items()
-        if modality not in self.encoders[space].modalities:
-            takes = ", ".join(sorted(self.encoders[space].modalities))
+        if modality not in self.takes[space]:
+            takes = ", ".join(sorted(self.takes[space]))
             raise ServiceError(400, f"{space} takes no {modality[:40]}; it takes {takes}", "input")
         if is_textual(modality):
             self.limits.refuse_text(value)
@@ -302,6 +305,19 @@ class Service:
         if text is not None:
             return "text/plain; charset=utf-8", text.encode()
         return await self.decoders.media(modality, uri)
+
+
+def _ready(space: str, encoder: Encoder) -> frozenset[Modality]:
+    """The modalities for which nothing is missing, such as a tokenizer."""
+    takes = set(encoder.modalities)
+    ready = getattr(encoder, "ready", None)
+    for modality in sorted(encoder.modalities if ready is not None else ()):
+        try:
+            ready(modality)  # type: ignore[misc]
+        except EncoderError as error:
+            log.warning("%s is served without %s: %s", space, modality, error.what)
+            takes.remove(modality)
+    return frozenset(takes)
 
 
 def _decoded(value: str, modality: Modality, suffix: str | None) -> tuple[bytes, str]:

@@ -139,7 +139,9 @@ def test_a_batch_leaves_when_the_encoder_is_idle_with_what_is_most_alike() -> No
     assert all(len(vector) == encoder.dim for vector in found)
 
 
-def test_an_encoder_that_fails_fails_its_batch_and_no_other() -> None:
+def test_an_encoder_that_fails_fails_its_batch_and_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Failing(Bytes):
         def encode(self, modality: Modality, batch: Tensor) -> Tensor:
             if modality == "audio":
@@ -157,6 +159,7 @@ def test_an_encoder_that_fails_fails_its_batch_and_no_other() -> None:
     sound, text = asyncio.run(run())
     assert (sound.status, text.status, text.code) == (500, 400, "not_finite")
     assert "secret" not in sound.message
+    assert "/secret/path" in caplog.text  # whoever runs the server is told
 
 
 def test_the_gate_counts_inputs_and_tells_when_to_come() -> None:

@@ -19,6 +19,8 @@ from shell import Demo, succeed
 
 from cmcr.connect import load_connection
 from cmcr.embeddings import Dataset, Key, open_dataset
+from cmcr.errors import EncoderError
+from cmcr.extract import load_encoder
 from cmcr.serve.http.guard import OPEN
 from cmcr.serve.limits import Limits
 
@@ -311,6 +313,26 @@ def test_too_many_inputs_and_a_slow_encoder(demo: Demo, monkeypatch: pytest.Monk
         told = client.get("/metrics").text
         assert "cmcr_inputs_waiting 0.0" in told
         assert 'cmcr_failures_total{reason="overloaded"} 1.0' in told
+
+
+def test_what_an_encoder_lacks_is_not_served_and_the_rest_is(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ready(self: Any, modality: str) -> None:
+        if modality == "text":
+            raise EncoderError("there is no tokenizer")
+
+    monkeypatch.setattr(type(load_encoder("digits-clap")), "ready", ready, raising=False)
+    with serving(demo.store, spaces=["digits-clap"]) as client:
+        assert "without text: there is no tokenizer" in caplog.text
+        rows = client.get("/v1/models").json()["data"]
+        assert {tuple(row["modalities"]) for row in rows} == {("audio",)}
+        answer = client.post("/v1/embeddings", json={"model": "digits-clap", "input": "x"})
+        assert answer.status_code == 400
+        sound = client.get(f"/v1/media/{SOUNDS}/0").content
+        files = [("files", ("x.wav", sound))]
+        answer = client.post("/v1/embeddings/upload", data={"model": "digits-clap"}, files=files)
+        assert vectors(answer).shape == (1, 64)
 
 
 def test_media_leave_only_where_the_operator_allows_it(

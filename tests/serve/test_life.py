@@ -5,14 +5,17 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
-import pytest
 from served import PICTURES
 from shell import Demo, below, refuse
+
+from cmcr.serve.http.guard import Guard
+from cmcr.serve.metrics import Metrics
 
 
 def test_it_says_where_it_is_and_ends_when_all_are_answered(demo: Demo) -> None:
@@ -84,19 +87,13 @@ def test_what_cannot_be_served_is_said_at_once(demo: Demo, tmp_path: Path) -> No
 
 
 def test_a_port_that_is_taken(demo: Demo) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = refuse(2, "serve", "--store", demo.store, "--no-pipeline", "--port", port)
     assert "in use" in told
 
 
-def test_only_its_own_name_is_answered_without_a_token(demo: Demo) -> None:
-    pytest.importorskip("fastapi")
-    from cmcr.serve.http.guard import Guard
-    from cmcr.serve.metrics import Metrics
-
+def test_only_its_own_name_is_answered_without_a_token() -> None:
     sent = []
 
     async def ask(host: bytes) -> None:

@@ -238,7 +238,7 @@ async def _uploaded(
 ) -> tuple[str, Any]:
     """The modality and the item of an uploaded file, of whose name the suffix counts."""
     name = Path(Path(file.filename or "").name)
-    takes = sorted(service.encoders[space].modalities - {"text"})
+    takes = sorted(service.takes[space] - {"text"})
     kind = modality or next((one for one in takes if is_of(one, name)), None)
     if kind not in takes:
         raise ServiceError(
