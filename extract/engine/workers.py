@@ -259,6 +259,7 @@ class Crew:
         self.known: dict[Hashable, Exception] = {}
         self.strikes: Counter[Hashable] = Counter()
         self.any_decoded = False
+        self.unready = 0  # workers that went before they had begun
         self.waited = 0.0  # seconds since hands were looked after
 
     def load(self, batches: Iterator[Batch], thread: ThreadPoolExecutor | None) -> Iterator[Loaded]:
@@ -372,7 +373,11 @@ class Crew:
         place = hand.worker.place() or NOWHERE
         code = hand.worker.end()
         if not hand.ready:
-            raise self._not_ready(code, in_time)
+            self.unready += 1
+            if not in_time or self.unready == TRIES:
+                raise self._not_ready(code, in_time)
+            self._tell_replaced(code)
+            return
         begun = max(place[0] - 1 - hand.finished, 0)
         number = hand.batches[min(begun, len(hand.batches) - 1)]
         items = self.batches[number].items
@@ -383,10 +388,7 @@ class Crew:
         key = number if row is None else self._key(number, row)
         self.strikes[key] += 1
         if in_time and self.strikes[key] < TRIES:
-            log.warning(
-                "a process that decodes %s was killed (%s) and is replaced; if memory is short, "
-                "take fewer --workers", self.decoding.modality, _told(code),
-            )  # fmt: skip
+            self._tell_replaced(code)
             if self.strikes[key] == TRIES - 1:
                 self.todo.remove(number)
                 self.alone.append(number)
@@ -415,6 +417,12 @@ class Crew:
         if isinstance(item, Crop | Span):
             item = item.picture.item if isinstance(item, Crop) else item.recording.item
         return item.id, item.uri
+
+    def _tell_replaced(self, code: int | None) -> None:
+        log.warning(
+            "a process that decodes %s was killed (%s) and is replaced; if memory is short, "
+            "take fewer --workers", self.decoding.modality, _told(code),
+        )  # fmt: skip
 
     def _killed(self, code: int | None, in_time: bool) -> SourceError:
         how = f"was killed: {_told(code)}" if in_time else f"gave nothing in {self.timeout:g} s"

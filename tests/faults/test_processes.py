@@ -30,7 +30,7 @@ from cmcr.extract.items import Item
 
 sys.path.append(str(Path(__file__).parent))  # for the workers too
 
-from faulty import Faulty, OnDeadDisk
+from faulty import Dying, Faulty, OnDeadDisk
 from shell import below, succeed
 
 SCRIPT = Path(__file__).with_name("faulty.py")
@@ -308,6 +308,20 @@ def test_workers_and_their_server_can_be_killed(tmp_path: Path, texts: Callable[
     one, other = (open_dataset(tmp_path / store, Key("faulty", "text", "t")) for store in "RS")
     assert one.embeddings().tobytes() == other.embeddings().tobytes()
     assert read_failures(other.folder) == []
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_worker_killed_before_it_begins_is_replaced_twice(
+    tmp_path: Path, texts: Callable[..., str], times: int
+) -> None:
+    encoder = Faulty()
+    encoder.preprocess = Dying(tmp_path / "count", times)
+    source = open_source("text", texts(*ROWS))
+    if times == 2:
+        assert extract(tmp_path / "S", encoder, source, "t", workers=1).failures == 0
+        return
+    with pytest.raises(SourceError, match="was killed: SIGKILL"):
+        extract(tmp_path / "S", encoder, source, "t", workers=1)
 
 
 def test_an_encoder_that_never_returns_is_told_of(
