@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cmcr.connect import ConnectConfig, aggregate, read_config
 from cmcr.connect.connection.projectors import Projector, make_heads
-from cmcr.connect.methods.cca import BLOCK_ROWS, Spread, canonical, cross
+from cmcr.connect.methods.cca import CACHED_ROWS, Spread, canonical, cross
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.checkpoint import TrainingState
@@ -100,9 +100,9 @@ def cca(scale: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, rows in (("b1", pairs), ("b2", pairs), ("memory", memory)):
             block = np.lib.format.open_memmap(f"{folder}/{name}.npy", "w+", np.float16, (rows, DIM))
-            for start in range(0, rows, BLOCK_ROWS):
-                part = units(min(BLOCK_ROWS, rows - start), torch.device("cpu"))
-                block[start : start + BLOCK_ROWS] = part.numpy()
+            for start in range(0, rows, CACHED_ROWS):
+                part = units(min(CACHED_ROWS, rows - start), torch.device("cpu"))
+                block[start : start + CACHED_ROWS] = part.numpy()
         b1, b2, rows = (Rows([np.load(f"{folder}/{name}.npy", mmap_mode="r")])
                         for name in ("b1", "b2", "memory"))  # fmt: skip
         started = time.process_time()
@@ -114,12 +114,12 @@ def cca(scale: float) -> None:
             projectors.append(Projector(torch.nn.Identity(), means, whitenings=whitenings))
         canonical(cross(Pairs(b1, b2), (projectors[0], projectors[1]), "text"), len(b1))
         ours = time.process_time() - started
-    block = units(BLOCK_ROWS, torch.device("cpu"))
+    block = units(CACHED_ROWS, torch.device("cpu"))
     square = block.T @ block
     started = time.process_time()
-    for _ in range(-(-(2 * memory + 2 * pairs) // BLOCK_ROWS)):
+    for _ in range(-(-(2 * memory + 2 * pairs) // CACHED_ROWS)):
         block.T @ block  # the covariances
-    for _ in range(-(-pairs // BLOCK_ROWS)):
+    for _ in range(-(-pairs // CACHED_ROWS)):
         block @ square, block @ square, block.T @ block  # z A on both sides, and the cross moment
     for _ in range(4):
         torch.linalg.eigh(square.double())

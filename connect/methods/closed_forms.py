@@ -21,6 +21,7 @@ from cmcr.devices import float32
 from cmcr.typed import typed
 
 BLOCK_ROWS = 65_536
+CACHED_ROWS = 2_048  # a block and its product stay in a CPU's cache
 ITEMS = 2_048  # of a kernel
 STRENGTH = 0.3  # of kernel ridge regression
 ROUNDING = 1e-9
@@ -39,8 +40,9 @@ def mean_embedding(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Float[Ten
     """The mean of all rows of `blocks`, made unit vectors first; summed in float64 over blocks."""
     total, count = torch.zeros(dim, dtype=torch.float64), 0
     for block in blocks:
-        rows = float32(block, "cpu")
-        total += (1 / torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)) @ rows
+        for start in range(0, len(block), CACHED_ROWS):
+            rows = float32(block[start : start + CACHED_ROWS], "cpu")
+            total += (1 / torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)) @ rows
         count += len(block)
     return total / count
 

@@ -40,8 +40,15 @@ class Rows:
         return len(self.rows) * self.shape[1] * self.blocks[0].itemsize
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
-        """Rows of these, (chosen, D), in the stored precision."""
+        """Rows of these, (chosen, D), in the stored precision; no copy where they lie together."""
         rows = self.rows[chosen]
+        if len(rows) and (np.diff(rows) == 1).all():
+            one = int(np.searchsorted(self.starts, rows[0], side="right")) - 1
+            if rows[-1] < self.starts[one + 1]:
+                first = int(rows[0] - self.starts[one])
+                together = self.blocks[one][first : first + len(rows)]
+                together.flags.writeable = False
+                return together
         block = np.searchsorted(self.starts, rows, side="right") - 1  # (chosen,)
         result = np.empty((len(rows), self.shape[1]), self.blocks[0].dtype)
         for number in np.unique(block):

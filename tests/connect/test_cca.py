@@ -97,7 +97,7 @@ def restated(store: Path, memory: bool = True) -> dict[str, Callable[[np.ndarray
 def test_cca_is_what_its_formula_says(
     store: Path, memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cca_module, "BLOCK_ROWS", 17)
+    monkeypatch.setattr(cca_module, "CACHED_ROWS", 17)
     made = connect(store, config(memory=["memory"] if memory else []), name="a")
     connection, expected = load_connection(made.path), restated(store, memory)
     assert (made.record.model, made.record.joint_dim, made.record.held_out) == ("cca", 9, 0)
