@@ -18,6 +18,7 @@ STAGES = {
     "evaluate": ("connect", "embeddings"),
     "extract": ("embeddings",),
     "cli": ("connect", "embeddings", "evaluate", "extract", "search", "serve"),
+    "mteb": ("connect", "embeddings", "extract"),
     "search": ("connect", "embeddings", "extract"),
     "serve": ("connect", "embeddings", "extract", "search"),
     "floor": (),
@@ -62,7 +63,7 @@ cmcr.cli.recipes
 cmcr.cli.log
 cmcr.serve.http
 cmcr.serve
-cmcr.search
+cmcr.mteb cmcr.search
 cmcr
 """
 LEVEL = {room: level for level, line in enumerate(LINES.splitlines()) for room in line.split()}
