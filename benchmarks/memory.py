@@ -26,6 +26,7 @@ DIM = 64
 QUERIES = 1_000
 BLOCK = 100_000
 SMALL = 1_000
+MATCHES = 4  # items of a label
 STAGES = ("import", "verify", "connect cca", "connect c-mcr", "evaluate", "project")
 
 
@@ -94,7 +95,7 @@ def vectors(folder: Path, place: str, rows: int) -> tuple[Path, Path]:
             stop = min(rows, start + BLOCK)
             whole[start:stop] = random.normal(size=(stop - start, DIM))
             numbers = np.arange(start, stop)
-            labels = [f"{number % 1000}" for number in numbers]
+            labels = [f"{number // MATCHES}" for number in numbers]
             writer.write_table(pa.table({"id": numbers.astype(str), "label": labels}))
     return array, ids
 
