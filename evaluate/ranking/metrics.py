@@ -200,8 +200,8 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 def intervals(found: PerQuery) -> dict[str, list[float]]:
     """The 95 % interval of each mean and of `median_rank`, by the bootstrap over the queries.
 
-    Of at most 10,000 queries they are quantiles of 1,000 resamples. Of more they are what infinitely
-    many resamples would give, without drawing any (`mean_interval`, `median_interval`).
+    Of at most 10,000 queries they are quantiles of 1,000 resamples. Of more they are the quantiles
+    of all resamples, of which none is drawn (`mean_interval`, `median_interval`).
     """
     names = (*MEANS, "median_rank")
     resampled = len(found.rows) <= RESAMPLED
@@ -233,9 +233,9 @@ def _quantiles_of_all(found: PerQuery) -> np.ndarray:
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """Where 95 % of the means of resamples of n values lie, (queries,) → both ends.
 
-    The quantiles of a resample's mean are m + s / √n · (z ± γ (z² - 1) / (6 √n)) with a remainder
-    of 1 / n relative to s / √n, for a mean m, a standard deviation s and a skewness γ of the
-    values (Cornish-Fisher; Hall: The Bootstrap and Edgeworth Expansion, 1992, sections 2.5, 3.5).
+    For values of mean m, standard deviation s and skewness γ the quantiles of a resample's mean are
+    m + s / √n (z + γ (z² - 1) / (6 √n)), but for terms of the order s / √n³ (Cornish and Fisher;
+    Hall: The Bootstrap and Edgeworth Expansion, 1992). No mean lies beyond the values themselves.
     """
     mean = values.mean()
     off = values - mean
@@ -253,9 +253,9 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 def median_interval(values: np.ndarray) -> tuple[float, float]:
     """The same of the median, for many values.
 
-    How many of a resample's n values are no larger than the k-th smallest is binomial with k / n,
-    so its median reaches that one with the probability that the binomial reaches n / 2: the ends
-    are those n / 2 ± z √n / 2 from the smallest.
+    How many of a resample's n values are at most the k-th smallest is binomial, of n with k / n
+    each. The median is at most that one where they are half of them, which is as likely as an end
+    asks for at k = n / 2 ± z √n / 2, the binomial of so many taken to be normal.
     """
     size = len(values)
     places = np.ceil(size / 2 + np.array([-_Z, _Z]) * np.sqrt(size) / 2).astype(int) - 1
