@@ -306,7 +306,10 @@ def _write_per_query(file: Path, done: "Sequence[Evaluated]") -> None:
     there = [folder / name for folder, name in dict.fromkeys(files) if name]
     if not there:
         raise _no_number(done[0].rows[0].get("unknown", "no truth") if done else "no result")
-    write_per_query(file, (pq.read_table(path, partitioning=None) for path in there))
+    opened = map(pq.ParquetFile, there)
+    write_per_query(
+        file, (one.read_row_group(at) for one in opened for at in range(one.num_row_groups))
+    )
 
 
 def _refuse_without_truth(ground: "Ground", jobs: "Sequence[Job]") -> None:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cmcr.devices import room_for
 from cmcr.embeddings.index import search
 from cmcr.embeddings.inventory import read_digests
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
@@ -31,6 +32,8 @@ from cmcr.typed import typed
 Hubness = Literal["none", "nnn"]
 NNN: Hubness = "nnn"
 K = 5
+
+_BLOCK = 65_536  # items that are compared with the bank at a time
 
 Project = Callable[[str, np.ndarray, Modality], Tensor]  # space, (n, D), modality → (n, joint)
 
@@ -151,9 +154,13 @@ def correction(
     items = gallery.numpy()
     best = np.empty((len(items), 0), np.float32)  # (gallery, ≤ k)
     for block in bank:
-        nearest, _ = search(items, block.numpy(), k)  # (gallery, ≤ k)
-        best = np.concatenate([best, nearest], axis=1)
-        best = -np.sort(-best, axis=1)[:, :k]
+        former = best
+        best = np.empty((len(items), min(k, former.shape[1] + len(block))), np.float32)
+        for start in range(0, len(items), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            nearest, _ = search(items[rows], block.numpy(), k)  # (≤ _BLOCK, ≤ k)
+            both = np.concatenate([former[rows], nearest], axis=1)
+            best[rows] = -np.sort(-both, axis=1)[:, :k]
     return torch.from_numpy(best.mean(axis=1))
 
 
@@ -162,10 +169,16 @@ def with_correction(
     gallery: Float[Tensor, "gallery dim"], r: Float[Tensor, " gallery"]
 ) -> Float[Tensor, "gallery dim_and_one"]:
     """[g, -r(g)/2], what an index is built over."""
-    return torch.cat([gallery, -r[:, None] / 2], dim=1)
+    return _longer(gallery, -r[:, None] / 2)
 
 
 @typed
 def with_one(queries: Float[Tensor, "queries dim"]) -> Float[Tensor, "queries dim_and_one"]:
     """[q, 1], what such an index is asked: the inner product is q·g - r(g)/2."""
-    return torch.cat([queries, queries.new_ones(len(queries), 1)], dim=1)
+    return _longer(queries, queries.new_ones(len(queries), 1))
+
+
+def _longer(vectors: Tensor, value: Tensor) -> Tensor:
+    """Vectors, (n, dim), with one value more each, (n, 1)."""
+    longer = torch.from_numpy(room_for((len(vectors), vectors.shape[1] + 1)))
+    return torch.cat([vectors, value], dim=1, out=longer)

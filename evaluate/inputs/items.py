@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
-from cmcr.devices import float32
+from cmcr.devices import float32, room_for
 from cmcr.embeddings import Dataset
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, StoreError, UsageError
@@ -78,13 +78,13 @@ class Items(Selection):
 def project_rows(dataset: Dataset, rows: np.ndarray, model: JointSpace | None) -> Tensor:
     """The place of `rows`, ascending, in the joint space of `model`: (rows, joint), unit norm.
 
-    Without a model it is their own space.
+    Without a model it is their own space. Of many rows it lies in a file (`room_for`).
     """
     vectors = torch.empty(0)
     done = 0
     for joint in project_blocks(dataset, rows, model):
         if not done:
-            vectors = torch.empty(len(rows), joint.shape[1])  # (rows, joint)
+            vectors = torch.from_numpy(room_for((len(rows), joint.shape[1])))  # (rows, joint)
         vectors[done : done + len(joint)] = joint
         done += len(joint)
     return vectors

@@ -19,13 +19,18 @@ from cmcr.typed import typed
 
 HUB_K = 10
 
+_BLOCK = 65_536  # queries
+
 
 @typed
 def occurrences(
     found: Int[np.ndarray, "queries found"], gallery: int, k: int = HUB_K
 ) -> Int[np.ndarray, " gallery"]:
     """N_k of each of `gallery` items, where `found` are the rows nearest to each query."""
-    return np.bincount(found[:, :k].ravel(), minlength=gallery)
+    often = np.zeros(gallery, np.int64)
+    for start in range(0, len(found), _BLOCK):
+        often += np.bincount(found[start : start + _BLOCK, :k].ravel(), minlength=gallery)
+    return often
 
 
 @typed

@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 from cmcr.typed import typed
 
 _BLOCK_PAIRS = 1 << 24
+_PLAIN = ("_", " ")
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,18 @@ class Matches:
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        rows = max(1, _BLOCK_PAIRS // max(1, self.gallery))
-        blocks = [
-            np.diff(self.block(start, start + rows).indptr)
-            for start in range(0, self.queries, rows)
-        ]
-        counts: np.ndarray = np.concatenate([np.empty(0, np.int64), *blocks])  # (queries,)
+        items = np.diff(self._gallery_of_key.indptr).astype(np.int64)  # (keys,)
+        counts: np.ndarray = self.query_keys @ items  # (queries,)
+        several = np.flatnonzero(np.diff(self.query_keys.indptr) > 1)  # an item may share two
+        pairs = counts[several].cumsum() // _BLOCK_PAIRS
+        for rows in np.split(several, np.flatnonzero(np.diff(pairs)) + 1):
+            counts[rows] = np.diff(self.of(rows).indptr)
         return counts
+
+    @cached_property
+    def answerable(self) -> np.ndarray:
+        """The numbers of the queries that have a match, ascending."""
+        return np.flatnonzero(self._counts)
 
     @typed
     def pairs(
@@ -127,7 +133,7 @@ def first_labels(table: pa.Table) -> pa.Array:
 
 def plain_name(label: str) -> str:
     """A class's name with "_" as a space: ModelNet40's folder `night_stand` is "night stand"."""
-    return label.replace("_", " ")
+    return label.replace(*_PLAIN)
 
 
 def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -161,10 +167,9 @@ def _plain(
     labels: tuple[np.ndarray, np.ndarray], names: pa.Array
 ) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """The same labels with one number for all names that are plainly one, and how many are left."""
-    plain = [plain_name(name) for name in names.to_pylist()]
-    number = {name: at for at, name in enumerate(dict.fromkeys(plain))}
-    merged = np.array([*(number[name] for name in plain), -1])
-    return (merged[labels[0]], merged[labels[1]]), len(number)
+    plain = pc.replace_substring(names, *_PLAIN).dictionary_encode()
+    merged = np.append(plain.indices.to_numpy(), -1)
+    return (merged[labels[0]], merged[labels[1]]), len(plain.dictionary)
 
 
 # Labels count only where one of the two has no group. A label's first key is shared by a query

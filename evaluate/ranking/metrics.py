@@ -10,12 +10,14 @@ Everything follows from the ranks of a query's matches (evaluate/ranking/ranks.p
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cmcr.devices import room_for
 from cmcr.errors import CmcrError
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.ranks import blocks_of_ranks
@@ -42,8 +44,8 @@ class PerQuery:
     first_rank: np.ndarray  # (found,) the rank of its first match, from 1
     scores: np.ndarray  # (found, means) a column for each of `MEANS`
 
-    def take(self, which: np.ndarray) -> "PerQuery":
-        """Those that a mask or an array of places picks."""
+    def take(self, which: np.ndarray | slice) -> "PerQuery":
+        """Those that a mask, an array of places or a slice picks."""
         return PerQuery(self.rows[which], self.first_rank[which], self.scores[which])
 
     def summary(self) -> Metrics:
@@ -82,7 +84,8 @@ def retrieval_metrics(
     - `median_rank`: median over the queries of the rank of the first match, from 1.
 
     Queries with no match in the gallery are left out and counted as `queries_without_match`.
-    Memory holds one block of scores, never all. Raises CmcrError when no query has a match or a
+    Memory holds one block of scores, never all; what is known of many queries lies in a file
+    (`room_for`). Raises CmcrError when no query has a match or a
     value is not finite.
     """
     if not torch.isfinite(queries.sum() + gallery.sum()):
@@ -90,20 +93,20 @@ def retrieval_metrics(
             "projected embeddings hold NaN or infinity",
             fix="train the connection again, with a smaller learning rate if it diverged",
         )
-    precision = np.zeros(len(RECALL_LEVELS))
-    blocks = []
-    for rows, ranks in blocks_of_ranks(queries, gallery, matches):
-        scores, curve = _scores(ranks)  # (some, means), (levels,)
-        blocks.append(PerQuery(rows, ranks[:, 0], scores))
-        precision += curve
-    if not blocks:
+    answerable = matches.answerable  # (found,)
+    if not len(answerable):
         raise _no_matches()
     found = PerQuery(
-        np.concatenate([block.rows for block in blocks]),
-        np.concatenate([block.first_rank for block in blocks]),
-        np.concatenate([block.scores for block in blocks]),
+        answerable,
+        room_for(answerable.shape, np.int64),
+        room_for((len(answerable), len(MEANS)), np.float64),
     )
-    found = found.take(np.argsort(found.rows))
+    precision = np.zeros(len(RECALL_LEVELS))
+    for rows, ranks in blocks_of_ranks(queries, gallery, matches):
+        places = np.searchsorted(answerable, rows)  # (some,)
+        found.first_rank[places] = ranks[:, 0]
+        found.scores[places], curve = _scores(ranks)  # (some, means), (levels,)
+        precision += curve
     metrics = found.summary() | {
         "gallery_size": matches.gallery,
         "queries_without_match": matches.queries - len(found.rows),
@@ -188,12 +191,26 @@ def _no_matches() -> CmcrError:
 
 LEVEL = 0.95
 RESAMPLES = 1000
+RESAMPLED = 10_000  # queries; of more the resamples have a closed form
 
 _SEED = 0
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def intervals(found: PerQuery) -> dict[str, list[float]]:
-    """The 95 % interval of each mean and of `median_rank`, from 1,000 resamples of the queries."""
+    """The 95 % interval of each mean and of `median_rank`, by the bootstrap over the queries.
+
+    Of at most 10,000 queries they are quantiles of 1,000 resamples. Of more they are the quantiles
+    of all resamples, of which none is drawn (`mean_interval`, `median_interval`).
+    """
+    names = (*MEANS, "median_rank")
+    resampled = len(found.rows) <= RESAMPLED
+    low, high = _quantiles_of_resamples(found) if resampled else _quantiles_of_all(found)
+    return {name: [float(low[at]), float(high[at])] for at, name in enumerate(names)}
+
+
+def _quantiles_of_resamples(found: PerQuery) -> np.ndarray:
+    """Both ends of each interval, (2, means + 1)."""
     order = np.argsort(found.first_rank)
     ranks, scores = found.first_rank[order], found.scores[order]  # (queries,), (queries, means)
     size = len(ranks)
@@ -204,6 +221,43 @@ def intervals(found: PerQuery) -> dict[str, list[float]]:
         times = np.bincount(rng.integers(size, size=size), minlength=size)  # (queries,)
         resample[:-1] = times @ scores / size
         resample[-1] = ranks[np.searchsorted(times.cumsum(), middle)].mean()
-    low, high = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)  # (metrics,)
-    names = (*MEANS, "median_rank")
-    return {name: [float(low[at]), float(high[at])] for at, name in enumerate(names)}
+    ends: np.ndarray = np.quantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    return ends
+
+
+def _quantiles_of_all(found: PerQuery) -> np.ndarray:
+    means = [mean_interval(column) for column in found.scores.T]
+    return np.array([*means, median_interval(found.first_rank)]).T
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Where 95 % of the means of resamples of n values lie, (queries,) → both ends.
+
+    For values of mean m, standard deviation s and skewness γ the quantiles of a resample's mean are
+    m + s / √n (z + γ (z² - 1) / (6 √n)), but for terms of the order s / √n³ (Cornish and Fisher;
+    Hall: The Bootstrap and Edgeworth Expansion, 1992). No mean lies beyond the values themselves.
+    """
+    mean = values.mean()
+    off = values - mean
+    squares = off * off
+    variance = squares.mean()
+    if not variance:
+        return float(mean), float(mean)
+    error = np.sqrt(variance / len(values))
+    skew = (squares * off).mean() / variance**1.5 / np.sqrt(len(values))
+    ends = mean + error * (np.array([-_Z, _Z]) + skew * (_Z**2 - 1) / 6)
+    low, high = ends.clip(values.min(), values.max())
+    return float(low), float(high)
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """The same of the median, for many values.
+
+    How many of a resample's n values are at most the k-th smallest is binomial, of n with k / n
+    each. The median is at most that one where they are half of them, which is as likely as an end
+    asks for at k = n / 2 ± z √n / 2, the binomial of so many taken to be normal.
+    """
+    size = len(values)
+    places = np.ceil(size / 2 + np.array([-_Z, _Z]) * np.sqrt(size) / 2).astype(int) - 1
+    low, high = np.partition(values, places)[places]
+    return float(low), float(high)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
+from cmcr.devices import room_for
 from cmcr.embeddings.index import search
 from cmcr.evaluate.ranking.hubs import HUB_K, chance_hubs, hub_metrics, most_found
 from cmcr.evaluate.ranking.matches import Matches, first_labels
@@ -35,6 +36,7 @@ from cmcr.evaluate.results import UNKNOWN, Metrics, Row, Side, new_row
 TASK, HUBS_TASK = "retrieval", "hubs"
 WORST = 20
 
+_BLOCK = 65_536  # queries
 _SHOWN = 5  # labels of queries that match nothing
 
 
@@ -96,7 +98,10 @@ def _spread(
 ) -> Ranking:
     """How the answers spread over the gallery, and which of its items are the hubs."""
     queries, gallery = vectors
-    nearest = search(queries.numpy(), gallery.numpy(), HUB_K)[1]  # (queries, ≤ 10)
+    nearest = room_for((len(queries), min(HUB_K, len(gallery))), np.int64)  # (queries, ≤ 10)
+    for start in range(0, len(queries), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        nearest[rows] = search(queries[rows].numpy(), gallery.numpy(), HUB_K)[1]
     metrics = hub_metrics(nearest, len(gallery)) | {"distance": distance(queries, gallery)}
     row = _row(asked, found, relevant, name, metrics)
     most = most_found(nearest, len(gallery), WORST)
@@ -179,7 +184,7 @@ def worst(found: PerQuery, queries: Described) -> list[dict[str, Any]]:
 
 
 def per_query(rankings: Sequence[Ranking]) -> Iterator[pa.Table]:
-    """How well each query did, a table a model and direction, as per-query.parquet has it.
+    """How well each query did, tables for each model and direction, as per-query.parquet has it.
 
     Columns: `query`, `gallery`, `model`, `hubness`, the `id` of the query, how many `matches` it
     has, the `first_rank` of one and its `reciprocal_rank`, the average precision `ap`, `hit@k`. Of
@@ -189,24 +194,29 @@ def per_query(rankings: Sequence[Ranking]) -> Iterator[pa.Table]:
         found = ranking.per_query
         if found is None:
             continue
-        counts = ranking.matches.counts()
-        there = np.zeros(len(counts), bool)
-        there[found.rows] = True
+        ids, counts = ranking.query.table["id"], ranking.matches.counts()
+        for start in range(0, len(counts), _BLOCK):
+            block = counts[start : start + _BLOCK]
+            some = found.take(slice(*np.searchsorted(found.rows, (start, start + len(block)))))
+            measured = {"matches": block, **_measured(some, block > 0)}
+            yield per_query_table(ranking.row, ids.slice(start, len(block)), measured)
 
-        def whole(values: np.ndarray, there: np.ndarray = there) -> pa.Array:
-            every = np.zeros(len(there), values.dtype)
-            every[there] = values
-            return pa.array(every, mask=~there)
 
-        scores = dict(zip(MEANS, found.scores.T, strict=True))
-        measured = {
-            "matches": counts,
-            "first_rank": whole(found.first_rank),
-            "reciprocal_rank": whole(1 / found.first_rank),
-            "ap": whole(scores["mAP"]),
-            **{f"hit@{k}": whole(scores[f"hit_rate@{k}"] > 0) for k in CUTOFFS},
-        }
-        yield per_query_table(ranking.row, ranking.query.table["id"], measured)
+def _measured(found: PerQuery, there: np.ndarray) -> dict[str, pa.Array]:
+    """The columns of queries that have a match `there`, null for the others."""
+
+    def whole(values: np.ndarray) -> pa.Array:
+        every = np.zeros(len(there), values.dtype)
+        every[there] = values
+        return pa.array(every, mask=~there)
+
+    scores = dict(zip(MEANS, found.scores.T, strict=True))
+    return {
+        "first_rank": whole(found.first_rank),
+        "reciprocal_rank": whole(1 / found.first_rank),
+        "ap": whole(scores["mAP"]),
+        **{f"hit@{k}": whole(scores[f"hit_rate@{k}"] > 0) for k in CUTOFFS},
+    }
 
 
 def per_query_table(

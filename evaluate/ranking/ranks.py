@@ -26,8 +26,9 @@ TIE = 1e-6
 
 _FEW = 16
 _ROWS, _COLUMNS = 4096, 1024  # of a block of scores, for queries with few matches
-_BLOCK_SCORES = 1 << 24  # a block has at least so many scores, for queries with many
+_BLOCK_SCORES, _MOST_SCORES = 1 << 24, 1 << 26  # of a block, for queries with many
 _BUCKETS = 1 << 16
+_AT_ONCE = 1 << 18  # scores of a query that are put into buckets
 
 
 def blocks_of_ranks(
@@ -38,7 +39,7 @@ def blocks_of_ranks(
     Ranks ascend from 1, with zeros after a query's last; `most` is the largest number of matches
     of a query in the block. Queries with few matches come first. `queries` (Q, D) and `gallery`
     (N, D) are float32. Scores of queries with many take at most half the memory that the gallery
-    does, or 64 MB where that is more.
+    does, or 64 MB where that is more; never more than 256 MB, or the scores of one query.
     """
     counts = matches.counts()  # (queries,)
     few = np.flatnonzero((counts > 0) & (counts <= _FEW))
@@ -46,7 +47,8 @@ def blocks_of_ranks(
     for piece in _pieces(len(few), _ROWS):
         rows = few[piece]
         yield rows, ranks_by_comparing(queries[rows], gallery, matches.of(rows))
-    whole = max(1, gallery.shape[1] // 2, _BLOCK_SCORES // len(gallery))
+    whole = max(gallery.shape[1] // 2, _BLOCK_SCORES // len(gallery))
+    whole = max(1, min(whole, _MOST_SCORES // len(gallery)))
     buffer = np.empty((min(whole, len(many)), len(gallery)), np.float32)
     for piece in _pieces(len(many), whole):
         rows = many[piece]
@@ -160,12 +162,17 @@ def _count_row(scores: np.ndarray, least: np.ndarray) -> np.ndarray:
         number: np.ndarray = place.astype(np.intp)
         return number
 
-    bucket_of, wanted = bucket(scores), bucket(least)  # (gallery,), (most,)
+    wanted = bucket(least)  # (most,)
     shared = np.zeros(_BUCKETS, bool)
     shared[wanted] = True
     shared[0] = False  # only where there is no match
-    close = np.sort(scores[shared[bucket_of]])
-    histogram = np.bincount(bucket_of, minlength=_BUCKETS)  # (buckets,)
+    histogram = np.zeros(_BUCKETS, np.int64)
+    near = []
+    for piece in _pieces(len(scores), _AT_ONCE):
+        bucket_of = bucket(scores[piece])  # (≤ _AT_ONCE,)
+        histogram += np.bincount(bucket_of, minlength=_BUCKETS)
+        near.append(scores[piece][shared[bucket_of]])
+    close = np.sort(np.concatenate(near))
     histogram[shared] = 0
     higher = histogram[::-1].cumsum()[::-1]  # (buckets,)
     counts: np.ndarray = higher[wanted] + len(close) - np.searchsorted(close, least)

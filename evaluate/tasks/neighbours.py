@@ -87,19 +87,23 @@ def find_neighbours(
         asked = start + np.repeat(np.arange(count), k)  # (block · k,)
         cosines = (products + r[found] / 2).ravel()
         columns = {
-            "query": pa.repeat(str(query.key), count * k).dictionary_encode(),
+            "query": _all(str(query.key), count * k),
             "query_id": query.table["id"].take(asked),
-            "gallery": pa.repeat(str(gallery.key), count * k).dictionary_encode(),
+            "gallery": _all(str(gallery.key), count * k),
             "gallery_id": gallery.table["id"].take(found.ravel()),
             "rank": np.tile(np.arange(1, k + 1, dtype=np.int32), count),
             "cosine": cosines,
             "match": matches.pairs(asked, found.ravel())
             if matches.truth
             else pa.nulls(count * k, pa.bool_()),
-            "hubness": pa.repeat("none" if bank is None else NNN, count * k).dictionary_encode(),
+            "hubness": _all("none" if bank is None else NNN, count * k),
             "score": cosines if bank is None else 2 * products.ravel(),
         }
         yield pa.table(columns, schema=_SCHEMA)
+
+
+def _all(name: str, rows: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [name])
 
 
 def write_per_query(path: Path, tables: Iterable[pa.Table]) -> None:

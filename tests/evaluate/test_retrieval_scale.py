@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,10 +23,12 @@ from torchmetrics.functional.retrieval import (
 from cmcr.connect import connect, load_connection, read_config
 from cmcr.embeddings import Key, open_dataset
 from cmcr.embeddings.index import choose_factory, search, train_index
+from cmcr.embeddings.search.hubness import Bank
 from cmcr.errors import CmcrError, StoreError, UsageError
 from cmcr.evaluate import (
     Budget,
     IndexChoice,
+    evaluate_arrays,
     evaluate_gap,
     evaluate_index,
     evaluate_retrieval,
@@ -37,6 +40,7 @@ from cmcr.evaluate import (
     select,
     weak_spots,
 )
+from cmcr.evaluate.ranking import metrics
 from cmcr.evaluate.ranking.metrics import CUTOFFS, PerQuery, intervals
 from cmcr.evaluate.ranking.rankings import per_class
 from cmcr.evaluate.ranking.ranks import TIE, ranks_by_buckets, ranks_by_comparing
@@ -130,6 +134,40 @@ def test_intervals_are_those_of_the_mean_and_the_same_every_time():
     assert all(low == high for low, high in intervals(per_query(1)).values())
 
 
+@pytest.mark.parametrize("count", [20_000, 20_001])
+def test_intervals_of_many_queries_are_those_of_all_resamples(count):
+    """Of 40,000, as draws of how often each value that occurs is among the queries."""
+    rng = np.random.default_rng(count)
+    ranks = rng.geometric(0.02, count)
+    columns = [ranks <= 1, ranks <= 5, ranks <= 10, ranks == 300, np.ones(count),
+               ranks % 7 / 6, ranks % 3 * (ranks > 200), 1 / ranks]  # fmt: skip
+    found = PerQuery(np.arange(count), ranks, np.column_stack(columns).astype(float))
+    ends = intervals(found)
+    for values, name in zip([*found.scores.T, ranks], ends, strict=True):
+        kinds, often = np.unique(values, return_counts=True)
+        drawn = rng.multinomial(count, often / count, size=40_000)  # (resamples, kinds)
+        if name == "median_rank":
+            sums = drawn.cumsum(axis=1)
+            middle = [(sums < at).sum(axis=1) for at in ((count + 1) // 2, count // 2 + 1)]
+            resampled = kinds[middle].mean(axis=0)
+        else:
+            resampled = drawn @ kinds / count
+        low, high = np.quantile(resampled, (0.025, 0.975))
+        least = max((high - low) / 40, 0.5 / count)  # a count is a whole number
+        assert ends[name] == pytest.approx([low, high], abs=least), name
+    assert ends["recall@1"][0] >= 0
+    assert ends["recall@5"] == [1, 1]
+
+
+def test_intervals_of_few_and_of_many_queries_agree(monkeypatch):
+    found = per_query(3000)
+    few = intervals(found)
+    monkeypatch.setattr(metrics, "RESAMPLED", 0)
+    for name, (low, high) in intervals(found).items():
+        # A quantile of 1,000 resamples is a twentieth of the interval's half off, now and then two.
+        assert (low, high) == pytest.approx(few[name], abs=0.1 * (few[name][1] - few[name][0]))
+
+
 def test_classes_make_up_the_mean():
     found = per_query(30)
     names = [None if row % 4 == 3 else "ab"[row % 2] for row in range(30)]
@@ -162,6 +200,47 @@ def test_alignment_with_several_matches_is_near_the_mean_over_all():
     squares = (2 - 2 * queries @ gallery.T).numpy()
     means = [squares[row][labels == asked[row]].mean() for row in range(300) if asked[row] < 5]
     assert alignment(queries, gallery, matches) == pytest.approx(np.mean(means), abs=0.05)
+
+
+# Blocks and files
+
+
+SIZES = {
+    "cmcr.devices.LARGE": st.just(1),
+    "cmcr.evaluate.ranking.matches._BLOCK_PAIRS": st.integers(1, 400),
+    "cmcr.evaluate.ranking.ranks._ROWS": st.integers(1, 50),
+    "cmcr.evaluate.ranking.ranks._COLUMNS": st.integers(1, 9).map(lambda words: 8 * words),
+    "cmcr.evaluate.ranking.ranks._BLOCK_SCORES": st.integers(1, 2000),
+    "cmcr.evaluate.ranking.ranks._MOST_SCORES": st.integers(1, 2000),
+    "cmcr.evaluate.ranking.ranks._AT_ONCE": st.integers(1, 100),
+    "cmcr.evaluate.ranking.rankings._BLOCK": st.integers(1, 50),
+    "cmcr.evaluate.ranking.hubs._BLOCK": st.integers(1, 50),
+}
+
+
+def measured_arrays():
+    """Rows of few and of many matches a query, of some that have none, and of no truth."""
+    x, y = unit(46, 6), unit(70, 6, seed=1)
+    asked = [[str(row % 8), str(row % 5)] if row % 3 else str(row % 9) for row in range(46)]
+    labels = [str(row % 8) if row % 2 else ["1", "3"] for row in range(70)]
+    return [*evaluate_arrays(x, y, labels=(asked, labels)), *evaluate_arrays(x, y, paired=False)]
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.fixed_dictionaries(SIZES))
+def test_blocks_of_any_size_give_the_same_results(sizes):
+    whole = measured_arrays()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in sizes.items():
+            patch.setattr(name, size)
+        blocks = measured_arrays()
+    for row, expected in zip(blocks, whole, strict=True):
+        for name in ("metrics", "intervals"):  # sums of many matches are of other partial sums
+            for metric, value in row.pop(name, {}).items():
+                assert value == pytest.approx(expected[name][metric], rel=1e-12), metric
+        assert row["task"] == expected["task"]
+        for name in ("worst", "hubs", "unmatched"):
+            assert row.get(name) == expected.get(name)
 
 
 # On a store
@@ -274,6 +353,36 @@ def test_each_filter_has_a_folder_of_its_own(world):
     assert len(folders) == 4
     again = evaluate_gap(store, path, SOUNDS, PHOTOS)
     assert (again.fresh, again.rows) == (False, full.rows)
+
+
+SMALL = {
+    "cmcr.devices.LARGE": 1,
+    "cmcr.evaluate.ranking.rankings._BLOCK": 16,
+    "cmcr.embeddings.search.hubness._BLOCK": 16,
+    "cmcr.evaluate.tasks.neighbours._BLOCK_QUERIES": 16,
+}
+
+
+@pytest.mark.parametrize("hubness", ["none", "nnn"])
+def test_files_and_blocks_change_no_result(world, tmp_path, hubness):
+    """As with more rows than are held in memory: what is written is the same, to the last bit."""
+    store, path = world(np.arange(40) % 9, np.arange(60) % 7)
+    given = (store, path, SOUNDS, PHOTOS)
+    done = []
+    for folder in ("held", "in-blocks"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, size in SMALL.items() if folder == "in-blocks" else ():
+                patch.setattr(name, size)
+            patch.setattr("cmcr.evaluate.tasks.retrieval._draw", lambda *_: [])
+            banks = "cmcr.evaluate.tasks.retrieval.open_banks"
+            patch.setattr(banks, lambda opened, both: [Bank([(one.dataset, one.rows)])
+                                                       for one in both])  # fmt: skip
+            done.append(evaluate_retrieval(*given, hubness=hubness, out=tmp_path / folder))
+    held, blocks = done
+    assert blocks.rows == held.rows
+    for name in ("per-query.parquet", "neighbours.parquet"):
+        one, other = (pq.read_table(each.folder / name) for each in done)
+        assert one.equals(other), name
 
 
 def test_small_products_have_one_thread(world, monkeypatch):
