@@ -12,7 +12,8 @@ from torch.nn.functional import normalize
 
 from cmcr.connect import JointSpace, load_connection
 from cmcr.devices import find_device, float32
-from cmcr.embeddings import Modality
+from cmcr.embeddings import Modality, identity
+from cmcr.embeddings.schema import as_json
 from cmcr.errors import MismatchError, UsageError
 from cmcr.extract import Encoder, Waveform, encode_batch, load_encoder
 
@@ -40,7 +41,8 @@ class CmcrModel:
         """`encoders` are by their spaces; a modality that several read is the first one's.
 
         `connection` and encoders may be opened already or named. Raises MismatchError for a space
-        that the connection is not of, UsageError for no encoder, and what opening them raises.
+        or an encoder that the connection is not of, UsageError for no encoder, and what opening
+        them raises.
         """
         torch_device = find_device(device)
         self.connection = (
@@ -58,6 +60,8 @@ class CmcrModel:
             space: load_encoder(one, device=str(torch_device)) if isinstance(one, str) else one
             for space, one in encoders.items()
         }
+        for space, encoder in self.encoders.items():
+            self.connection.check(space, identity(as_json(encoder.fingerprint())))
         self.name = name
 
     @property

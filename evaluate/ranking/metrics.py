@@ -24,15 +24,18 @@ from cmcr.evaluate.ranking.ranks import blocks_of_ranks
 from cmcr.evaluate.results import Metrics
 from cmcr.typed import typed
 
-METRICS_VERSION = 4
+METRICS_VERSION = 5
 CUTOFFS = (1, 5, 10)
-MAP_CUTOFF = 10
+MAP_CUTOFF = 10  # of nDCG too
 MEANS = (
     *(f"hit_rate@{k}" for k in CUTOFFS),
     *(f"recall@{k}" for k in CUTOFFS),
     f"mAP@{MAP_CUTOFF}",
     "mAP",
+    f"nDCG@{MAP_CUTOFF}",
 )
+DISCOUNTS = np.concatenate([[0], 1 / np.log2(np.arange(2, MAP_CUTOFF + 2)), [0]])  # by rank
+IDEAL = DISCOUNTS[:-1].cumsum()  # DCG of a query with 0 … 10 matches that come first
 RECALL_LEVELS = (np.arange(100) + 0.5) / 100
 
 
@@ -81,6 +84,8 @@ def retrieval_metrics(
       min(R, 10) for R matches, so that it can reach 1. Tables of language-based audio retrieval
       report it: DCASE 2022's task 6b (one match a query), LAION's CLAP (five captions a sound,
       evaluate_clotho_audiocaps in training/train.py).
+    - `nDCG@10`: Σ 1/log₂(1 + rank) of the matches among the first 10, divided by what it would be
+      if they came first (Järvelin, Kekäläinen 2002, all gains 1), as mteb and trec_eval have it.
     - `median_rank`: median over the queries of the rank of the first match, from 1.
 
     Queries with no match in the gallery are left out and counted as `queries_without_match`.
@@ -124,6 +129,8 @@ def chance_metrics(counts: Int[np.ndarray, " queries"], gallery: int) -> Metrics
     - `mAP` = (H_N + (R - 1) / (N - 1) · (N - H_N)) / N, where H_N = 1 + 1/2 + … + 1/N: rank i is
       a match with probability R / N and has then 1 + (i - 1)(R - 1) / (N - 1) matches up to it;
       `mAP@10` likewise, from the first 10 ranks and by min(R, 10) instead of R;
+    - `nDCG@10` = R / N · Σ 1/log₂(1 + i) of the first 10 ranks, divided by that of the first
+      min(R, 10);
     - `median_rank`: the least rank by which half of all queries are expected to have met a match.
 
     Raises CmcrError when no query has a match.
@@ -140,11 +147,13 @@ def chance_metrics(counts: Int[np.ndarray, " queries"], gallery: int) -> Metrics
     harmonic, of_first = (1 / ranks).sum(), (1 / ranks[:first]).sum()
     others = (some - 1) / max(gallery - 1, 1)  # (kinds,)
     at_first = some / np.minimum(some, MAP_CUTOFF) * (of_first + others * (first - of_first))
+    gained = some * IDEAL[first] / IDEAL[np.minimum(some, MAP_CUTOFF)]  # (kinds,)
     return {
         **_at_cutoffs("hit_rate", [met[min(k, gallery) - 1] for k in CUTOFFS]),
         **_at_cutoffs("recall", [min(k, gallery) / gallery for k in CUTOFFS]),
         f"mAP@{MAP_CUTOFF}": float(weight @ at_first / gallery),
         "mAP": float(weight @ (harmonic + others * (gallery - harmonic)) / gallery),
+        f"nDCG@{MAP_CUTOFF}": float(weight @ gained / gallery),
         "median_rank": float(ranks[np.argmax(met >= 0.5 - 1e-12)]),
         "gallery_size": gallery,
         "queries_without_match": int((counts == 0).sum()),
@@ -170,9 +179,11 @@ def _scores(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     average = precision.sum(axis=1) / counts  # (queries,)
     among_first = np.where(ranks <= MAP_CUTOFF, precision, 0).sum(axis=1)
     average_of_first = among_first / np.minimum(counts, MAP_CUTOFF)  # (queries,)
+    discounted = DISCOUNTS[np.minimum(ranks, MAP_CUTOFF + 1)].sum(axis=1)  # (queries,)
+    gain = discounted / IDEAL[np.minimum(counts, MAP_CUTOFF)]
     at_level = np.ceil(RECALL_LEVELS * counts[:, None]).astype(int) - 1  # (queries, levels)
     return (
-        np.column_stack([found > 0, found / counts[:, None], average_of_first, average]),
+        np.column_stack([found > 0, found / counts[:, None], average_of_first, average, gain]),
         np.take_along_axis(precision, at_level, axis=1).sum(axis=0),
     )
 

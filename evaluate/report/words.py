@@ -23,6 +23,7 @@ TERMS = {
     "mAP": "mean average precision: precision at the rank of each match, mean over the matches, "
     "then over the queries; 1 where all matches come first",
     "mAP@k": "the same of the first k, divided by the matches that can be there",
+    "nDCG@k": "discounted cumulative gain of the first k, divided by that of all matches first",
     "median_rank": "half of the queries have their first match at this rank or before it",
     "false_positives": "the share of unrelated pairs, of what the connection was made from, that "
     "score as high as the median match",

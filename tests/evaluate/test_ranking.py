@@ -41,7 +41,7 @@ def orders(scores, relevant):
 
 def restated(orders, relevant):
     """The metrics by their definitions, from the order that each query gives the gallery."""
-    hits, recalls, precisions, of_ten, firsts = [], [], [], [], []
+    hits, recalls, precisions, of_ten, gains, firsts = [], [], [], [], [], []
     for order, matching in zip(orders, relevant, strict=True):
         total = sum(matching)
         if not total:
@@ -61,12 +61,16 @@ def restated(orders, relevant):
             )
             / min(total, 10)
         )
+        discounts = [1 / np.log2(2 + place) for place in range(10)]
+        gained = sum(discount for discount, match in zip(discounts, found, strict=False) if match)
+        gains.append(gained / sum(discounts[: int(total)]))
         firsts.append(found.index(True) + 1)
     return {
         **{f"hit_rate@{k}": x for k, x in zip(CUTOFFS, np.mean(hits, axis=0), strict=True)},
         **{f"recall@{k}": x for k, x in zip(CUTOFFS, np.mean(recalls, axis=0), strict=True)},
         "mAP@10": np.mean(of_ten),
         "mAP": np.mean(precisions),
+        "nDCG@10": np.mean(gains),
         "median_rank": np.median(firsts),
         "gallery_size": len(relevant[0]),
         "queries_without_match": sum(not any(matching) for matching in relevant),
@@ -191,7 +195,7 @@ def test_chance_is_the_mean_over_every_order(counts):
     expected = [restated([order] * len(counts), relevant) | {"order": order} for order in every]
     chance = chance_metrics(np.array(counts), gallery)
     cut = [f"{kind}@{k}" for kind in ("hit_rate", "recall") for k in CUTOFFS]
-    for name in [*cut, "mAP@10", "mAP"]:
+    for name in [*cut, "mAP@10", "mAP", "nDCG@10"]:
         assert chance[name] == pytest.approx(np.mean([row[name] for row in expected])), name
     firsts = [
         min(order.index(item) for item in range(count)) + 1
