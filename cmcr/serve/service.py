@@ -293,7 +293,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.searching, work, *about)
 
     def _given(self, space: str, query: Given) -> np.ndarray:
-        vector = np.asarray(query.embedding, np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.asarray(query.embedding, np.float64).astype(np.float32)
         encoder = self.encoders[space]
         if query.modality not in encoder.modalities:
             raise ServiceError(400, f"{space} has no {query.modality[:40]}", "query")
