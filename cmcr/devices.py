@@ -241,7 +241,7 @@ def product(
 
 
 # mallopt(3). What is set at the end is where glibc's own adjustment of these values ends.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _KEEP = {_TRIM_THRESHOLD: 2**31 - 1, _MMAP_MAX: 0}
 _RELEASE = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20, _MMAP_MAX: 65_536}
 
@@ -259,6 +259,16 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         _set(libc, _RELEASE)
         libc.malloc_trim(0)
+
+
+def share_arenas() -> None:
+    """Let all threads allocate from two arenas of glibc, so that one reuses what another freed.
+
+    Elsewhere than glibc do nothing. To be called before there are threads.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_ARENA_MAX, 2)
 
 
 def _set(libc: ctypes.CDLL, options: dict[int, int]) -> None:

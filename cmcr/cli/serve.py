@@ -83,13 +83,14 @@ def serve(
             fix="--token-file FILE, or --no-token where that is meant",
         )
     from cmcr.cli.recipes.ground import find_checkpoints, ground_to_measure, recipes
-    from cmcr.devices import cores, find_device
+    from cmcr.devices import cores, find_device, share_arenas
     from cmcr.search.store import open_store
     from cmcr.serve.http.app import make_app
     from cmcr.serve.http.run import bind, run
     from cmcr.serve.limits import Limits
     from cmcr.serve.service import Service
 
+    share_arenas()
     for folder in media or []:
         if not folder.is_dir():
             raise UsageError("there is no such folder of media", where=folder, fix="see its name")

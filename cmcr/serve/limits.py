@@ -5,6 +5,7 @@ with gate.entered(len(inputs)):     # ServiceError 429 where too many wait alrea
     ...
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cmcr.serve.schemas import ServiceError
+
+GIVEN_UP = (499, 504)  # the client went away, as nginx has it; it took too long
+_IN_TIME = 0.8  # of the deadline: how long is waited is only estimated
+_ENOUGH = 16  # inputs that tell how fast they are answered
 
 
 @dataclass(frozen=True)
@@ -39,32 +44,59 @@ class Limits:
 
 
 class Gate:
-    """How many inputs are being worked on. A request that does not fit is told when to come."""
+    """How many inputs are being worked on. A request that does not fit is told when to come.
 
-    def __init__(self, most: int) -> None:
-        self.most, self.inside = most, 0
-        self._left: deque[float] = deque(maxlen=256)  # when the last inputs were answered
+    Nor does one fit that would not be answered in `seconds`, as inputs have been answered so far.
+    """
+
+    def __init__(self, most: int, seconds: float = math.inf) -> None:
+        self.most, self.seconds, self.inside = most, seconds, 0
+        self._worked = 0.0  # seconds with some inputs inside, until there were none
+        self._since = 0.0  # when there came some again
+        self._left: deque[float] = deque(maxlen=256)  # how much was worked when each was answered
+
+    def refuse(self, count: int) -> None:
+        """Raise ServiceError 429 where there is no room for `count` inputs more."""
+        if not self.inside:  # it will never be better
+            return
+        rate, after = self._rate(), self.inside + count
+        late = _IN_TIME * self.seconds
+        if after <= self.most and after <= rate * late:
+            return
+        wait = max((after - self.most) / rate, after / rate - late)
+        raise ServiceError(
+            429,
+            f"{self.inside} inputs are waiting, more would take too long",
+            code="overloaded",
+            headers={"Retry-After": str(math.ceil(min(max(wait, 1), 60)))},
+        )
 
     @contextmanager
     def entered(self, count: int) -> Iterator[None]:
         """Room for `count` inputs. Raises ServiceError 429 where there is none."""
-        if self.inside + count > self.most and self.inside:
-            raise ServiceError(
-                429,
-                f"{self.inside} inputs are waiting, {self.most} are the most",
-                code="overloaded",
-                headers={"Retry-After": str(self._seconds(count))},
-            )
+        self.refuse(count)
+        if not self.inside:
+            self._since = time.monotonic()
         self.inside += count
+        answered = True
         try:
             yield
+        except ServiceError as error:
+            answered = error.status not in GIVEN_UP
+            raise
         finally:
+            worked = self._clock()
             self.inside -= count
-            self._left.extend([time.monotonic()] * min(count, 256))
+            if not self.inside:
+                self._worked = worked
+            if answered:
+                self._left.extend([worked] * min(count, 256))
 
-    def _seconds(self, count: int) -> int:
-        """In how many seconds there will be room, as inputs have been answered so far."""
-        if len(self._left) < 2:
-            return 1
-        rate = len(self._left) / max(time.monotonic() - self._left[0], 1e-3)
-        return min(max(round((self.inside + count - self.most) / rate), 1), 60)
+    def _clock(self) -> float:
+        return self._worked + (time.monotonic() - self._since if self.inside else 0.0)
+
+    def _rate(self) -> float:
+        """Inputs answered a second of work; without end where too few were to tell."""
+        if len(self._left) < _ENOUGH:
+            return math.inf
+        return len(self._left) / max(self._clock() - self._left[0], 1e-3)

@@ -85,6 +85,8 @@ class Service:
             name: self.store.models.opened(self.store.path / "connections" / name)
             for name in self.connections
         }
+        self.rows = self._models()
+        self.names = {row["id"] for row in self.rows}
         self.searcher = Searcher(
             self.store,
             self.encoders,
@@ -126,6 +128,9 @@ class Service:
 
     def models(self) -> list[dict[str, Any]]:
         """Every space, and every space of a connection."""
+        return self.rows
+
+    def _models(self) -> list[dict[str, Any]]:
         rows = [
             {
                 "id": space,
@@ -182,11 +187,10 @@ class Service:
     def model(self, name: str) -> tuple[str, JointSpace | None]:
         """The space and the connection that a model's name means. Raises ServiceError 404."""
         space, mark, connection = name.partition("@")
-        known = [row["id"] for row in self.models()]
-        if name not in known:
+        if name not in self.names:
             raise ServiceError(
                 404,
-                f"there is no model {name[:200]!r}; {near(name[:200], known)}",
+                f"there is no model {name[:200]!r}; {near(name[:200], sorted(self.names))}",
                 "model",
                 "model_not_found",
             )
@@ -289,7 +293,8 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.searching, work, *about)
 
     def _given(self, space: str, query: Given) -> np.ndarray:
-        vector = np.asarray(query.embedding, np.float32)
+        with np.errstate(over="ignore"):
+            vector = np.asarray(query.embedding, np.float64).astype(np.float32)
         encoder = self.encoders[space]
         if query.modality not in encoder.modalities:
             raise ServiceError(400, f"{space} has no {query.modality[:40]}", "query")

@@ -1,37 +1,19 @@
 """The page in a browser: a phrase, a file, a recording, more like this, an error; no log."""
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import pytest
-import uvicorn
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect, sync_playwright
-from served import PICTURES, SOUNDS, served
-from shell import Demo
-
-from cmcr.serve.http.app import make_app
-from cmcr.serve.http.run import bind
+from served import PICTURES, SOUNDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt install chromium")
+Colours: TypeAlias = Literal["light", "dark"]
 FAKE_SOUND = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-
-
-@pytest.fixture(scope="module")
-def url(demo: Demo) -> Iterator[str]:
-    with bind("127.0.0.1", 0) as bound:
-        config = uvicorn.Config(make_app(served(demo.store), None, None), log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=[[bound]])
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +57,20 @@ def test_a_phrase_finds_pictures_and_a_closed_form_stands_beside(page: Page) -> 
     width = page.locator("html").bounding_box()
     assert width is not None
     assert width["width"] <= 390  # nothing scrolls sideways
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_everybody_can_read_and_use_it(page: Page, width: int, colours: Colours) -> None:
+    """With results on it; nothing that axe-core calls serious or critical."""
+    page.emulate_media(color_scheme=colours)
+    page.set_viewport_size({"width": width, "height": 800})
+    told = page.evaluate(f"() => {{ {Axe().axe_script}; return axe.run() }}")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert "color-contrast" in [one["id"] for one in told["passes"]]
+    serious = [one for one in told["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
 
 
 def test_more_like_this_and_a_recording(page: Page) -> None:

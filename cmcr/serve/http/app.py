@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from cmcr import __version__
 from cmcr.extract import is_of
 from cmcr.serve.http.guard import Guard
-from cmcr.serve.limits import Gate
+from cmcr.serve.limits import GIVEN_UP, Gate
 from cmcr.serve.schemas import (
     INPUTS,
     Datasets,
@@ -42,7 +42,7 @@ T = TypeVar("T")
 # Types of errors that say less than others.
 _OF_ANOTHER_KIND = {"missing": 1, "string_type": 2, "list_type": 2, "model_attributes_type": 2,
                     "model_type": 2}  # fmt: skip
-_GONE = 499  # as nginx has it: nobody reads this answer
+_GONE, _LATE = GIVEN_UP
 
 
 def _told(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -71,7 +71,7 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
         docs_url=None,  # a page of our own: theirs comes from elsewhere
         redoc_url=None,
     )
-    gate = Gate(service.limits.queue)
+    gate = Gate(service.limits.queue, service.limits.deadline)
     service.metrics.inside.set_function(lambda: gate.inside)
 
     async def answered(request: Request, count: int, work: Coroutine[Any, Any, T]) -> T:
@@ -153,7 +153,8 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
             path, _file(PAGE / name), include_in_schema=False, response_class=FileResponse
         )
     # Outside of everything, so that it sees every answer.
-    return Guard(app, service.limits.body, token, hosts, service.metrics)
+    return Guard(app, service.limits.body, token, hosts, service.metrics, gate,
+                 lambda: service.draining)  # fmt: skip
 
 
 def _file(path: Path) -> Any:
@@ -172,7 +173,7 @@ async def _in_time(request: Request, task: "asyncio.Future[T]", seconds: float) 
             return task.result()
         if gone in done:
             raise ServiceError(_GONE, "the client went away", code="gone")
-        raise ServiceError(504, f"it took longer than {seconds:g} s", code="deadline")
+        raise ServiceError(_LATE, f"it took longer than {seconds:g} s", code="deadline")
     finally:
         gone.cancel()
         task.cancel()

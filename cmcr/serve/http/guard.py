@@ -14,8 +14,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from cmcr.serve.limits import Gate
 from cmcr.serve.metrics import Metrics
-from cmcr.serve.schemas import error_body
+from cmcr.serve.schemas import ServiceError, error_body
 
 log = logging.getLogger("cmcr.serve")
 
@@ -26,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 # Without a token.
 OPEN = ("/livez", "/readyz", "/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json")
 AT_ONCE = 16  # largest requests that are held at a time
+_LAST = ((b"connection", b"close"),)  # of an answer after which the client has to look elsewhere
 _HEADERS = (
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; "
      b"media-src 'self' blob:; style-src 'self'; script-src 'self'; frame-ancestors 'none'"),
@@ -44,10 +46,14 @@ class Guard:
         token: str | None,
         hosts: Collection[str] | None,
         metrics: Metrics,
+        gate: Gate | None = None,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app, self.body, self.hosts, self.metrics = app, body, hosts, metrics
+        self.gate, self.draining = gate, draining
         self.token = None if token is None else token.encode()
         self.held = 0  # bytes of requests in work
+        self.inside = 0  # requests with inputs in work, of which each has one or more
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -74,17 +80,28 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                more = _LAST if self.draining() else ()
+                message["headers"] = [*message.get("headers", ()), *_HEADERS, *more]
             await send(message)
 
         refused = self._refused(scope["path"], headers)
+        posted = scope["method"] == "POST"
+        full = self._full() if posted and refused is None else None
         try:
             if refused is not None:
                 code, message, more = refused
                 answer = JSONResponse(error_body(code, message), code, headers=more)
                 await answer(scope, receive, told)
+            elif full is not None:
+                await _passed_over(receive, self.body)
+                answer = JSONResponse(full.body(), full.status, headers=full.headers)
+                await answer(scope, receive, told)
             else:
-                await self.app(scope, limited, told)
+                self.inside += posted
+                try:
+                    await self.app(scope, limited, told)
+                finally:
+                    self.inside -= posted
         finally:
             self.held -= taken
             route = getattr(scope.get("route"), "path", "other")
@@ -110,6 +127,26 @@ class Guard:
             return 413, self._too_large, {"Connection": "close"}
         return None
 
+    def _full(self) -> ServiceError | None:
+        """Why not even one input is taken, which is said before anything of it is parsed."""
+        if self.gate is None:
+            return None
+        try:
+            self.gate.refuse(1 + max(self.inside - self.gate.inside, 0))
+        except ServiceError as error:
+            self.metrics.failures.labels(error.code).inc()
+            return error
+        return None
+
     @property
     def _too_large(self) -> str:
         return f"a request has {self.body >> 20} MiB at most"
+
+
+async def _passed_over(receive: Receive, most: int) -> None:
+    """The body is read and let go, so that the connection can be used again."""
+    taken, more = 0, True
+    while more and taken <= most:
+        message = await receive()
+        taken += len(message.get("body", b""))
+        more = message.get("more_body", False)

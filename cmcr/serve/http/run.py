@@ -7,7 +7,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -15,6 +15,8 @@ import uvicorn
 from cmcr.errors import UsageError
 from cmcr.serve.service import Service
 
+# uvloop takes one new connection of a socket each time around its loop; these are all the same one.
+_AT_ONCE = 16
 _LAST = 3  # seconds that answers may take beyond the deadline
 
 
@@ -53,7 +55,9 @@ def run(
         lifespan="on",
         timeout_graceful_shutdown=round(service.limits.deadline + _LAST),
     )
-    _Server(config, service, drain, told).run(sockets=[bound])
+    with ExitStack() as stack:
+        more = [stack.enter_context(bound.dup()) for _ in range(_AT_ONCE - 1)]
+        _Server(config, service, drain, told).run(sockets=[bound, *more])
 
 
 class _Server(uvicorn.Server):
