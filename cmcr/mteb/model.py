@@ -18,7 +18,7 @@ from cmcr.errors import MismatchError, UsageError
 from cmcr.extract import Encoder, Waveform, encode_batch, load_encoder
 
 if TYPE_CHECKING:
-    from mteb import ModelMeta  # type: ignore[import-untyped, unused-ignore]
+    from mteb.models import ModelMeta
 
 MODALITIES: tuple[Modality, ...] = ("text", "image", "audio")  # columns of mteb's batches
 
@@ -78,7 +78,7 @@ class CmcrModel:
     @property
     def mteb_model_meta(self) -> "ModelMeta":
         """What mteb writes beside its results."""
-        from mteb.models import ModelMeta  # type: ignore[import-untyped, unused-ignore]
+        from mteb.models import ModelMeta
 
         return ModelMeta.create_empty(
             {
