@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
 from cmcr.connect.methods.problem import Data, Problem
 from cmcr.connect.methods.solve import cross_validated, start
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.validation import DECIDES, clearly_worse
 from cmcr.devices import float32
+from cmcr.embeddings import Modality
 from cmcr.embeddings.index import search
 from cmcr.embeddings.search.hubness import correction, with_correction, with_one
 from cmcr.errors import MismatchError
@@ -97,14 +99,16 @@ def _seek(closed: Problem, first: Rows, second: Rows, data: Data) -> Pairs:
     found = data.pairs.subset(np.arange(0))
     for _ in range(ROUNDS):
         one, two = start(closed.on(data.with_found(found)))
-        rows = mutual(
-            first,
-            second,
-            (lambda x, f=one: f.project(float32(x, "cpu"), via),
-             lambda x, f=two: f.project(float32(x, "cpu"), via)),
-        )  # fmt: skip
+        rows = mutual(first, second, (_into(one, via), _into(two, via)))
         found = Pairs(first.subset(rows[0]), second.subset(rows[1]))
     return found
+
+
+def _into(projector: Projector, via: Modality) -> Project:
+    def project(rows: np.ndarray) -> Tensor:
+        return projector.project(float32(rows, "cpu"), via)
+
+    return project
 
 
 @torch.no_grad()
