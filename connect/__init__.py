@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from cmcr.connect.make.pair import Connected, connect
     from cmcr.connect.make.project import Projected, project_store
     from cmcr.connect.make.replace import can_be_made_again
-    from cmcr.connect.methods.solve import baselines
+    from cmcr.connect.methods.baselines import baselines
     from cmcr.connect.spaces.aggregation import aggregate
     from cmcr.connect.training.log import TRAINING_LOG, read_training
     from cmcr.connect.upgrade import Found, upgrade_store
@@ -82,7 +82,7 @@ else:
         "connection.load": ["load_connection"],
         "connection.record": ["Record", "SpaceRecord"],
         "importer": ["import_connection"],
-        "methods.solve": ["baselines"],
+        "methods.baselines": ["baselines"],
         "make.project": ["Projected", "project_store"],
         "make.replace": ["can_be_made_again"],
         "spaces.aggregation": ["aggregate"],

@@ -51,6 +51,12 @@ class ConnectConfig(BaseModel):
         "SPACE/MODALITY:DATASET where the name alone fits two modalities of a space; of a space's "
         "several modalities the one named first gives the pseudo partners",
     )
+    pool: tuple[str, ...] = Field(
+        default=(),
+        description="datasets of the bridge modality of which nobody knows which item is which in "
+        "the other space, of both spaces: SPACE/MODALITY:DATASET, or DATASET where both have it; "
+        "pairs found there are fitted too, where held-out pairs show that to be better",
+    )
     method: Method = "auto"
     centre: bool = Field(
         default=False,
@@ -119,7 +125,7 @@ class ConnectConfig(BaseModel):
             raise ValueError(f"both spaces are {spaces[0]!r}; name two different ones")
         return spaces
 
-    @field_validator("train", "memory")
+    @field_validator("train", "memory", "pool")
     @classmethod
     def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(datasets)) != len(datasets):

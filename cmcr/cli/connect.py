@@ -43,6 +43,13 @@ def connect(
         list[str] | None,
         typer.Option(metavar="DATASET|none", help="Of another modality. Can be repeated."),
     ] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPACE/MODALITY:DATASET",
+            help="Bridge items of which nobody knows which is which. Of both spaces.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -68,7 +75,7 @@ def connect(
     from cmcr.cli.recipes.ground import ground_to_connect, recipes
     from cmcr.cli.recipes.stages import choose_connection, connect_spaces, given_flags
 
-    given = given_flags(via, spaces, memory, method=method, train=train, seed=seed)
+    given = given_flags(via, spaces, memory, method=method, train=train, pool=pool, seed=seed)
     ground, usual = ground_to_connect(recipes(pipeline, no_pipeline), pipeline, given, store)
     fields, title = choose_connection(ground, usual, given, settings or [], name)
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun starts several, and one speaks

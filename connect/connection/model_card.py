@@ -74,6 +74,7 @@ def _fit(record: Record) -> str:
         "",
         f"{record.pairs - record.held_out:,} {record.via} pairs"
         + (f", {record.held_out:,} held out" if record.held_out else "")
+        + (f", {record.pools['found']:,} more found in the pools" if record.pools else "")
         + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
         "",
     ]
@@ -87,10 +88,26 @@ def _fit(record: Record) -> str:
             "",
             *(f"- {name}: {value:.4f}" for name, value in record.validation.items()),
         ]
+    if record.pools:
+        lines += ["", f"{pools_line(record)}."]
     if memory := [space.memory for space in record.spaces if space.memory]:
         bank = " and ".join(memory)
         lines += ["", f"Its memory of {bank} corrects hubness where one asks (`--hubness nnn`)."]
     return "\n".join(lines)
+
+
+def pools_line(record: Record) -> str:
+    """What was found in the pools, and whether it is kept."""
+    said = record.pools
+    if "with" not in said:
+        return f"pools: left aside, for {record.pairs} known pairs are too few to judge them by"
+    change = (
+        f"the log-likelihood of known pairs that were held out goes from {said['without']:.2f} "
+        f"to {said['with']:.2f}"
+    )
+    if said["kept"]:
+        return f"pools: {said['found']:,} pairs found, and fitted too: {change}"
+    return f"pools: left aside, for what is found there does not help: {change}"
 
 
 def _licences(record: Record) -> str:

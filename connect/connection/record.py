@@ -84,9 +84,18 @@ class Record(BaseModel):
     unmatched: tuple[int, int] = (0, 0)  # bridge rows whose id the other space does not have
     validation: dict[str, float] = {}
     ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
+    # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
+    # held-out known pairs `with` and `without` them.
+    pools: dict[str, float | bool] = {}
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without pools it is written as it was before there were any."""
+        content: dict[str, Any] = fields(self)
+        return content if self.pools else {k: v for k, v in content.items() if k != "pools"}
 
 
 def current(folder: Path) -> Path:

@@ -27,21 +27,25 @@ log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 65_536
 DATASET = "given"  # what the record calls every array
+POOL = "pool"  # but those whose pairs are unknown
 
 
 def fit(
     spaces: Mapping[str, Mapping[str, Vectors]],
     via: str,
     *,
+    pools: Mapping[str, Vectors] | None = None,
     device: str = "auto",
     **settings: Any,
 ) -> Connection:
     """Connect two spaces, given as {SPACE: {MODALITY: (n, D)}}, through the modality `via`.
 
     Row i of `via` in both spaces is one item; these have to be as many. All other rows are
-    unpaired, and a space may have none. Arrays, tensors or lists of any float precision.
-    `settings` are the other fields of `ConnectConfig`. The arrays pass through a store in TMPDIR,
-    as float32, so that this is what `cmcr connect` does, in as little memory.
+    unpaired, and a space may have none. `pools`, {SPACE: (n, D)} of both spaces, are more rows of
+    `via` of which nobody knows which is which: pairs found there help where pairs are few. Arrays,
+    tensors or lists of any float precision. `settings` are the other fields of `ConnectConfig`. The
+    arrays pass through a store in TMPDIR, as float32, so that this is what `cmcr connect` does, in
+    as little memory.
 
     Raises UsageError for names, settings or a device that do not fit, MismatchError for arrays of
     other shapes, SourceError for rows that are not finite or zero, CmcrError for a loss that is not
@@ -60,18 +64,20 @@ def fit(
     memory = [
         f"{name}/{modality}:{DATASET}" for name in names for modality in given[name].keys() - {via}
     ]
-    fields = {"spaces": names, "via": via, "train": [DATASET], "memory": sorted(memory)}
+    unordered = _as_pools(names, pools, given, via)
+    fields = {"spaces": names, "via": via, "train": [DATASET], "memory": sorted(memory),
+              "pool": [POOL] if unordered else []}  # fmt: skip
     if said := sorted(fields.keys() & settings.keys()):
         raise UsageError(f"the arrays say what {' and '.join(said)} are", fix="leave them out")
     config, place = read_config(fields | settings), str(find_device(device))
     with TemporaryDirectory(prefix="cmcr-fit-") as folder:
         store = Path(folder)
-        for name, arrays in given.items():
-            for modality, array in arrays.items():
-                file = store / "array.npy"
-                _write(file, array, f"{name}/{modality}")
-                key = Key(name, modality, DATASET)
-                import_embeddings(store, key, file, precision="float32", index=None)
+        arrays = {Key(name, modality, DATASET): array
+                  for name, one in given.items() for modality, array in one.items()}  # fmt: skip
+        for key, array in (arrays | unordered).items():
+            file = store / "array.npy"
+            _write(file, array, f"{key.space}/{key.modality}")
+            import_embeddings(store, key, file, precision="float32", index=None)
         done = connect(store, config, name="fitted", device=place)
         for line in done.warnings:
             log.warning(line)
@@ -107,6 +113,29 @@ def _as_rows(name: str, arrays: Mapping[str, Vectors]) -> dict[str, np.ndarray |
             raise SourceError(f"there are no rows of {name}/{modality}", fix="leave it out")
         dim = array.shape[1]
     return found
+
+
+def _as_pools(
+    names: tuple[str, str],
+    pools: Mapping[str, Vectors] | None,
+    given: Mapping[str, Mapping[str, np.ndarray | Tensor]],
+    via: str,
+) -> dict[Key, np.ndarray | Tensor]:
+    """The pools of both spaces, as wide as the spaces."""
+    if not pools:
+        return {}
+    if set(pools) != set(names):
+        raise UsageError(
+            f"pools are of both spaces, {names[0]} and {names[1]}, and these are of "
+            f"{', '.join(pools)}",
+            fix="give pools={SPACE: (n, D), SPACE: (m, D)}",
+        )
+    return {
+        Key(name, check_modality(via), POOL): rows(
+            pools[name], given[name][via].shape[1], f"the pool of {name}"
+        )
+        for name in names
+    }
 
 
 def _write(file: Path, array: np.ndarray | Tensor, of: str) -> None:

@@ -74,6 +74,11 @@ def connect_chain(
     """
     if len(set(spaces)) < len(spaces):
         raise UsageError(f"a space is named twice: {', '.join(spaces)}")
+    if settings.get("pool"):
+        raise UsageError(
+            "pools belong to two spaces, and a chain has more",
+            fix="connect two with --pool, project them, and connect the joint space with the third",
+        )
     folder = out or store / "connections" / name
     plan = Plan(store, tuple(spaces), settings, name, device, tensorboard, opened)
     with no_more_threads_than_cores(), process_group(torch.device(device)), alone(folder):

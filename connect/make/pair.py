@@ -13,10 +13,12 @@ import torch
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.load import load_connection
+from cmcr.connect.connection.model_card import pools_line
 from cmcr.connect.connection.record import CARD, CONFIG, MODEL, Record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
 from cmcr.connect.make.replace import NEW, differences, refuse, settle, take_place
 from cmcr.connect.methods.auto import METHODS, choose, keep_to, read_methods, warning
+from cmcr.connect.methods.pools import with_pools
 from cmcr.connect.methods.problem import pose
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
@@ -57,7 +59,8 @@ class Connected:
         if any(self.record.unmatched):
             pairs += " ({:,} and {:,} rows without partner)".format(*self.record.unmatched)
         memory = [f"{space.memory or 'no'} memory of {space.name}" for space in self.record.spaces]
-        return ", ".join([pairs, *memory])
+        pools = [pools_line(self.record)] if self.record.pools else []
+        return ", ".join([pairs, *memory, *pools])
 
 
 def connect(
@@ -104,7 +107,7 @@ def connect(
                 if rank() == 0:
                     _clear(place)
                 method = choose if config.method == "auto" else keep_to
-                connection = method(problem, place, tensorboard)
+                connection = method(with_pools(problem), place, tensorboard)
                 if rank() == 0:
                     connection.save(place)
                 record = connection.record

@@ -9,8 +9,8 @@ problem.finished(projectors, validation)   # the connection, with its record
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def pose(store: Path, config: ConnectConfig, device: str = "cpu") -> "Problem":
     be two modalities, StoreError for a damaged dataset, MismatchError for one space with two
     encoders.
     """
-    spaces = open_spaces(store, config.spaces, config.via, config.train, config.memory)
+    spaces = open_spaces(store, config.spaces, config.via, config.train, config.memory, config.pool)
     return Problem(config, Data(store, spaces, config.validation, config.seed,
                                 config.memory_temperature, device))  # fmt: skip
 
@@ -61,10 +61,12 @@ class Data:
     seed: int
     memory_temperature: float  # τ1
     device: str
+    seek: "Callable[[Data], Pairs] | None" = None  # finds pairs in pools, where they are to be used
+    pooled: dict[str, float | bool] = field(default_factory=dict)  # what was said of the pools
 
     @cached_property
     def pairs(self) -> Pairs:
-        """All bridge pairs. Raises MismatchError when fewer than two ids are common."""
+        """All known pairs. Raises MismatchError when fewer than two ids are common."""
         return join(*self.spaces)
 
     @cached_property
@@ -73,9 +75,19 @@ class Data:
         return split(self.pairs, self.validation, self.seed)
 
     @cached_property
-    def fitted(self) -> Pairs:
-        """The pairs that a method may see."""
+    def known(self) -> Pairs:
+        """The known pairs that a method may see."""
         return self.pairs.subset(self.rows[0])
+
+    @cached_property
+    def found(self) -> Pairs | None:
+        """Pairs that were found in pools, from `known` alone; None where none are sought."""
+        return self.seek(self) if self.seek else None
+
+    @cached_property
+    def fitted(self) -> Pairs:
+        """The pairs that a method is fitted on."""
+        return self.known.joined(self.found) if self.found else self.known
 
     def part(self, fit: np.ndarray, held: np.ndarray) -> "Data":
         """The same data, with these rows of `pairs` to fit on and those held out."""
@@ -83,6 +95,18 @@ class Data:
         # What is derived already, and the same; `rows` takes the place of what would be derived.
         known = {name: getattr(self, name) for name in ("pairs", "unpaired", "searching")}
         vars(other).update(known, rows=(fit, held))
+        return other
+
+    def seeking(self, seek: "Callable[[Data], Pairs]") -> "Data":
+        """The same data, with what `seek` finds in pools beside the known pairs of each part."""
+        other = self.part(*self.rows)
+        other.seek = seek
+        return other
+
+    def with_found(self, found: Pairs) -> "Data":
+        """The same data, with these pairs beside the known ones."""
+        other = self.part(*self.rows)
+        vars(other).update(found=found)
         return other
 
     @cached_property
@@ -98,7 +122,7 @@ class Data:
         """
         seen = self.rows[0]
         return [self.part(seen[fit], seen[held])
-                for fit, held in folds(self.fitted, self.seed, self.device)]  # fmt: skip
+                for fit, held in folds(self.known, self.seed, self.device)]  # fmt: skip
 
     @cached_property
     def held(self) -> Held | None:
@@ -106,8 +130,8 @@ class Data:
         if not len(self.rows[1]):
             return None
         random = np.random.default_rng(self.seed)
-        drawn = np.sort(random.permutation(len(self.fitted))[:DISTRACTORS])
-        back, others = self.pairs.subset(self.rows[1]), self.fitted.subset(drawn)
+        drawn = np.sort(random.permutation(len(self.known))[:DISTRACTORS])
+        back, others = self.pairs.subset(self.rows[1]), self.known.subset(drawn)
         one, two = (
             torch.cat([float32(rows[:], self.device), float32(more[:], self.device)])
             for rows, more in ((back.first, others.first), (back.second, others.second))
@@ -123,14 +147,15 @@ class Data:
 
     @cached_property
     def pseudo(self) -> tuple[Rows | None, Rows | None]:
-        """ã and c̃ of the pairs that a method may see; None for a space without memory."""
+        """ã and c̃ of the pairs that a method is fitted on; None for a space without memory."""
+        pairs, seen = self.pairs, self.rows[0]
+        if self.found:
+            seen = np.concatenate([seen, len(pairs) + np.arange(len(self.found))])
+            pairs = pairs.joined(self.found)
         first, second = (
             pseudo_partners(self.store, space, bridge, self.memory_temperature, self.device)
-            for space, bridge in zip(
-                self.spaces, (self.pairs.first, self.pairs.second), strict=True
-            )
+            for space, bridge in zip(self.spaces, (pairs.first, pairs.second), strict=True)
         )
-        seen = self.rows[0]
         return (
             None if first is None else first.subset(seen),
             None if second is None else second.subset(seen),
@@ -253,11 +278,17 @@ class Problem:
             spaces=(first, second),
             joint_dim=self.joint_dim,
             pairs=len(pairs),
-            held_out=len(pairs) - len(self.data.fitted),
+            held_out=len(self.data.rows[1]),
             unmatched=pairs.unmatched,
+            pools=self._pools,
             device=self.data.device if self.config.trained else "cpu",
             versions=dict(library_versions()),
         )
+
+    @property
+    def _pools(self) -> dict[str, float | bool]:
+        data = self.data
+        return {"found": len(data.found or ())} | dict(data.pooled) if data.pooled else {}
 
     def differences(self, record: Record) -> list[str]:
         """What tells the connection of `record` from the one of this problem; [] if up to date."""
@@ -266,7 +297,7 @@ class Problem:
         old, new = record.requested.model_dump(), self.requested.model_dump()
         changed = [name for name in new if old[name] != new[name]]
         told = [f"{name}: {_text(old[name])} → {_text(new[name])}" for name in changed]
-        if {"spaces", "via", "train", "memory"}.isdisjoint(changed):
+        if {"spaces", "via", "train", "memory", "pool"}.isdisjoint(changed):
             told += _changed_data(record, self.data.spaces)
         return told
 

@@ -1,11 +1,6 @@
 """One method on one problem: a closed form, or a trained connection and where its training starts.
 
-    connection = solve(pose(store, config), folder).connection
-    for name, connection in baselines(store, record).items():
-        connection.project(space, embeddings, modality)
-
-`identity`, `procrustes`, `procrustes-centred`, `ridge`, `ridge-centred` and `cca` stand in every
-table of results, so that a user sees whether a trained projector earned its keep.
+connection = solve(pose(store, config), folder).connection
 """
 
 import hashlib
@@ -22,14 +17,13 @@ from cmcr.connect.connection.projectors import Kernel, Projector, make_heads
 from cmcr.connect.connection.record import Record
 from cmcr.connect.methods.cca import canonical, cross, into_second
 from cmcr.connect.methods.closed_forms import kernel, procrustes, ridge
-from cmcr.connect.methods.problem import Problem, pose
+from cmcr.connect.methods.problem import Problem
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.loop import train
 from cmcr.connect.training.schedule import scheduled
 from cmcr.connect.training.validation import DECIDES, Validated
 from cmcr.devices import float32
-from cmcr.embeddings import list_datasets
 from cmcr.embeddings.schema import Modality, canonical_json
 from cmcr.errors import MismatchError
 
@@ -225,44 +219,6 @@ def closed_forms(problem: Problem) -> list[Problem]:
     if first.dim == second.dim:
         variants.insert(0, problem.variant(method="identity", centre=False))
     return variants
-
-
-def baselines(store: Path, record: Record) -> dict[str, Connection]:
-    """What stands beside the connection of `record` in a table, by its name there.
-
-    Every closed form, where `store` has the data that the connection was made from: it is fitted
-    on the pairs that the connection was. Else `identity`, which needs none. `identity` is among
-    them where all spaces have the same D. Raises StoreError for a damaged dataset, MismatchError
-    where the store has lost the common ids.
-    """
-    used = {name for space in record.spaces for name in space.datasets}
-    if record.config is None or not used <= set(map(str, list_datasets(store))):
-        return _identity_alone(record)
-    asked = {"ridge_strength": (record.requested or record.config).ridge_strength}
-    if not record.held_out:
-        asked["validation"] = 0
-    fitted = {}
-    for problem in closed_forms(pose(store, record.config.model_copy(update=asked))):
-        known = record.ridge_strengths.get(problem.config.model_name)
-        ready = problem.variant(ridge_strength=known) if known else strengthened(problem)
-        projectors = start(ready)
-        fitted[ready.config.model_name] = Connection(ready.record(projectors), projectors)
-    return fitted
-
-
-def _identity_alone(record: Record) -> dict[str, Connection]:
-    dim = record.spaces[0].dim
-    if any(space.dim != dim for space in record.spaces):
-        return {}
-    plain = {"head": "identity", "centred": (), "turned": ()}
-    bare = Record(
-        model="identity",
-        via=record.via,
-        config=None,
-        spaces=tuple(space.model_copy(update=plain) for space in record.spaces),
-        joint_dim=dim,
-    )
-    return {"identity": Connection(bare, tuple(Projector(nn.Identity()) for _ in record.spaces))}
 
 
 def _identity_layer(dim: int) -> nn.Linear:

@@ -28,11 +28,13 @@ class SpaceData:
     bridge: tuple[Dataset, ...]
     memory: tuple[Dataset, ...]
     others: tuple[Dataset, ...] = ()
+    pool: tuple[Dataset, ...] = ()  # of the bridge modality, pairs unknown
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
-        """Bridge first, then memory, then what else there is."""
-        return self.bridge + self.memory + self.others
+        """Bridge first, then memory, then what else there is; none of them twice."""
+        found = {one.key: one for one in self.bridge + self.memory + self.others + self.pool}
+        return tuple(found.values())
 
     @property
     def unpaired(self) -> Mapping[Modality, tuple[Dataset, ...]]:
@@ -82,16 +84,37 @@ def open_spaces(
     via: Modality,
     train: Sequence[str],
     memory: Sequence[str] = (),
+    pool: Sequence[str] = (),
 ) -> Spaces:
     """Open the datasets `train` of the modality `via` in both spaces, and those of their memory.
 
-    An entry of `memory` is DATASET or SPACE/MODALITY:DATASET. Raises UsageError for a dataset that
+    So too `pool`, of the modality `via`: none, or some of each space. An entry of `memory` and
+    `pool` is DATASET or SPACE/MODALITY:DATASET. Raises UsageError for a dataset that
     is not in the store or an entry that could be two modalities, StoreError for a damaged one,
     MismatchError for one space with two encoders.
     """
     there = list_datasets(store)
     keys = {space: _memory_of(space, store, there, via, memory) for space in spaces}
-    first, second = (_open_space(store, space, via, train, keys[space]) for space in spaces)
+    pools = {
+        space: [key for key in there if (key.space, key.modality) == (space, via)
+                and any(_matches(entry, key) for entry in pool)]
+        for space in spaces
+    }  # fmt: skip
+    first, second = (
+        _open_space(store, space, via, train, keys[space], pools[space]) for space in spaces
+    )
+    for entry in pool:
+        if not any(_matches(entry, key) for found in pools.values() for key in found):
+            raise UsageError(
+                f"the pool {entry!r} is no dataset of {via} in {' or '.join(spaces)}",
+                where=store,
+                fix=near(entry, [str(key) for key in there if key.modality == via]),
+            )
+    if pool and not all(pools.values()):
+        raise UsageError(
+            f"the pools are of {' and '.join(space for space in spaces if pools[space])} alone",
+            fix="name one of each space: --pool A/MODALITY:DATASET --pool B/MODALITY:DATASET",
+        )
     for entry in memory:
         if not any(_matches(entry, key) for found in keys.values() for key in found):
             raise UsageError(
@@ -127,7 +150,12 @@ def _matches(entry: str, key: Key) -> bool:
 
 
 def _open_space(
-    store: Path, name: str, via: Modality, train: Sequence[str], memory: Sequence[Key]
+    store: Path,
+    name: str,
+    via: Modality,
+    train: Sequence[str],
+    memory: Sequence[Key],
+    pool: Sequence[Key],
 ) -> SpaceData:
     first = [key for key in memory if key.modality == memory[0].modality]
     space = SpaceData(
@@ -135,6 +163,7 @@ def _open_space(
         tuple(open_dataset(store, Key(name, via, dataset)) for dataset in train),
         tuple(open_dataset(store, key) for key in first),
         tuple(open_dataset(store, key) for key in memory if key not in first),
+        tuple(open_dataset(store, key) for key in pool),
     )
     for dataset in space.datasets:
         if (dataset.encoder_identity, dataset.dim) != (space.encoder_identity, space.dim):

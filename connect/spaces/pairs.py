@@ -65,6 +65,11 @@ class Rows:
         """Rows of these as `Rows`, nothing read."""
         return Rows(self.blocks, self.rows[chosen])
 
+    def joined(self, other: "Rows") -> "Rows":
+        """These and then `other`, nothing read."""
+        rows = np.concatenate([self.rows, other.rows + self.starts[-1]])
+        return Rows([*self.blocks, *other.blocks], rows)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -80,6 +85,11 @@ class Pairs:
     def subset(self, chosen: slice | np.ndarray) -> "Pairs":
         """Some of the pairs."""
         return Pairs(self.first.subset(chosen), self.second.subset(chosen), self.unmatched)
+
+    def joined(self, other: "Pairs") -> "Pairs":
+        """These and then `other`."""
+        first, second = self.first.joined(other.first), self.second.joined(other.second)
+        return Pairs(first, second, self.unmatched)
 
 
 def join(first: SpaceData, second: SpaceData) -> Pairs:

@@ -81,7 +81,7 @@ def _needs(section: ConnectSection, there: set[Key], named: set[Key]) -> Iterato
     """The datasets that a connection is to be made from and that will not be there."""
     config = section.config
     spaces = set(section.spaces)
-    for entry in (*config.get("train", ()), *config.get("memory", ())):
+    for entry in (*config.get("train", ()), *config.get("memory", ()), *config.get("pool", ())):
         meant = {
             key for key in there | named if key.space in spaces and entry in (key.dataset, str(key))
         }

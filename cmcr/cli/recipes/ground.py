@@ -79,7 +79,7 @@ def ground_to_connect(
     return Ground(None, None, store or STORE), None
 
 
-_DATASETS = ("train", "memory")
+_DATASETS = ("train", "memory", "pool")
 
 
 def _named(section: ConnectSection, field: str) -> set[str]:
@@ -103,7 +103,8 @@ def _has(store: Path | None, fields: Mapping[str, Any]) -> bool:
             sum((space, dataset) in bridges for space in spaces) > 1
             for dataset in fields.get("train") or ()
         )
-        and {*map(str, keys), *(key.dataset for key in keys)} >= set(fields.get("memory") or ())
+        and {*map(str, keys), *(key.dataset for key in keys)}
+        >= {*(fields.get("memory") or ()), *(fields.get("pool") or ())}
     )
 
 

@@ -1,0 +1,148 @@
+"""Pools: bridge items of both spaces of which nobody knows which is which; pairs are found there.
+
+    problem = with_pools(pose(store, config))   # its data is enlarged by what was found, or not
+    problem.data.found                          # pairs that are fitted beside the known ones
+    problem.data.pooled                         # for the record
+
+From the known pairs `cca` is fitted, both pools are projected, and mutual nearest neighbours are
+taken as pairs beside the known ones; that is done ROUNDS times. Neighbours are corrected for
+hubness on both sides (arXiv 2410.24114): a row's score is 2 q·g - r(g), where r(g) is the mean of
+the largest cosines from g to rows of the other pool. Pools with little in common do harm. So each
+part of the known pairs is held out once and pairs are sought without it: what is found is kept only
+where that makes the held-out pairs clearly more likely (`clearly_worse`).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmcr.connect.connection.projectors import Projector
+from cmcr.connect.connection.record import Record
+from cmcr.connect.methods.problem import Data, Problem
+from cmcr.connect.methods.solve import cross_validated, start
+from cmcr.connect.spaces.pairs import Pairs, Rows
+from cmcr.connect.training.validation import DECIDES, clearly_worse
+from cmcr.devices import float32
+from cmcr.embeddings import Modality
+from cmcr.embeddings.index import search
+from cmcr.embeddings.search.hubness import correction, with_correction, with_one
+from cmcr.errors import MismatchError
+
+ROUNDS = 6
+SOUGHT = 4_096  # rows of the smaller pool that look for their partner in all of the other, at most
+BLOCK_ROWS = 65_536  # of a pool that are in memory at a time
+
+Project = Callable[[np.ndarray], Tensor]  # (n, D) of a space → (n, joint), unit norm
+
+
+def with_pools(problem: Problem) -> Problem:
+    """`problem`, with the pairs that its pools give to every method, where they pass the guard.
+
+    With so few known pairs that they can show nothing, nothing is kept. Raises MismatchError for a
+    pool that has no rows but those of known pairs.
+    """
+    if not problem.config.pool:
+        return problem
+    enlarged, closed = _enlarged(problem), problem.variant(method="cca", centre=False)
+    before = cross_validated(closed.on(problem.data.whole))
+    after = cross_validated(closed.on(enlarged.data.whole))
+    kept = False
+    said = {}
+    if before is not None and after is not None:
+        kept = clearly_worse(before.items, after.items)  # (known pairs,)
+        said = {"without": before.scores[DECIDES], "with": after.scores[DECIDES]}
+    problem.data.pooled.update(said, kept=kept)  # all parts of the data share it
+    return enlarged if kept else problem
+
+
+def as_before(problem: Problem, record: Record) -> Problem:
+    """`problem` with its pools where the connection of `record` was made with them."""
+    return _enlarged(problem) if record.pools.get("kept") else problem
+
+
+def _enlarged(problem: Problem) -> Problem:
+    first, second = unknown(problem.data)
+    closed = problem.variant(method="cca", centre=False)
+    return problem.on(problem.data.seeking(partial(_seek, closed, first, second)))
+
+
+def unknown(data: Data) -> tuple[Rows, Rows]:
+    """The rows of the pools of both spaces, less those of the known pairs."""
+    found = []
+    for space, known in zip(data.spaces, (data.pairs.first, data.pairs.second), strict=True):
+        rows = Rows([part for dataset in space.pool for part in dataset.parts()])
+        rows = rows.subset(np.flatnonzero(~np.isin(_digests(rows), _digests(known))))
+        if not len(rows):
+            raise MismatchError(
+                f"the pool of {space.name} has no rows but those of known pairs",
+                fix="name a dataset with more items, or leave --pool out",
+            )
+        found.append(rows)
+    first, second = found
+    return first, second
+
+
+def _digests(rows: Rows) -> np.ndarray:
+    """A hash of each row as it is in float16, (rows,): equal ones have the same."""
+    factors = np.random.default_rng(0).integers(0, 2**64, rows.shape[1], np.uint64)
+    found = [block.astype(np.float16).view(np.uint16).astype(np.uint64) @ factors
+             for block in rows.batches(BLOCK_ROWS)]  # fmt: skip
+    return np.concatenate([np.empty(0, np.uint64), *found])
+
+
+def _seek(closed: Problem, first: Rows, second: Rows, data: Data) -> Pairs:
+    """Pairs in the pools, from those that `data` may see."""
+    via = closed.config.via
+    found = data.pairs.subset(np.arange(0))
+    for _ in range(ROUNDS):
+        one, two = start(closed.on(data.with_found(found)))
+        rows = mutual(first, second, (_into(one, via), _into(two, via)))
+        found = Pairs(first.subset(rows[0]), second.subset(rows[1]))
+    return found
+
+
+def _into(projector: Projector, via: Modality) -> Project:
+    def project(rows: np.ndarray) -> Tensor:
+        return projector.project(float32(rows, "cpu"), via)
+
+    return project
+
+
+@torch.no_grad()
+def mutual(
+    first: Rows, second: Rows, project: tuple[Project, Project]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of rows that are each other's nearest, (found,) each, hubness corrected.
+
+    SOUGHT rows of the smaller pool, drawn over all of it, look for theirs.
+    """
+    if len(first) > len(second):
+        two, one = mutual(second, first, (project[1], project[0]))
+        return one, two
+    asked, bank = _drawn(len(first)), _drawn(len(second))
+    asking, other = project[0](first[asked]), project[1](second[bank])
+    there = _nearest(asking, asking, second, project[1])  # (asked,)
+    named, which = np.unique(there, return_inverse=True)
+    back = _nearest(project[1](second[named]), other, first, project[0])[which]
+    both = back == asked
+    return asked[both], there[both]
+
+
+def _drawn(count: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(count).permutation(count)[:SOUGHT])
+
+
+def _nearest(queries: Tensor, bank: Tensor, gallery: Rows, project: Project) -> np.ndarray:
+    """The number of the gallery item with the largest 2 q·g - r(g) for each query, (queries,)."""
+    asking = with_one(queries).numpy()
+    best, number = np.full(len(queries), -np.inf, np.float32), np.zeros(len(queries), np.int64)
+    for begin in range(0, len(gallery), BLOCK_ROWS):
+        items = project(gallery[begin : begin + BLOCK_ROWS])
+        corrected = with_correction(items, correction(items, [bank]))
+        scores, rows = search(asking, corrected.numpy(), 1)  # (queries, 1)
+        better = scores[:, 0] > best
+        best[better], number[better] = scores[better, 0], begin + rows[better, 0]
+    return number
