@@ -3,7 +3,7 @@
     decoders = Decoders(Work({"clip": encoder}, limits, roots=[]), workers=2, imports=[...])
     tensor = await decoders.prepare("clip", "image", item)     # ServiceError for no picture
 
-A file that hangs or ends the process that decodes it costs its own request, and the process is
+A file that hangs, or ends two processes that decode it, costs its own request, and the process is
 replaced at once. Texts need no decoding and wait for no picture.
 """
 
@@ -211,9 +211,23 @@ class Decoders:
         return process
 
     def _do(self, task: tuple[Any, ...]) -> tuple[Any, Tensor | None]:
-        """In a thread: one task in an idle process, which is replaced where it hangs or dies."""
+        """In a thread: one task in an idle process; in a new one too where that ended.
+
+        Somebody else may have killed the first, or what it was forked from and all with it.
+        """
+        for fresh in (False, True):
+            try:
+                return self._once(task, fresh)
+            except (EOFError, OSError):
+                log.warning("a process that decodes inputs has ended, and is replaced")
+        return ("failed", WorkerKilled.__name__, "decoding it ended the process"), None
+
+    def _once(self, task: tuple[Any, ...], fresh: bool) -> tuple[Any, Tensor | None]:
         process, well = self.idle.get(), False
         try:
+            if fresh and process is not None:
+                process.end()
+                process = None
             process = process or self._started()
             process.give(task)
             if not process.socket.poll(self.work.limits.item):
@@ -225,8 +239,6 @@ class Decoders:
             log.error("%s", error)
             raise ServiceError(503, "nothing decodes inputs at the moment", code="no_worker",
                                headers={"Retry-After": "5"}) from error  # fmt: skip
-        except (EOFError, OSError):
-            return ("failed", WorkerKilled.__name__, "decoding it ended the process"), None
         finally:
             if process is not None and not well:
                 process.end()

@@ -20,7 +20,7 @@ def client(demo: Demo) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(demo: Demo) -> Iterator[str]:
     with bind("127.0.0.1", 0) as bound:
         config = uvicorn.Config(make_app(served(demo.store), None, None), log_config=None)

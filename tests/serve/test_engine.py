@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import signal
 import time
 from typing import Any
 
@@ -54,6 +55,8 @@ def test_an_input_that_hangs_or_kills_costs_itself_alone() -> None:
         assert process is not None
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == GIVING_WAY  # the encoder is first
         decoders.idle.put(process)
+        os.kill(process.pid, signal.SIGKILL)  # by somebody else: no input is blamed
+        assert asyncio.run(one(3)) == "decoded"
     finally:
         decoders.close()
 
