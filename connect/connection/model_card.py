@@ -69,12 +69,13 @@ def _fit(record: Record) -> str:
     if record.config is None:
         lines = [f"- {name}: `{value}`" for name, value in record.imported.items()]
         return "\n".join(["## Training", "", IMPORTED, "", *lines])
+    said = record.pools
     lines = [
         "## Training",
         "",
         f"{record.pairs - record.held_out:,} {record.via} pairs"
         + (f", {record.held_out:,} held out" if record.held_out else "")
-        + (f", {record.pools['found']:,} more found in the pools" if record.pools else "")
+        + (f", {said['found']:,} more found in the pools" if said.get("kept") else "")
         + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
         "",
     ]

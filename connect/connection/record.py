@@ -86,7 +86,7 @@ class Record(BaseModel):
     ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
     # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
     # held-out known pairs `with` and `without` them.
-    pools: dict[str, float | bool] = {}
+    pools: dict[str, int | float | bool] = {}
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written

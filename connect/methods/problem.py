@@ -62,7 +62,7 @@ class Data:
     memory_temperature: float  # τ1
     device: str
     seek: "Callable[[Data], Pairs] | None" = None  # finds pairs in pools, where they are to be used
-    pooled: dict[str, float | bool] = field(default_factory=dict)  # what was said of the pools
+    pooled: dict[str, int | float | bool] = field(default_factory=dict)  # what the guard said
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -286,7 +286,7 @@ class Problem:
         )
 
     @property
-    def _pools(self) -> dict[str, float | bool]:
+    def _pools(self) -> dict[str, int | float | bool]:
         data = self.data
         return {"found": len(data.found or ())} | dict(data.pooled) if data.pooled else {}
 
