@@ -20,8 +20,7 @@ from methods import CONNECT, SPACES, first_places, write
 from worlds import WORLDS, World
 
 from cmcr.connect import read_config
-from cmcr.connect.methods import pools as pools_module
-from cmcr.connect.methods.pools import with_pools
+from cmcr.connect.methods.pools import enlarge, unknown, with_pools
 from cmcr.connect.methods.problem import pose
 from cmcr.connect.methods.solve import start
 from cmcr.embeddings import Key, import_embeddings
@@ -67,7 +66,7 @@ def measured(name: str, pairs: int, pool: int, overlap: float, seed: int) -> tup
         config = read_config(CONNECT | {"method": "cca", "pool": POOLS, "seed": seed})
         problem = pose(store, config)
         guarded = with_pools(problem)
-        enlarged = pools_module._enlarged(problem)
+        enlarged = enlarge(problem, unknown(problem.data))
         measure, test = first_places(world), []
         for one in (problem, enlarged):
             whole = one.on(one.data.whole)

@@ -85,7 +85,7 @@ class Record(BaseModel):
     validation: dict[str, float] = {}
     ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
     # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
-    # held-out known pairs `with` and `without` them.
+    # held-out known pairs `with` and `without` them, and with `decoys` in their place.
     pools: dict[str, int | float | bool] = {}
     device: str = "cpu"
     versions: dict[str, str] = {}

@@ -7,9 +7,14 @@
 From the known pairs `cca` is fitted, both pools are projected, and mutual nearest neighbours are
 taken as pairs beside the known ones; that is done ROUNDS times. Neighbours are corrected for
 hubness on both sides (arXiv 2410.24114): a row's score is 2 q·g - r(g), where r(g) is the mean of
-the largest cosines from g to rows of the other pool. Pools with little in common do harm. So each
-part of the known pairs is held out once and pairs are sought without it: what is found is kept only
-where that makes the held-out pairs clearly more likely (`clearly_worse`).
+the largest cosines from g to rows of the other pool.
+
+Pools with little in common do harm. So each part of the known pairs is held out once, pairs are
+sought without it, and what is found is kept only where it makes the held-out pairs clearly more
+likely (`clearly_worse`) than two other things do: no found pairs at all, and decoys, which are the
+found pairs with each second item exchanged for the one most like it in its own pool. Without items
+in common, mutual neighbours are alike and wrong, which smooths a fit of few pairs and may pass the
+first test; but then decoys do as well as they.
 """
 
 from collections.abc import Callable
@@ -18,11 +23,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
+from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
-from cmcr.connect.methods.solve import cross_validated, start
+from cmcr.connect.methods.solve import cross_validated, in_folds, start
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.validation import DECIDES, clearly_worse
 from cmcr.devices import float32
@@ -46,27 +53,34 @@ def with_pools(problem: Problem) -> Problem:
     """
     if not problem.config.pool:
         return problem
-    enlarged, closed = _enlarged(problem), problem.variant(method="cca", centre=False)
-    before = cross_validated(closed.on(problem.data.whole))
-    after = cross_validated(closed.on(enlarged.data.whole))
-    kept = False
-    said = {}
-    if before is not None and after is not None:
-        kept = clearly_worse(before.items, after.items)  # (known pairs,)
-        said = {"without": before.scores[DECIDES], "with": after.scores[DECIDES]}
+    closed, pools = problem.variant(method="cca", centre=False), unknown(problem.data)
+    enlarged = enlarge(problem, pools)
+    folds = enlarged.data.whole.folds
+    decoys = [one.with_found(_decoys(one.found, pools[1])) for one in folds if one.found]
+    tried = {
+        "without": cross_validated(closed.on(problem.data.whole)),
+        "decoys": in_folds(closed, decoys),
+        "with": in_folds(closed, folds),
+    }
+    said = {name: one.scores[DECIDES] for name, one in tried.items() if one}
+    *others, best = (one.items if one else None for one in tried.values())  # (known pairs,) each
+    kept = best is not None and all(
+        other is not None and len(other) == len(best) and clearly_worse(other, best)
+        for other in others
+    )
     problem.data.pooled.update(said, kept=kept)  # all parts of the data share it
     return enlarged if kept else problem
 
 
 def as_before(problem: Problem, record: Record) -> Problem:
     """`problem` with its pools where the connection of `record` was made with them."""
-    return _enlarged(problem) if record.pools.get("kept") else problem
+    return enlarge(problem, unknown(problem.data)) if record.pools.get("kept") else problem
 
 
-def _enlarged(problem: Problem) -> Problem:
-    first, second = unknown(problem.data)
+def enlarge(problem: Problem, pools: tuple[Rows, Rows]) -> Problem:
+    """`problem`, with the pairs that its pools give beside the known ones."""
     closed = problem.variant(method="cca", centre=False)
-    return problem.on(problem.data.seeking(partial(_seek, closed, first, second)))
+    return problem.on(problem.data.seeking(partial(_seek, closed, *pools)))
 
 
 def unknown(data: Data) -> tuple[Rows, Rows]:
@@ -102,6 +116,28 @@ def _seek(closed: Problem, first: Rows, second: Rows, data: Data) -> Pairs:
         rows = mutual(first, second, (_into(one, via), _into(two, via)))
         found = Pairs(first.subset(rows[0]), second.subset(rows[1]))
     return found
+
+
+def _decoys(found: Pairs, second: Rows) -> Pairs:
+    """`found`, its second items exchanged for those most like them in their pool, by cosine."""
+    mean = mean_embedding(second.batches(), second.shape[1]).float()
+    own = np.searchsorted(second.rows, found.second.rows)  # (found,) their numbers in the pool
+    asking = _centred(second[own], mean)
+    best, number = np.full(len(own), -np.inf, np.float32), own.copy()
+    for begin in range(0, len(second), BLOCK_ROWS):
+        block = _centred(second[begin : begin + BLOCK_ROWS], mean)
+        scores, rows = search(asking, block, min(2, len(block)))  # (found, 2)
+        scores = np.where(begin + rows == own[:, None], -np.inf, scores)
+        column = scores.argmax(axis=1)[:, None]
+        score, row = (np.take_along_axis(x, column, axis=1)[:, 0] for x in (scores, rows))
+        better = score > best
+        best[better], number[better] = score[better], begin + row[better]
+    return Pairs(found.first, second.subset(number))
+
+
+def _centred(rows: np.ndarray, mean: Tensor) -> np.ndarray:
+    centred: np.ndarray = normalize(normalize(float32(rows, "cpu"), dim=1) - mean, dim=1).numpy()
+    return centred
 
 
 def _into(projector: Projector, via: Modality) -> Project:

@@ -17,7 +17,7 @@ from cmcr.connect.connection.projectors import Kernel, Projector, make_heads
 from cmcr.connect.connection.record import Record
 from cmcr.connect.methods.cca import canonical, cross, into_second
 from cmcr.connect.methods.closed_forms import kernel, procrustes, ridge
-from cmcr.connect.methods.problem import Problem
+from cmcr.connect.methods.problem import Data, Problem
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.training.batches import TrainingSet
 from cmcr.connect.training.loop import train
@@ -86,7 +86,12 @@ def strengthened(problem: Problem) -> Problem:
 
 def cross_validated(problem: Problem) -> Validated | None:
     """What a closed form does with each pair that it did not see; None with too few pairs."""
-    found = [one.score(start(one)) for one in map(problem.on, problem.data.folds)]
+    return in_folds(problem, problem.data.folds)
+
+
+def in_folds(problem: Problem, folds: Sequence[Data]) -> Validated | None:
+    """What a closed form does with the pairs that each of `folds` holds out; None without folds."""
+    found = [one.score(start(one)) for one in map(problem.on, folds)]
     return joined(found) if found else None
 
 
