@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import cmcr
 from cmcr.connect.methods import pools as pools_module
@@ -22,7 +23,7 @@ def shown(space: str, latent: np.ndarray) -> np.ndarray:
     random = np.random.default_rng(len(space))
     noise = np.random.default_rng(len(latent)).standard_normal((len(latent), 32))[:, : DIMS[space]]
     view = random.standard_normal((LATENT, DIMS[space]))
-    return np.asarray(latent @ view + 0.3 * noise, dtype=np.float32)
+    return np.asarray(latent @ view + 1.5 * noise, dtype=np.float32)
 
 
 def world(common: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -37,6 +38,10 @@ def world(common: int) -> tuple[dict[str, Any], dict[str, Any]]:
         cut["hear"] = np.concatenate([rest[:common], rest[POOL:]])
     spaces = {space: {"text": shown(space, items[:KNOWN])} for space in DIMS}
     return spaces, {space: random.permutation(shown(space, cut[space])) for space in DIMS}
+
+
+def as_they_are(rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(rows.copy())
 
 
 def test_pools_of_the_same_items_are_kept_and_those_without_any_in_common_are_not() -> None:
@@ -70,7 +75,7 @@ def test_neighbours_are_mutual_and_corrected_on_both_sides(monkeypatch: pytest.M
     expected = {(i, int(j)) for i, j in enumerate(there) if back[j] == i}
     rows = [Rows([x.astype(np.float32)]) for x in (one, two)]
     monkeypatch.setattr(pools_module, "BLOCK_ROWS", 7)
-    found = mutual(*rows, (pools_module.torch.from_numpy, pools_module.torch.from_numpy))  # type: ignore[arg-type]
+    found = mutual(*rows, (as_they_are, as_they_are))
     assert set(zip(*(numbers.tolist() for numbers in found), strict=True)) == expected
 
 

@@ -41,7 +41,7 @@ from cmcr.evaluate import (
     weak_spots,
 )
 from cmcr.evaluate.ranking import metrics
-from cmcr.evaluate.ranking.metrics import CUTOFFS, PerQuery, intervals
+from cmcr.evaluate.ranking.metrics import CUTOFFS, MEANS, PerQuery, intervals
 from cmcr.evaluate.ranking.rankings import per_class
 from cmcr.evaluate.ranking.ranks import TIE, ranks_by_buckets, ranks_by_comparing
 from cmcr.evaluate.ranking.related import distance
@@ -120,13 +120,13 @@ def test_metrics_agree_with_torchmetrics():
 
 def per_query(count, seed=0):
     rng = np.random.default_rng(seed)
-    return PerQuery(np.arange(count), rng.integers(1, 9, count), rng.random((count, 8)))
+    return PerQuery(np.arange(count), rng.integers(1, 9, count), rng.random((count, len(MEANS))))
 
 
 def test_intervals_are_those_of_the_mean_and_the_same_every_time():
     found = per_query(2000)
     low, high = intervals(found)["mAP"]
-    mean, error = found.summary()["mAP"], found.scores[:, -1].std() / np.sqrt(2000)
+    mean, error = found.summary()["mAP"], found.scores[:, MEANS.index("mAP")].std() / np.sqrt(2000)
     assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), rel=0.01)
     assert intervals(found) == intervals(found)
     low, high = intervals(found)["median_rank"]
@@ -140,7 +140,8 @@ def test_intervals_of_many_queries_are_those_of_all_resamples(count):
     rng = np.random.default_rng(count)
     ranks = rng.geometric(0.1, count)
     columns = [ranks <= 1, ranks <= 5, ranks <= 10, ranks == 60, np.ones(count),
-               ranks % 7 / 6, ranks % 3 * (ranks > 40), 1 / ranks]  # fmt: skip
+               ranks % 7 / 6, ranks % 3 * (ranks > 40), 1 / ranks,
+               1 / np.log2(ranks + 1)]  # fmt: skip
     found = PerQuery(np.arange(count), ranks, np.column_stack(columns).astype(float))
     ends = intervals(found)
     for values, name in zip([*found.scores.T, ranks], ends, strict=True):
