@@ -635,6 +635,7 @@ def stop(options: argparse.Namespace, folder: Path) -> str:
         chance = random.Random(number)
         with serving(store, temporary=folder / "stop") as server:
             sent = good(store, server.port, each=8)
+            time.sleep(0.5)  # a line comes after its answer
             before = server.log.read_text().count("/v1/embeddings")
             codes, ended = asyncio.run(stopped(server, sent, chance.uniform(0.2, 1.0)))
             began = time.monotonic()
