@@ -19,6 +19,8 @@ import base64
 import contextlib
 import json
 import multiprocessing
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -178,7 +180,10 @@ def peer(bench: Bench, folder: Path) -> Iterator[str]:
     url = "http://127.0.0.1:8499"
     log = (folder / "peer.log").open("w")
     with subprocess.Popen(
-        [sys.executable, str(script), str(bench.checkpoint), "8499"], stdout=log, stderr=log
+        [sys.executable, str(script), str(bench.checkpoint), "8499"],
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     ) as server:
         for _ in range(600):
             with contextlib.suppress(httpx.HTTPError):
@@ -186,7 +191,7 @@ def peer(bench: Bench, folder: Path) -> Iterator[str]:
                     break
             time.sleep(0.2)
         yield url
-        server.terminate()
+        os.killpg(server.pid, signal.SIGTERM)  # its workers do not go with it
 
 
 def table(name: str, url: str, bodies: Sequence[dict], requests: int, floor: float) -> float:

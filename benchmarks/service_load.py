@@ -441,7 +441,7 @@ def litserve(options: argparse.Namespace, folder: Path) -> Load:
     script.write_text(PEER)
     bodies = [json.dumps({"input": f"a text, number {number}"}).encode() for number in range(1000)]
     with (folder / "peer.log").open("w") as log, subprocess.Popen(
-        [sys.executable, str(script), str(port)], stdout=log, stderr=log
+        [sys.executable, str(script), str(port)], stdout=log, stderr=log, start_new_session=True
     ) as process:  # fmt: skip
         try:
             for _ in range(300):
@@ -452,7 +452,7 @@ def litserve(options: argparse.Namespace, folder: Path) -> Load:
             asyncio.run(closed(port, bodies, until(2), path="/predict"))
             return asyncio.run(closed(port, bodies, until(options.seconds), path="/predict"))
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # its workers do not go with it
 
 
 def overload(options: argparse.Namespace, folder: Path) -> str:

@@ -46,9 +46,8 @@ WITH_INTERVAL = "mAP"
 _SHOWN = 5  # of a long list
 UNKNOWN = "none"  # the truth of a row where nothing says what matches
 BOXES = "boxes"  # the truth of a row about regions: where a sound is heard
-_NOT_IN_TABLE = frozenset(
-    {"mAP@10", "nDCG@10", "false_positives"}
-)  # it would be wider than a terminal
+# It would be wider than a terminal.
+_NOT_IN_TABLE = frozenset({"mAP@10", "nDCG@10", "false_positives"})
 # Counts go below a table, where there is something to count.
 COUNTS = {
     "queries": "queries",

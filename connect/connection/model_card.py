@@ -102,13 +102,14 @@ def pools_line(record: Record) -> str:
     said = record.pools
     if "with" not in said:
         return f"pools: left aside, for {record.pairs} known pairs are too few to judge them by"
+    decoys = f" ({said['decoys']:.2f} with decoys)" if "decoys" in said else ""
     change = (
         f"the log-likelihood of known pairs that were held out goes from {said['without']:.2f} "
-        f"to {said['with']:.2f}"
+        f"to {said['with']:.2f}{decoys}"
     )
     if said["kept"]:
         return f"pools: {said['found']:,} pairs found, and fitted too: {change}"
-    return f"pools: left aside, for what is found there does not help: {change}"
+    return f"pools: left aside, for it is not clear that what is found there helps: {change}"
 
 
 def _licences(record: Record) -> str:
