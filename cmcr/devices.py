@@ -4,24 +4,19 @@ device = find_device("auto")
 with threads_for(batch**2 * dim): ...      # steps whose largest product has so many operations
 given = rows(array, dim, "clip")           # what a user gives as embeddings, or an error
 product(float32(given, device), other)     # in the precision that the device is quick in
-vectors = room_for((rows, dim))            # zeros; many of them lie in a file
 with freed_memory_kept(): ...              # steps that allocate the same again and again
 """
 
 import ctypes
-import math
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
 
 from cmcr.errors import MismatchError, SourceError, UsageError
@@ -96,34 +91,6 @@ def free_memory() -> int | None:
             cached = sum(int(line.split()[1]) for line in lines if line.split()[0] == freed)
             left.append(most - int((folder / used).read_text()) + cached)
     return min(left, default=None)
-
-
-LARGE = 1 << 24  # bytes of an array that goes to a file
-
-
-def room_for(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-    """An array of zeros that may be larger than memory.
-
-    From 16 MiB it is a mapped file without a name in TMPDIR, whose pages the kernel gives up when
-    memory is short, and which is gone with the array. Raises OSError where there is no room for it.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE:
-        return np.zeros(shape, dtype)
-    with TemporaryFile() as file:
-        try:
-            _allocate(file.fileno(), size)
-        except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0), gettempdir()) from error
-        return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), size))
-
-
-def _allocate(file: int, size: int) -> None:
-    """Make a file so long. A full disk is told of here where it can be: a mapping cannot."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
 
 
 def _control_groups() -> Iterator[tuple[Path, str, str, str]]:

@@ -10,13 +10,13 @@ label, group and columns of its own.
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmcr.embeddings.index import build_index, index_is_current
@@ -26,6 +26,8 @@ from cmcr.embeddings.schema import Description, Key, Precision, read_manifest
 from cmcr.embeddings.writer import begin, claim, finish, held
 from cmcr.errors import MismatchError, SourceError, StoreError, UsageError
 from cmcr.files import sha256_file
+from cmcr.large.arrays import numbers, room_for
+from cmcr.large.tables import mapped, most_repeated
 
 PART_ROWS = 65_536
 _ROUNDING = 1e-3  # of a unit vector
@@ -179,7 +181,7 @@ def read_metadata(path: Path) -> pa.Table:
 
     tabs = pyarrow.csv.ParseOptions(delimiter="\t")
     readers: Mapping[str, Callable[[Path], pa.Table]] = {
-        ".parquet": pq.read_table,
+        ".parquet": _read_table,
         ".csv": pyarrow.csv.read_csv,
         ".tsv": lambda file: pyarrow.csv.read_csv(file, parse_options=tabs),
         ".jsonl": pyarrow.json.read_json,
@@ -196,6 +198,15 @@ def read_metadata(path: Path) -> pa.Table:
         raise UsageError("there is no such file", where=path, fix="name one that is") from None
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"the metadata cannot be read: {error}", where=path) from error
+
+
+def _read_table(path: Path) -> pa.Table:
+    """Its columns but the embedding; many rows lie in a file."""
+    file = pq.ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if name != "embedding"]
+    batches = file.iter_batches(PART_ROWS, columns=columns)
+    empty = file.schema_arrow.empty_table().select(columns)
+    return mapped(chain([empty], (pa.Table.from_batches([batch]) for batch in batches)))
 
 
 def _whole(table: pa.Table, rows: int, path: Path) -> pa.Table:
@@ -216,12 +227,12 @@ def _whole(table: pa.Table, rows: int, path: Path) -> pa.Table:
             fix="give each column a name of its own",
         )
     columns = {name: table[name] for name in table.column_names if name != "embedding"}
-    table = pa.table({"id": pa.array(np.arange(rows))} | columns)
+    table = pa.table({"id": pa.array(numbers(rows))} | columns)
     try:
         ids = table["id"].cast(pa.string())
     except pa.ArrowException as error:
         raise SourceError(f"ids are not read from {table['id'].type}", where=path) from error
-    if ids.null_count or pc.count_distinct(ids).as_py() != rows:
+    if ids.null_count or most_repeated(ids):
         raise SourceError(
             "ids are missing or occur twice", where=path, fix="give each row an id of its own"
         )
@@ -274,9 +285,17 @@ def _read_safetensors(path: Path) -> np.ndarray:
 
 
 def _read_parquet(path: Path) -> np.ndarray:
-    column = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
-    values = column.flatten()
-    if column.null_count or values.null_count or len(column) == 0 or len(values) % len(column):
-        raise ValueError("the column `embedding` has rows of different lengths")
-    array: np.ndarray = values.to_numpy(zero_copy_only=False).reshape(len(column), -1)  # (rows, D)
+    file = pq.ParquetFile(path)
+    array, done = np.empty((0, 0)), 0
+    for batch in file.iter_batches(PART_ROWS, columns=["embedding"]):
+        column = batch["embedding"]
+        values = column.flatten()
+        dim = len(values) // len(column)
+        if not done:
+            kind = values.type.to_pandas_dtype()
+            array = room_for((file.metadata.num_rows, dim), kind)  # (rows, D)
+        if column.null_count or values.null_count or len(values) != len(column) * array.shape[1]:
+            raise ValueError("the column `embedding` has rows of different lengths")
+        array[done : done + len(column)] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
+        done += len(column)
     return array

@@ -29,6 +29,7 @@ from cmcr.embeddings.schema import (
 )
 from cmcr.errors import MovedError, StoreError, UsageError, near
 from cmcr.files import sha256_file
+from cmcr.large.tables import mapped
 
 Stamp = tuple[int, int, int, int]  # of a part: device, inode, size, time of change
 
@@ -106,13 +107,17 @@ class Dataset:
             start += len(block)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
-        """Columns other than the embedding, one row an embedding, in the same order."""
-        tables = []
+        """Columns other than the embedding, one row an embedding, in the same order.
+
+        Many of them lie in a file in TMPDIR, not in memory.
+        """
+        return mapped(self._tables(list(columns)))
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
         for part, stamp in zip(self.manifest.parts, self.stamps, strict=True):
             with self._unchanged(part, stamp):
-                path = self.folder / part.name
-                tables.append(pq.read_table(path, columns=list(columns), partitioning=None))
-        return pa.concat_tables(tables)
+                table = pq.read_table(self.folder / part.name, columns=columns, partitioning=None)
+            yield table.replace_schema_metadata()
 
     @contextmanager
     def _unchanged(self, part: Part, stamp: Stamp) -> Iterator[None]:

@@ -182,7 +182,7 @@ def _banks(store: Path, connection: JointSpace, source: Dataset) -> dict[str, Ba
 
     Raises UsageError where there are none at all.
     """
-    itself = [(source.key, source.ids())]
+    itself = [(source.key, source.table(["id"])["id"])]
     banks = {}
     problem: UsageError | None = None
     for space in connection.record.spaces:

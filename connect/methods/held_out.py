@@ -8,6 +8,8 @@ Where so many do that nothing else is left, or fewer than FEWEST things are near
 each is held out as if it said something of its own: what searches later will say one of them too.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,11 +18,13 @@ from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.validation import FEWEST, SAME, centred, groups, said, same
 from cmcr.devices import float32
+from cmcr.large.arrays import numbers, room_for, shuffled, where
 
 LEAST, MOST = 32, 2048  # pairs that are held out
 FOLDS = 5
 LEAST_FOLDED, FOLDED = 10, 4_096  # up to so many pairs each is held out once; of more some are
 BLOCK_ROWS = 8_192
+COUNTED_ROWS = 1 << 20  # whose groups are looked at at a time
 
 Cut = tuple[np.ndarray, np.ndarray]  # the numbers of the pairs to fit on, and of those held out
 
@@ -32,9 +36,9 @@ def split(pairs: Pairs, share: float, seed: int) -> Cut:
     """
     count = len(pairs)
     if not share:
-        return np.arange(count), np.arange(0)
+        return numbers(count), numbers(0)
     held = min(max(round(share * count), LEAST), MOST, count // 4)
-    order = np.random.default_rng(seed).permutation(count)
+    order = shuffled(count, np.random.default_rng(seed))
     return _cut(order, _equal(pairs), held)
 
 
@@ -44,7 +48,7 @@ def folds(pairs: Pairs, seed: int, device: str) -> list[Cut]:
     if count < LEAST_FOLDED:
         return []
     if count > FOLDED:
-        order = random.permutation(count)
+        order = shuffled(count, random)
         return [_cut(order, _alike(pairs, order[:MOST], device), MOST)]
     one, two = (float32(rows[:], "cpu") for rows in (pairs.first, pairs.second))
     group = groups(same((one, two), count).numpy())
@@ -57,19 +61,44 @@ def folds(pairs: Pairs, seed: int, device: str) -> list[Cut]:
 
 def _cut(order: np.ndarray, group: np.ndarray, held: int) -> Cut:
     """`held` rows at most are held out, whole groups in the order that their first row is in."""
-    _, first, numbers, sizes = np.unique(
-        group[order], return_index=True, return_inverse=True, return_counts=True
-    )
-    drawn = np.argsort(first)
-    drawn = drawn[sizes[drawn] <= held]
-    taken = drawn[np.cumsum(sizes[drawn]) <= held]
-    back = np.isin(numbers, taken) if len(taken) else np.arange(len(order)) < held
-    return np.sort(order[~back]), np.sort(order[back])
+    head = held + 1
+    while True:  # until the groups of the first `head` rows are enough
+        head = min(4 * head, len(order))
+        drawn, first = np.unique(group[order[:head]], return_index=True)
+        drawn = drawn[np.argsort(first)]
+        sizes = _sizes(group, drawn)
+        drawn, sizes = drawn[sizes <= held], sizes[sizes <= held]
+        if sizes.sum() > held or head == len(order):
+            break
+    chosen = drawn[np.cumsum(sizes) <= held]
+    back = np.zeros(len(order), bool)
+    if len(chosen):
+        for rows in _blocks(len(group)):
+            back[rows] = np.isin(group[rows], chosen)
+    else:
+        back[order[:held]] = True
+    return where(~back), where(back)
+
+
+def _sizes(group: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """How many rows each group in `of` has, (of,)."""
+    order = np.argsort(of)
+    sizes = np.zeros(len(of), np.int64)
+    for rows in _blocks(len(group)):
+        place = np.searchsorted(of, group[rows], sorter=order).clip(max=len(of) - 1)
+        found = order[place]
+        sizes += np.bincount(found[of[found] == group[rows]], minlength=len(of))
+    return sizes
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, COUNTED_ROWS):
+        yield slice(start, min(start + COUNTED_ROWS, rows))
 
 
 def _equal(pairs: Pairs) -> np.ndarray:
     """The same number for pairs whose stored embeddings are equal, bit by bit, (pairs,)."""
-    keys = np.zeros(len(pairs), np.uint64)
+    keys = room_for((len(pairs),), np.uint64)
     for number, rows in enumerate((pairs.first, pairs.second)):
         random = np.random.default_rng(number)
         factors = random.integers(0, 2**64, rows.shape[1], np.uint64)
@@ -86,7 +115,8 @@ def _alike(pairs: Pairs, chosen: np.ndarray, device: str) -> np.ndarray:
     Others have one of their own.
     """
     both = [_Alike(rows, chosen, device) for rows in (pairs.first, pairs.second)]
-    label = np.arange(len(pairs)) + len(chosen)
+    label = numbers(len(pairs))
+    label += len(chosen)
     for start in range(0, len(pairs), BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, len(pairs)))
         found = both[0].found(rows)  # (rows, chosen)
@@ -98,8 +128,9 @@ def _alike(pairs: Pairs, chosen: np.ndarray, device: str) -> np.ndarray:
     root = label[chosen]  # the first of `chosen` that says what this one does, itself or earlier
     for place in range(len(root)):
         root[place] = root[root[place]]
-    known = label < len(chosen)
-    label[known] = root[label[known]]
+    for rows in _blocks(len(label)):
+        known = label[rows] < len(chosen)
+        label[rows][known] = root[label[rows][known]]
     return label
 
 

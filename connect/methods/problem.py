@@ -32,6 +32,7 @@ from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, hold, validate
 from cmcr.devices import float32, threads_for
 from cmcr.embeddings import Modality
+from cmcr.large.arrays import numbers, shuffled
 
 Spreads = Mapping[Modality, Spread]
 
@@ -112,7 +113,7 @@ class Data:
     @cached_property
     def whole(self) -> "Data":
         """The same data with nothing held out."""
-        return self.part(np.arange(len(self.pairs)), np.arange(0))
+        return self.part(numbers(len(self.pairs)), numbers(0))
 
     @cached_property
     def folds(self) -> list["Data"]:
@@ -130,7 +131,7 @@ class Data:
         if not len(self.rows[1]):
             return None
         random = np.random.default_rng(self.seed)
-        drawn = np.sort(random.permutation(len(self.known))[:DISTRACTORS])
+        drawn = np.sort(shuffled(len(self.known), random)[:DISTRACTORS])
         back, others = self.pairs.subset(self.rows[1]), self.known.subset(drawn)
         one, two = (
             torch.cat([float32(rows[:], self.device), float32(more[:], self.device)])
@@ -329,7 +330,7 @@ def _some(space: SpaceData, count: int, seed: int) -> np.ndarray | None:
     if not space.memory:
         return None
     rows = Rows([part for dataset in space.memory for part in dataset.parts()])
-    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
+    return rows[np.sort(shuffled(len(rows), np.random.default_rng(seed))[:count])]
 
 
 def _origin(rows: Rows) -> Tensor:

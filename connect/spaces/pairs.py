@@ -4,17 +4,16 @@ pairs = join(first, second)          # rows of the same id, in both spaces
 pairs.first[10:20]                   # (10, D1), read from the shards
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.embeddings import Dataset
 from cmcr.errors import MismatchError, StoreError
+from cmcr.large.arrays import numbers, room_for, taken, where
+from cmcr.large.tables import most_repeated, partners
 
 
 class Rows:
@@ -24,7 +23,7 @@ class Rows:
         """`blocks` are (n, D) each; `rows` number them from the first one's start, all if None."""
         self.blocks = list(blocks)
         self.starts = np.cumsum([0, *map(len, blocks)])
-        self.rows = np.arange(self.starts[-1]) if rows is None else rows
+        self.rows = numbers(int(self.starts[-1])) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,11 +62,13 @@ class Rows:
 
     def subset(self, chosen: slice | np.ndarray) -> "Rows":
         """Rows of these as `Rows`, nothing read."""
-        return Rows(self.blocks, self.rows[chosen])
+        if isinstance(chosen, slice):
+            return Rows(self.blocks, self.rows[chosen])
+        return Rows(self.blocks, taken(self.rows, chosen))
 
     def joined(self, other: "Rows") -> "Rows":
         """These and then `other`, nothing read."""
-        rows = np.concatenate([self.rows, other.rows + self.starts[-1]])
+        rows = _together([self.rows, other.rows + self.starts[-1]])
         return Rows([*self.blocks, *other.blocks], rows)
 
 
@@ -103,19 +104,20 @@ def join(first: SpaceData, second: SpaceData) -> Pairs:
     for one, two in zip(first.bridge, second.bridge, strict=True):
         common = _common_rows(one, two)
         for side, (dataset, chosen) in enumerate(zip((one, two), common, strict=True)):
-            rows[side].append(chosen + sum(map(len, blocks[side])))
+            chosen += sum(map(len, blocks[side]))
+            rows[side].append(chosen)
             blocks[side].extend(dataset.parts())
             unmatched[side] += dataset.rows - len(chosen)
     pairs = Pairs(
-        Rows(blocks[0], np.concatenate(rows[0])),
-        Rows(blocks[1], np.concatenate(rows[1])),
+        Rows(blocks[0], _together(rows[0])),
+        Rows(blocks[1], _together(rows[1])),
         (unmatched[0], unmatched[1]),
     )
     if len(pairs.first) < 2:
         one, two = first.bridge[0], second.bridge[0]
         raise MismatchError(
             f"{first.name} and {second.name} have {len(pairs.first)} bridge items in common, "
-            f"at least two are needed; ids look like {one.ids()[:1]} and {two.ids()[:1]}",
+            f"at least two are needed; ids look like {_first_id(one)!r} and {_first_id(two)!r}",
             where=f"{one.folder} and {two.folder}",
             fix="embed the same source, with the same ids, in both spaces",
         )
@@ -123,19 +125,28 @@ def join(first: SpaceData, second: SpaceData) -> Pairs:
 
 
 def _common_rows(one: Dataset, two: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    ids, others = _unique_ids(one), _unique_ids(two)
-    partner = pc.index_in(ids, value_set=others)  # row of `two` for each row of `one`, or null
-    found = partner.is_valid().to_numpy()
-    return np.flatnonzero(found), partner.drop_null().to_numpy()
+    ids, others = (dataset.table(["id"])["id"] for dataset in (one, two))
+    for dataset, column in ((one, ids), (two, others)):
+        if repeated := most_repeated(column):
+            raise StoreError(
+                f"the id {repeated[0]!r} occurs more than once in {dataset.key}",
+                where=dataset.folder,
+                fix="give every row an id of its own and make the dataset again",
+            )
+    partner = partners(ids, others)  # row of `two` for each row of `one`, or -1
+    found = where(partner >= 0)
+    return found, taken(partner, found)
 
 
-def _unique_ids(dataset: Dataset) -> Any:
-    ids = dataset.table(["id"])["id"]
-    if pc.count_distinct(ids).as_py() != len(ids):
-        twice, _ = Counter(ids.to_pylist()).most_common(1)[0]
-        raise StoreError(
-            f"the id {twice!r} occurs more than once in {dataset.key}",
-            where=dataset.folder,
-            fix="give every row an id of its own and make the dataset again",
-        )
-    return ids
+def _together(several: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers of rows, one array after another."""
+    if len(several) == 1:
+        return several[0]
+    together = room_for((sum(map(len, several)),), np.int64)
+    np.concatenate(several, out=together)
+    return together
+
+
+def _first_id(dataset: Dataset) -> str:
+    first: str = dataset.table(["id"])["id"][0].as_py()
+    return first

@@ -12,7 +12,7 @@ ordinary inner product: any FAISS index of [g, -r(g)/2] answers [q, 1].
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cmcr.devices import room_for
 from cmcr.embeddings.index import search
 from cmcr.embeddings.inventory import read_digests
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import Key, Modality
 from cmcr.errors import UsageError
+from cmcr.large.arrays import room_for, where
+from cmcr.large.tables import partners
 from cmcr.typed import typed
 
 Hubness = Literal["none", "nnn"]
@@ -35,6 +36,7 @@ K = 5
 
 _BLOCK = 65_536  # items that are compared with the bank at a time
 
+Texts: TypeAlias = Sequence[str] | pa.ChunkedArray
 Project = Callable[[str, np.ndarray, Modality], Tensor]  # space, (n, D), modality → (n, joint)
 
 
@@ -73,7 +75,7 @@ class Bank:
 def open_bank(
     store: Path,
     keys: Sequence[Key],
-    without: Iterable[tuple[Key, Sequence[str]]] = (),
+    without: Iterable[tuple[Key, Texts]] = (),
     known: Collection[str] = (),
 ) -> Bank:
     """The rows of those datasets `keys` that `store` has, less the items that `without` names.
@@ -87,19 +89,18 @@ def open_bank(
     kept = []
     searched = [(open_dataset(store, key, check=False), ids) for key, ids in without
                 if key in there and key.modality in {one.modality for one in keys}]  # fmt: skip
-    same = _made_from(searched)
+    same = {column: _texts(found, list(known)) for column, found in _made_from(searched).items()}
     for dataset in (open_dataset(store, key) for key in keys if key in there):
-        refused = {
-            name
+        refused = [
+            ids
             for key, ids in without
             if (key.modality, key.dataset) == (dataset.key.modality, dataset.key.dataset)
-            for name in ids
-        }
+        ]
         kept_rows = np.ones(dataset.rows, bool)
-        for column, out in (("id", refused), *((name, same[name] | set(known)) for name in same)):
-            if out:
+        for column, out in (("id", _texts(*refused)), *same.items()):
+            if len(out):
                 kept_rows &= ~_among(dataset, column, out)
-        rows = np.flatnonzero(kept_rows)
+        rows = where(kept_rows)
         if len(rows):
             kept.append((dataset, rows))
     if not kept:
@@ -119,26 +120,35 @@ def open_bank(
 _MADE_FROM = ("uri", "text", "sha256")
 
 
-def _made_from(items: Iterable[tuple[Dataset, Sequence[str]]]) -> dict[str, set[str]]:
+def _made_from(items: Iterable[tuple[Dataset, Texts]]) -> dict[str, pa.ChunkedArray]:
     """What the items of these ids were made from: uris, texts, sha256 of their content."""
-    found: dict[str, set[str]] = {column: set() for column in _MADE_FROM}
+    found: dict[str, list[pa.ChunkedArray]] = {column: [] for column in _MADE_FROM}
     for dataset, ids in items:
-        wanted = pa.array(_among(dataset, "id", ids))
+        wanted = pa.array(_among(dataset, "id", _texts(ids)))
         for column in _MADE_FROM:
-            found[column].update(_column(dataset, column).filter(wanted).to_pylist())
-            found[column] -= {None, ""}
-    return found
+            values = _column(dataset, column).filter(wanted)
+            found[column].append(values.filter(pc.not_equal(values, "")))
+    return {column: _texts(*several) for column, several in found.items()}
 
 
-def _among(dataset: Dataset, column: str, values: Collection[str]) -> np.ndarray:
+def _texts(*several: Texts) -> pa.ChunkedArray:
+    """All of them as one column."""
+    arrays = [one if isinstance(one, pa.ChunkedArray) else pa.array(one, pa.string())
+              for one in several]  # fmt: skip
+    chunks = [chunk for one in arrays
+              for chunk in (one.chunks if isinstance(one, pa.ChunkedArray) else [one])]  # fmt: skip
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _among(dataset: Dataset, column: str, values: pa.ChunkedArray) -> np.ndarray:
     """Which rows have one of `values` in the column, (rows,) bool."""
-    there = pc.is_in(_column(dataset, column), value_set=pa.array(values, pa.string()))
-    return np.asarray(there.to_numpy(zero_copy_only=False), bool)
+    return partners(_column(dataset, column), values) >= 0
 
 
-def _column(dataset: Dataset, name: str) -> pa.Array | pa.ChunkedArray:
+def _column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     if name == "sha256":
-        return read_digests(dataset.folder, [part.rows for part in dataset.manifest.parts])
+        digests = read_digests(dataset.folder, [part.rows for part in dataset.manifest.parts])
+        return pa.chunked_array([digests])
     return dataset.table([name])[name]
 
 

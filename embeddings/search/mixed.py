@@ -209,7 +209,7 @@ class _Search:
         keys = {kind: self.joint.unpaired(*kind) for kind in self.kinds}
         modalities = {modality for _, modality in self.kinds}
         searched = [
-            (place.dataset.key, place.dataset.ids())
+            (place.dataset.key, place.dataset.table(["id"])["id"])
             for place in self.places
             if place.dataset.key.modality in modalities
         ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from cmcr.embeddings.reader import Dataset
 from cmcr.errors import UsageError, near
+from cmcr.large.arrays import where as where_true
 
 RowFilter = Mapping[str, Sequence[str]]  # columns, and the values to keep
 
@@ -32,12 +33,15 @@ def rows_where(dataset: Dataset, where: RowFilter) -> np.ndarray:
             )
     kept = np.ones(dataset.rows, bool)
     for column, wanted in where.items():
-        cells = dataset.table([column])[column].to_pylist()
-        has = [not values_of(cell).isdisjoint(wanted) for cell in cells]
+        has = [
+            not values_of(cell).isdisjoint(wanted)
+            for chunk in dataset.table([column])[column].chunks
+            for cell in chunk.to_pylist()
+        ]
         if not any(has):
             raise _no_row(dataset, {column: wanted})
         kept &= np.array(has)
-    rows = np.flatnonzero(kept)
+    rows = where_true(kept)
     if not len(rows):
         raise _no_row(dataset, where)
     return rows
@@ -76,7 +80,8 @@ def _no_row(dataset: Dataset, where: RowFilter) -> UsageError:
         fix = "each of them is there, but in no row together: leave one out"
     else:
         (column, wanted), *_ = where.items()
-        cells = dataset.table([column])[column].to_pylist()
-        there = sorted(set[str]().union(*map(values_of, cells)) - {""})
+        chunks = dataset.table([column])[column].chunks
+        cells = (cell for chunk in chunks for cell in chunk.to_pylist())
+        there = sorted({value for cell in cells for value in values_of(cell)} - {""})
         fix = near(wanted[0], there) if there else f"the column {column} is empty in every row"
     return UsageError(f"no row of {dataset.key} has {asked}", where=dataset.folder, fix=fix)

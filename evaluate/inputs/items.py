@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
-from cmcr.devices import float32, room_for
+from cmcr.devices import float32
 from cmcr.embeddings import Dataset
 from cmcr.embeddings.search.where import RowFilter
 from cmcr.errors import CmcrError, StoreError, UsageError
@@ -33,6 +33,8 @@ from cmcr.evaluate.ranking.matches import (
     match_ids,
     unknown_matches,
 )
+from cmcr.large.arrays import room_for
+from cmcr.large.tables import most_repeated, partners
 
 _BLOCK = 65_536  # ids that are compared at a time
 
@@ -107,7 +109,9 @@ def select(dataset: Dataset, where: RowFilter | None = None) -> Items:
     Raises what `choose_rows` raises, StoreError when an id occurs more than once.
     """
     chosen = choose_rows(dataset, where)
-    table = dataset.table(["id", "label", "group"]).take(chosen.rows)
+    table = dataset.table(["id", "label", "group"])
+    if len(chosen.rows) < dataset.rows:
+        table = table.take(chosen.rows)
     _refuse_equal_ids(dataset, table)
     return Items(dataset, chosen.rows, chosen.where, table)
 
@@ -144,10 +148,7 @@ def _ids_pair(query: Items, gallery: Items) -> bool:
     numbers = query.numbered and gallery.numbered
     if numbers and query.dataset.rows != gallery.dataset.rows:
         return False
-    known: bool = pc.any(
-        pc.is_in(gallery.table["id"], value_set=query.table["id"]), min_count=0
-    ).as_py()
-    return known
+    return bool((partners(query.table["id"], gallery.table["id"]) >= 0).any())
 
 
 def _as_ids(rows: np.ndarray) -> pa.ChunkedArray:
@@ -155,11 +156,8 @@ def _as_ids(rows: np.ndarray) -> pa.ChunkedArray:
 
 
 def _refuse_equal_ids(dataset: Dataset, table: pa.Table) -> None:
-    ids = table["id"]
-    if pc.count_distinct(ids, mode="all").as_py() < len(ids):
-        times = pc.value_counts(ids)
-        most = pc.max(times.field("counts")).as_py()
-        name = times[pc.index(times.field("counts"), most).as_py()]["values"].as_py()
+    if repeated := most_repeated(table["id"]):
+        name, most = repeated
         raise StoreError(
             f"ids of {dataset.key} occur more than once, {name!r} {most} times: "
             "results name items by id",

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from scipy.sparse import csr_matrix
 
+from cmcr.large.tables import partners
 from cmcr.typed import typed
 
 _BLOCK_PAIRS = 1 << 24
@@ -111,9 +112,11 @@ def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
 
 def match_ids(query: pa.ChunkedArray, gallery: pa.ChunkedArray) -> Matches:
     """The pairs of items that have the same id, of two columns in which none occurs twice."""
-    ids, names = _numbers(query, gallery)
-    one, other = (_incidence(np.arange(len(of)), of, (len(of), len(names))) for of in ids)
-    return Matches(one, other, "id")
+    partner = partners(query, gallery)
+    paired = np.flatnonzero(partner >= 0)
+    one = _incidence(paired, partner[paired], (len(query), len(gallery)))
+    rows = np.arange(len(gallery))
+    return Matches(one, _incidence(rows, rows, (len(gallery), len(gallery))), "id")
 
 
 def unknown_matches(queries: int, gallery: int, why: str) -> Matches:

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cmcr.devices import room_for
 from cmcr.errors import CmcrError
 from cmcr.evaluate.ranking.matches import Matches
 from cmcr.evaluate.ranking.ranks import blocks_of_ranks
 from cmcr.evaluate.results import Metrics
+from cmcr.large.arrays import room_for
 from cmcr.typed import typed
 
 METRICS_VERSION = 5

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from cmcr.devices import room_for
 from cmcr.embeddings.index import search
 from cmcr.evaluate.ranking.hubs import HUB_K, chance_hubs, hub_metrics, most_found
 from cmcr.evaluate.ranking.matches import Matches, first_labels
@@ -32,6 +31,7 @@ from cmcr.evaluate.ranking.metrics import (
 )
 from cmcr.evaluate.ranking.related import distance
 from cmcr.evaluate.results import UNKNOWN, Metrics, Row, Side, new_row
+from cmcr.large.arrays import room_for
 
 TASK, HUBS_TASK = "retrieval", "hubs"
 WORST = 20

@@ -164,7 +164,7 @@ def open_banks(opened: Opened, both: tuple[Items, Items]) -> list[Bank]:
 
     None of them is among the items. Raises UsageError where there are none.
     """
-    items = [(one.key, one.table["id"].to_pylist()) for one in both]
+    items = [(one.key, one.table["id"]) for one in both]
     return [
         open_bank(opened.store, opened.connection.unpaired(key.space, key.modality), items)
         for key, _ in items

@@ -207,7 +207,7 @@ def test_alignment_with_several_matches_is_near_the_mean_over_all():
 
 
 SIZES = {
-    "cmcr.devices.LARGE": st.just(1),
+    "cmcr.large.arrays.LARGE": st.just(1),
     "cmcr.evaluate.ranking.matches._BLOCK_PAIRS": st.integers(1, 400),
     "cmcr.evaluate.ranking.ranks._ROWS": st.integers(1, 50),
     "cmcr.evaluate.ranking.ranks._COLUMNS": st.integers(1, 9).map(lambda words: 8 * words),
@@ -357,7 +357,10 @@ def test_each_filter_has_a_folder_of_its_own(world):
 
 
 SMALL = {
-    "cmcr.devices.LARGE": 1,
+    "cmcr.large.arrays.LARGE": 1,
+    "cmcr.large.arrays._BLOCK": 7,
+    "cmcr.large.tables.LARGE": 1,
+    "cmcr.large.tables.PART_ROWS": 9,
     "cmcr.evaluate.ranking.rankings._BLOCK": 16,
     "cmcr.embeddings.search.hubness._BLOCK": 16,
     "cmcr.evaluate.tasks.neighbours._BLOCK_QUERIES": 16,

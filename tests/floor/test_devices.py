@@ -1,15 +1,12 @@
 """Threads follow the size of the work, whatever the machine offers."""
 
 import os
-import resource
-from tempfile import gettempdir
 
-import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from cmcr.devices import LARGE, WORTH_A_THREAD, cores, find_device, room_for, threads_for
+from cmcr.devices import WORTH_A_THREAD, cores, find_device, threads_for
 from cmcr.errors import UsageError
 
 
@@ -42,29 +39,3 @@ def test_threads_are_given_back_when_the_work_fails() -> None:
 def test_only_the_devices_there_are_for_cmcr_are_listed() -> None:
     with pytest.raises(UsageError, match=r"^there is no device 'gpu'\n  fix:   --device auto, cpu"):
         find_device("gpu")
-
-
-def test_a_large_array_lies_in_a_file_that_goes_with_it() -> None:
-    def mapped() -> str:
-        with open("/proc/self/maps") as maps:
-            return "".join(line for line in maps if f" {gettempdir()}/" in line)
-
-    before = mapped()
-    array = room_for((LARGE // 8, 2))
-    assert mapped() != before
-    array[-1] = 3
-    assert (array.dtype, array.sum()) == (np.float32, 6)
-    del array
-    assert mapped() == before
-    assert not room_for((3, 0), np.int64).size
-    assert mapped() == before
-
-
-def test_a_file_that_there_is_no_room_for_is_told_of() -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE // 2, before[1]))
-    try:
-        with pytest.raises(OSError, match=gettempdir()):
-            room_for((LARGE,), np.uint8)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

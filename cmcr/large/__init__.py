@@ -1,0 +1,1 @@
+"""What may be larger than memory: arrays and tables in mapped files, texts compared in parts."""
