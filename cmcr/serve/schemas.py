@@ -100,20 +100,107 @@ class InputObject(BaseModel):
 Input = Text | InputObject
 
 
-class EmbeddingRequest(BaseModel):
-    """What `POST /v1/embeddings` takes."""
+class Address(BaseModel):
+    """Media in a message, as a data URI: no address is fetched."""
 
-    model: str = Field(description="A space, or SPACE@CONNECTION for the joint space.")
-    input: Input | Annotated[list[Input], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
+    url: str
+
+
+class TextPart(BaseModel):
+    """A text in a message."""
+
+    type: Literal["text"]
+    text: Text
+
+    @property
+    def given(self) -> Input:
+        """The same as an input."""
+        return self.text
+
+
+class ImagePart(BaseModel):
+    """A picture in a message."""
+
+    type: Literal["image_url"]
+    image_url: Address
+
+    @property
+    def given(self) -> Input:
+        """The same as an input."""
+        return InputObject(image=self.image_url.url)
+
+
+class AudioPart(BaseModel):
+    """A sound in a message."""
+
+    type: Literal["audio_url"]
+    audio_url: Address
+
+    @property
+    def given(self) -> Input:
+        """The same as an input."""
+        return InputObject(audio=self.audio_url.url)
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """A message as vLLM's servers take it in the place of an input."""
+
+    role: str = "user"
+    content: Text | Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
+
+    @property
+    def inputs(self) -> list[Input]:
+        """What it holds."""
+        return [self.content] if isinstance(self.content, str) else [p.given for p in self.content]
+
+
+Talk = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
+
+
+class EmbeddingRequest(BaseModel):
+    """What `POST /v1/embeddings` takes: `input`, or `messages` in its place."""
+
+    model: str = Field(
+        description="A space, SPACE@CONNECTION for the joint space, or @CONNECTION for the same "
+        "by way of whichever space takes an input."
+    )
+    input: (
+        Input
+        | Annotated[list[Input], Field(fail_fast=True, min_length=1, max_length=INPUTS)]
+        | None
+    ) = None
+    messages: (
+        Talk | Annotated[list[Talk], Field(fail_fast=True, min_length=1, max_length=INPUTS)] | None
+    ) = Field(
+        None,
+        description="One embedding for each list of messages, of the mean of all that it holds.",
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     truncate: Literal["NONE", "END"] = Field("END", description="Of texts that are too long.")
     user: str | None = None
 
+    @model_validator(mode="after")
+    def _one(self) -> "EmbeddingRequest":
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("a request has one of input and messages")
+        if sum(map(len, self.inputs)) > INPUTS:
+            raise ValueError(f"{INPUTS} inputs are the most")
+        return self
+
     @property
-    def inputs(self) -> list[Input]:
-        """All inputs, also where one is given by itself."""
-        return self.input if isinstance(self.input, list) else [self.input]
+    def inputs(self) -> list[list[Input]]:
+        """What each embedding is of: one input, or all that a list of messages holds."""
+        if self.messages is None:
+            assert self.input is not None
+            return [[one] for one in (self.input if isinstance(self.input, list) else [self.input])]
+        talks = [one if isinstance(one, list) else [one] for one in self.messages]
+        if any(isinstance(one, Message) for one in self.messages):
+            talks = [[message for talk in talks for message in talk]]
+        return [[given for message in talk for given in message.inputs] for talk in talks]
 
 
 class EmbeddingRow(BaseModel):

@@ -118,7 +118,7 @@ class Searcher:
         """How to search, chosen as `cmcr search` does. Raises ServiceError for what cannot be."""
         keys = [self.key(name) for name in dict.fromkeys(request.datasets)]
         space, _, through = (request.model or "").partition("@")
-        if request.model is not None and space not in self.encoders:
+        if request.model is not None and space not in self.encoders and (space or not through):
             told = f"there is no space {space[:200]!r}; {near(space, self.encoders)}"
             raise ServiceError(404, told, "model", "model_not_found")
         named = request.connection or through or None

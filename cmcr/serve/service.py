@@ -9,7 +9,7 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,40 +152,49 @@ class Service:
                     "connection": name,
                     "baselines": baseline_names(joint),
                 }
-                for space, encoder in self.encoders.items()
+                for space in self.encoders
                 if space in [one.name for one in joint.record.spaces]
             ]
+            own = [row for row in rows if row["connection"] == name]
+            known = sorted({one for row in own for one in row["modalities"]})
+            rows += [own[0] | {"id": f"@{name}", "modalities": known}] if own else []
         return rows
 
     # Embedding
 
-    async def embed(self, model: str, inputs: Sequence[Input], truncate: str) -> list[Embedded]:
-        """The vectors of inputs in `model`, a space or SPACE@CONNECTION.
+    async def embed(
+        self, model: str, inputs: Sequence[Sequence[Input]], truncate: str
+    ) -> list[Embedded]:
+        """A vector in `model` for each of `inputs`: of several the mean of their unit vectors.
 
         Raises ServiceError for a model or a modality that there is not, and for an input that
         cannot be read.
         """
-        space, _ = self.model(model)
-        return await self.embed_items(model, [self.read(space, one) for one in inputs], truncate)
+        read = [self.read(model, one) for several in inputs for one in several]
+        found = iter(await self.embed_items(model, read, truncate))
+        return [_together([next(found) for _ in several]) for several in inputs]
 
     async def embed_items(
         self, model: str, read: Sequence[tuple[Modality, Item]], truncate: str
     ) -> list[Embedded]:
         """The vectors of items, each of a modality. As `embed`."""
-        space, joint = self.model(model)
+        spaces, joint = self.model(model)
         found = await self._together(
-            [self._encode(space, modality, item, truncate) for modality, item in read]
+            [self._encode(spaces[modality], modality, item, truncate) for modality, item in read]
         )
         if joint is None:
             return found
-        joined = await self._projected(joint, space, [modality for modality, _ in read], found)
+        joined = await self._projected(joint, spaces, [modality for modality, _ in read], found)
         return [
             Embedded(vector.numpy(), one.truncated)
             for vector, one in zip(joined, found, strict=True)
         ]
 
-    def model(self, name: str) -> tuple[str, JointSpace | None]:
-        """The space and the connection that a model's name means. Raises ServiceError 404."""
+    def model(self, name: str) -> tuple[Mapping[Modality, str], JointSpace | None]:
+        """The space that takes each modality, and the connection, that a model's name means.
+
+        Raises ServiceError 404.
+        """
         space, mark, connection = name.partition("@")
         if name not in self.names:
             raise ServiceError(
@@ -194,15 +203,23 @@ class Service:
                 "model",
                 "model_not_found",
             )
-        return space, self.joint[connection] if mark else None
+        joint = self.joint[connection] if mark else None
+        named = [space] if space else [one.name for one in joint.record.spaces] if joint else []
+        spaces: dict[Modality, str] = {}
+        for one in named:
+            for modality in self.takes.get(one, ()):
+                if joint is None or joint.knows(one, modality):
+                    spaces.setdefault(modality, one)
+        return spaces, joint
 
-    def read(self, space: str, given: Input) -> tuple[Modality, Item]:
+    def read(self, model: str, given: Input) -> tuple[Modality, Item]:
         """The modality and the item of one input. Raises ServiceError for what is none."""
         told = {"text": given} if isinstance(given, str) else given.given()
         ((modality, value),) = told.items()
-        if modality not in self.takes[space]:
-            takes = ", ".join(sorted(self.takes[space]))
-            raise ServiceError(400, f"{space} takes no {modality[:40]}; it takes {takes}", "input")
+        spaces, _ = self.model(model)
+        if modality not in spaces:
+            takes = ", ".join(sorted(spaces))
+            raise ServiceError(400, f"{model} takes no {modality[:40]}; it takes {takes}", "input")
         if is_textual(modality):
             self.limits.refuse_text(value)
             return modality, Item("input", "input", value)
@@ -243,7 +260,7 @@ class Service:
     async def _projected(
         self,
         joint: JointSpace,
-        space: str,
+        spaces: Mapping[Modality, str],
         modalities: Sequence[Modality],
         found: Sequence[Embedded],
     ) -> Tensor:
@@ -254,7 +271,7 @@ class Service:
             for modality in dict.fromkeys(modalities):
                 rows = [row for row, one in enumerate(modalities) if one == modality]
                 vectors = np.stack([found[row].vector for row in rows])
-                joined[rows] = joint.project(space, vectors, modality).cpu()
+                joined[rows] = joint.project(spaces[modality], vectors, modality).cpu()
             return joined
 
         return await asyncio.get_running_loop().run_in_executor(self.projecting, project)
@@ -310,6 +327,15 @@ class Service:
         if text is not None:
             return "text/plain; charset=utf-8", text.encode()
         return await self.decoders.media(modality, uri)
+
+
+def _together(several: Sequence[Embedded]) -> Embedded:
+    """The unit vector of the mean of unit vectors; one stays as it is."""
+    if len(several) == 1:
+        return several[0]
+    total = sum(one.vector / max(float(np.linalg.norm(one.vector)), 1e-12) for one in several)
+    mean = total / max(float(np.linalg.norm(total)), 1e-12)
+    return Embedded(mean.astype(np.float32), any(one.truncated for one in several))
 
 
 def _ready(space: str, encoder: Encoder) -> frozenset[Modality]:

@@ -3,16 +3,22 @@
 pytest tests/mteb
 """
 
+import base64
+import io
+from functools import partial
 from typing import Any
 
 import datasets
 import mteb
 import numpy as np
 import pytest
+import soundfile
 import torch
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.models.openai_wrappers import OpenAIAPIEncodeWrapper
 from PIL import Image
+from served import serving
 from shell import Demo
 
 import cmcr
@@ -93,6 +99,31 @@ def test_mteb_and_we_measure_the_same(model: CmcrModel, task: Any) -> None:
     for name, theirs in (("nDCG@10", "ndcg_at_10"), ("mAP@10", "map_at_10")):
         assert ours[name] == pytest.approx(scores[theirs], abs=6e-6)  # theirs has five digits
     assert scores["ndcg_at_10"] > 0.9
+
+
+def test_mtebs_client_of_a_server_measures_it_too(
+    demo: Demo, task: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures and sounds as messages, to `@CONNECTION`, which takes those of both spaces."""
+    with serving(demo.store) as client:
+        for method in ("get", "post"):
+            ours = partial(_asked, getattr(client, method))
+            monkeypatch.setattr(f"mteb.models.openai_wrappers.requests.{method}", ours)
+        # mteb writes WAV by torchcodec, which wants FFmpeg's libraries.
+        monkeypatch.setattr("mteb.models.openai_wrappers._audio_to_data_url", _wav)
+        model = OpenAIAPIEncodeWrapper("http://localhost", "@digits", modalities=["audio", "image"])
+        scores = mteb.evaluate(model, task, cache=None).task_results[0].scores["test"][0]
+    assert scores["ndcg_at_10"] > 0.9
+
+
+def _wav(sound: Any) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(sound["array"]).ravel(), sound["sampling_rate"], format="WAV")
+    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _asked(method: Any, url: str, json: Any = None, **_: Any) -> Any:
+    return method(url, **({} if json is None else {"json": json}))
 
 
 def test_vectors_are_those_of_the_store(model: CmcrModel, demo: Demo) -> None:

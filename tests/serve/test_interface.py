@@ -73,6 +73,45 @@ def test_openais_client_works_as_it_is(client: TestClient) -> None:
         np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-6)
 
 
+def test_a_connection_takes_the_modalities_of_both_its_spaces(client: TestClient) -> None:
+    """As `@digits`; and messages are inputs, of several parts the mean."""
+    sound = base64.b64encode(client.get(f"/v1/media/{SOUNDS}/0").content).decode()
+    parts = [
+        {"type": "text", "text": "seven"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png()}"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{sound}"}},
+    ]
+    talks = [[{"role": "user", "content": chosen}] for chosen in (*([p] for p in parts), parts)]
+    body = {"model": "@digits"}
+    each = vectors(client.post("/v1/embeddings", json=body | {"messages": talks}))
+    plain = ["seven", {"image": png()}, {"audio": sound}]
+    inputs = vectors(client.post("/v1/embeddings", json=body | {"input": plain}))
+    np.testing.assert_allclose(each[:3], inputs, atol=1e-6)
+    mean = each[:3].mean(axis=0)
+    np.testing.assert_allclose(each[3], mean / np.linalg.norm(mean), atol=1e-6)
+    alone = vectors(client.post("/v1/embeddings", json=body | {"messages": talks[3]}))
+    np.testing.assert_allclose(alone, each[3:], atol=1e-6)
+    for one, space in enumerate(("digits-clip", "digits-clip", "digits-clap")):
+        asked = {"model": f"{space}@digits", "input": plain[one]}
+        np.testing.assert_allclose(
+            vectors(client.post("/v1/embeddings", json=asked)), inputs[one : one + 1], atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("given", [{}, {"input": "a", "messages": [{"content": "a"}]}])
+def test_a_request_has_input_or_messages(client: TestClient, given: dict[str, Any]) -> None:
+    answer = client.post("/v1/embeddings", json={"model": "digits-clip"} | given)
+    assert answer.status_code in (400, 422)
+    assert "one of input and messages" in answer.json()["error"]["message"]
+
+
+def test_no_address_of_a_message_is_fetched(client: TestClient) -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    body = {"model": "@digits", "messages": [{"role": "user", "content": [part]}]}
+    answer = client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+
+
 def test_media_are_embedded_as_they_were(client: TestClient, demo: Demo) -> None:
     """A sound of the store, sent back in three ways."""
     there = stored(demo, SOUNDS).embeddings()[:1].astype(np.float32)

@@ -93,7 +93,7 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
         inputs = asked.inputs
         _check_dimensions(service, asked.model, asked.dimensions)
         work = service.embed(asked.model, inputs, asked.truncate)
-        found = await answered(request, len(inputs), work)
+        found = await answered(request, sum(map(len, inputs)), work)
         return _answer(found, asked.model, asked.encoding_format)
 
     @app.post("/v1/embeddings/upload", responses=_OF_INPUTS)
@@ -107,8 +107,7 @@ def make_app(service: Service, token: str | None, hosts: Collection[str] | None)
         """Vectors of files; the modality of each is told from its suffix."""
         if len(files) > INPUTS:
             raise ServiceError(400, f"{INPUTS} files are the most", "files")
-        space, _ = service.model(model)
-        read = [await _uploaded(service, space, file, modality) for file in files]
+        read = [await _uploaded(service, model, file, modality) for file in files]
         found = await answered(request, len(read), service.embed_items(model, read, "END"))
         return _answer(found, model, encoding_format)
 
@@ -214,8 +213,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
 
 
 def _check_dimensions(service: Service, model: str, dimensions: int | None) -> None:
-    space, joint = service.model(model)
-    true = service.encoders[space].dim if joint is None else joint.joint_dim
+    _, joint = service.model(model)
+    true = service.encoders[model].dim if joint is None else joint.joint_dim
     if dimensions not in (None, true):
         raise ServiceError(400, f"{model} has {true} dimensions, and no other", "dimensions")
 
@@ -235,15 +234,15 @@ def _answer(found: Sequence[Embedded], model: str, encoding: str) -> EmbeddingAn
 
 
 async def _uploaded(
-    service: Service, space: str, file: UploadFile, modality: str | None
+    service: Service, model: str, file: UploadFile, modality: str | None
 ) -> tuple[str, Any]:
     """The modality and the item of an uploaded file, of whose name the suffix counts."""
     name = Path(Path(file.filename or "").name)
-    takes = sorted(service.takes[space] - {"text"})
+    takes = sorted({*service.model(model)[0]} - {"text"})
     kind = modality or next((one for one in takes if is_of(one, name)), None)
     if kind not in takes:
         raise ServiceError(
-            400, f"{space} takes no file of {name.suffix[:16] or 'no suffix'}; it takes "
+            400, f"{model} takes no file of {name.suffix[:16] or 'no suffix'}; it takes "
             f"{', '.join(takes) or 'texts alone'}", "files",
         )  # fmt: skip
     return kind, service.item(kind, await file.read(), name.suffix)
