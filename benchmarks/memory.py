@@ -8,7 +8,7 @@ Two spaces with as many paired texts, and images of the second as memory and gal
 c-mcr has 1,000 rows: its time is that of pairs times memory, what it keeps is not. `evaluate` asks
 with 1,000 sounds, each with a thousandth of the images as matches, then the other way. Printed is
 the largest amount of memory of a stage's own (RssAnon, twenty looks a second) in MB, less what the
-same command needs with 1,000 rows: libraries and what does not grow. Pages of mapped files do not
+same command needs with 50,000 rows: libraries and what does not grow. Pages of mapped files do not
 count, for they are given up when memory is short. Beside it stands what a column of ids alone
 takes, as Arrow keeps it and as a Python list. Linux only, for it reads /proc.
 """
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 DIM = 64
 QUERIES = 1_000
 BLOCK = 100_000
-SMALL = 1_000
+SMALL = 50_000  # from some 20,000 rows on validation and blocks have their full size
 LABELS = 1_000
 STAGES = ("import", "verify", "connect cca", "connect c-mcr", "evaluate", "project")
 
@@ -66,7 +66,7 @@ def measured(folder: Path, rows: int, flags: argparse.Namespace) -> dict[str, fl
         ("a/text:captions", rows),
         ("b/text:captions", rows),
         ("b/image:photos", rows),
-        ("a/audio:sounds", flags.queries if rows > SMALL else SMALL),
+        ("a/audio:sounds", min(flags.queries, rows)),
         ("b/image:few", QUERIES),
     ):
         array, ids = vectors(folder, place, count, flags.labels)

@@ -10,11 +10,13 @@ replaced at once. Texts need no decoding and wait for no picture.
 import asyncio
 import io
 import logging
+import math
 import queue
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _TO_START = 60.0  # seconds for a process to have imported what it needs
 _PREVIEW_POINTS = 2_048
+_WIDEST = 16  # numbers a point
 Mark = Callable[[int], None]
 
 
@@ -72,11 +75,13 @@ class Work:
             _refuse_many_pixels(item.content, self.limits.pixels)
         if modality == "audio" and isinstance(item.content, bytes):
             self.refuse_long(_seconds(item.content))
+        if modality == "pointcloud" and isinstance(item.content, bytes):
+            self.refuse_many(_points(item.content, Path(item.uri).suffix))
         _, decoded = decoding.decode(item)
         if isinstance(decoded, Waveform):
             self.refuse_long(decoded.samples.shape[1] / decoded.sample_rate)
-        elif isinstance(decoded, np.ndarray) and len(decoded) > self.limits.points:
-            raise _TooLargeError(f"{len(decoded):,} points, {self.limits.points:,} are the most")
+        elif isinstance(decoded, np.ndarray):
+            self.refuse_many(len(decoded))
         return decoding.preprocess(modality, decoded)
 
     def refuse_long(self, seconds: float) -> None:
@@ -84,6 +89,11 @@ class Work:
         if seconds > self.limits.seconds:
             most = self.limits.seconds
             raise _TooLargeError(f"{seconds:,.0f} s of sound, {most:g} are the most")
+
+    def refuse_many(self, points: int) -> None:
+        """Raises for more points than the server takes."""
+        if points > self.limits.points:
+            raise _TooLargeError(f"{points:,} points, {self.limits.points:,} are the most")
 
     def media(self, modality: Modality, uri: str) -> tuple[str, str, bytes]:
         """("made", type, bytes) of what `uri` names: PNG, WAV, or points as JSON."""
@@ -125,6 +135,23 @@ def _seconds(content: bytes) -> float:
         return float(soundfile.info(io.BytesIO(content)).duration)
     except Exception:  # what it is, is said where it is decoded
         return 0.0
+
+
+def _points(content: bytes, suffix: str) -> int:
+    """As the header of an array has it, of wider rows as many as fit; 0 where none can tell."""
+    file: IO[bytes] = io.BytesIO(content)
+    header: Any = np.lib.format
+    try:
+        if suffix == ".npz":
+            archive = zipfile.ZipFile(file)
+            file = archive.open(archive.namelist()[0])
+        elif suffix != ".npy":
+            return 0
+        old = header.read_magic(file) == (1, 0)
+        shape = (header.read_array_header_1_0 if old else header.read_array_header_2_0)(file)[0]
+        return max(int(shape[0]), math.prod(shape) // _WIDEST)
+    except Exception:  # what it is, is said where it is decoded
+        return 0
 
 
 def _encoded(decoded: Any) -> tuple[str, bytes]:

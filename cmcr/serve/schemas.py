@@ -127,7 +127,7 @@ class ImagePart(BaseModel):
     @property
     def given(self) -> Input:
         """The same as an input."""
-        return InputObject(image=self.image_url.url)
+        return InputObject.model_validate({"image": self.image_url.url})
 
 
 class AudioPart(BaseModel):
@@ -139,7 +139,7 @@ class AudioPart(BaseModel):
     @property
     def given(self) -> Input:
         """The same as an input."""
-        return InputObject(audio=self.audio_url.url)
+        return InputObject.model_validate({"audio": self.audio_url.url})
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]

@@ -16,7 +16,8 @@ from cmcr.connect import JointSpace, baselines
 from cmcr.embeddings import Dataset, Key, Modality, open_dataset
 from cmcr.embeddings.schema import read_manifest
 from cmcr.embeddings.search.mixed import Hit, Query, search_places
-from cmcr.embeddings.search.places import OwnSpace, open_places
+from cmcr.embeddings.search.places import OwnSpace, Place
+from cmcr.embeddings.search.where import rows_where
 from cmcr.errors import MismatchError, UsageError, near
 from cmcr.extract import Encoder
 from cmcr.search.store import (
@@ -25,9 +26,11 @@ from cmcr.search.store import (
     refuse_two_encoders,
     refuse_what_no_index_holds,
 )
+from cmcr.serve.gallery import Galleries
 from cmcr.serve.schemas import DatasetRow, FoundItem, SearchRequest, ServiceError, Stored
 
 _COLUMNS = ("id", "uri", "text")
+_KEPT = 1 << 32  # bytes of galleries in the space that was searched
 
 
 def baseline_names(joint: JointSpace) -> list[str]:
@@ -63,6 +66,7 @@ class Searcher:
     joint: Mapping[str, JointSpace]
     keys: Mapping[str, Key]
     media_roots: Sequence[Path]
+    galleries: Galleries = field(default_factory=lambda: Galleries(_KEPT))
     _opened: dict[str, tuple[int, Dataset, pa.Table]] = field(default_factory=dict)
     _closed_forms: dict[str, Mapping[str, JointSpace]] = field(default_factory=dict)
 
@@ -172,12 +176,13 @@ class Searcher:
         path, where = self.store.path, request.filter
         embedded = self.store.models.example(plan.space)
         joint = None if plan.connection is None else self.joint[plan.connection]
+        datasets = [self.opened(str(key))[0] for key in keys]
+        places = [Place(dataset, rows_where(dataset, where)) for dataset in datasets]
         if joint is None:
-            places = open_places(path, keys, where)
-            refuse_two_encoders([embedded, *(place.dataset for place in places)])
+            refuse_two_encoders([embedded, *datasets])
         else:
             joint.check(embedded.key.space, embedded.encoder_identity)
-            places = joint.open_places(path, keys, where)
+            joint.check_places(places)
         if request.index:
             refuse_correction(request.hubness)
             if request.baseline is not None:
@@ -187,6 +192,11 @@ class Searcher:
             joint = self._closed_form(str(plan.connection), request.baseline)
         own: JointSpace | OwnSpace = OwnSpace(path) if joint is None else joint
         projected = own.project(plan.space, vector[None], plan.modality).cpu()[0]
+        if not request.index:
+            called = f"{plan.connection}/{request.baseline}"
+            places = [
+                self.galleries.place(place.dataset, place.rows, called, own) for place in places
+            ]
         query = Query(projected, {(plan.space, plan.modality): 1.0}, known)
         (hits,) = search_places(
             path, own, [query], places, k=request.top_k, hubness=request.hubness,

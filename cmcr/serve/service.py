@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cmcr.connect import JointSpace
@@ -131,7 +132,7 @@ class Service:
         return self.rows
 
     def _models(self) -> list[dict[str, Any]]:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "id": space,
                 "modalities": sorted(self.takes[space]),
@@ -333,9 +334,9 @@ def _together(several: Sequence[Embedded]) -> Embedded:
     """The unit vector of the mean of unit vectors; one stays as it is."""
     if len(several) == 1:
         return several[0]
-    total = sum(one.vector / max(float(np.linalg.norm(one.vector)), 1e-12) for one in several)
-    mean = total / max(float(np.linalg.norm(total)), 1e-12)
-    return Embedded(mean.astype(np.float32), any(one.truncated for one in several))
+    vectors = torch.from_numpy(np.stack([one.vector for one in several]))  # (several, D)
+    mean = F.normalize(F.normalize(vectors.float(), dim=1).mean(dim=0), dim=0)
+    return Embedded(mean.numpy(), any(one.truncated for one in several))
 
 
 def _ready(space: str, encoder: Encoder) -> frozenset[Modality]:

@@ -4,7 +4,7 @@ joint = connection.project("clap", embeddings, "audio")      # (n, joint), unit 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,7 +165,12 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
         """
         keys = [Key.parse(place) if isinstance(place, str) else place for place in places]
         found = open_places(store, keys, where)
-        for place in found:
+        self.check_places(found)
+        return found
+
+    def check_places(self, places: Iterable[Place]) -> None:
+        """Raise MismatchError for one of neither space, nor projected by this connection."""
+        for place in places:
             key, made_by = place.dataset.key, place.dataset.manifest.encoder
             if place.projection_of is None:
                 self.check(key.space, place.dataset.encoder_identity)
@@ -176,7 +181,6 @@ class JointSpace(ABC, ModelHubMixin, library_name="cmcr", tags=["c-mcr", "multim
                     where=place.dataset.folder,
                     fix=f"search in {place.projection_of}, or project it again",
                 )
-        return found
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory)

@@ -128,9 +128,10 @@ def _alike(pairs: Pairs, chosen: np.ndarray, device: str) -> np.ndarray:
     root = label[chosen]  # the first of `chosen` that says what this one does, itself or earlier
     for place in range(len(root)):
         root[place] = root[root[place]]
-    for rows in _blocks(len(label)):
-        known = label[rows] < len(chosen)
-        label[rows][known] = root[label[rows][known]]
+    for block in _blocks(len(label)):
+        some = label[block]  # a view
+        known = some < len(chosen)
+        some[known] = root[some[known]]
     return label
 
 

@@ -90,7 +90,7 @@ class _Memory:
 def _digest(space: SpaceData, bridge: Rows, temperature: float) -> str:
     decisive = {
         "bridge": [dataset.fingerprint for dataset in space.bridge + space.pool],
-        "rows": hashlib.sha256(bridge.rows.astype("<i8", copy=False)).hexdigest(),
+        "rows": hashlib.sha256(bridge.rows.astype("<i8", copy=False).data).hexdigest(),
         "memory": [dataset.fingerprint for dataset in space.memory],
         "temperature": temperature,
     }

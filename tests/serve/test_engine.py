@@ -12,15 +12,18 @@ import pytest
 import torch
 from conftest import Bytes
 from served import Moody
+from shell import Demo
 from torch import Tensor
 
-from cmcr.embeddings import Modality
+from cmcr.embeddings import Key, Modality, open_dataset
+from cmcr.embeddings.search.places import OwnSpace, Place
 from cmcr.errors import CmcrError
-from cmcr.extract import Item
+from cmcr.extract import Decoding, Item
 from cmcr.extract.engine.workers import GIVING_WAY
 from cmcr.serve import decoding
 from cmcr.serve.batching import Batcher
 from cmcr.serve.decoding import Decoders, Work
+from cmcr.serve.gallery import Galleries
 from cmcr.serve.limits import Gate, Limits
 from cmcr.serve.schemas import ServiceError
 
@@ -177,3 +180,31 @@ def test_the_gate_counts_inputs_and_tells_when_to_come() -> None:
     assert gate.inside == 0
     with gate.entered(9):  # nothing else is in work: it would never fit
         pass
+
+
+@pytest.mark.parametrize("shape", [(3_000_000, 3), (40, 1_000_000)])
+def test_an_array_of_too_many_points_is_refused_by_its_header(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.BytesIO()
+    np.savez_compressed(file, points=np.zeros(shape, np.float32))
+    work = Work({"moody": Moody()}, Limits(), [])
+    monkeypatch.setattr(Decoding, "decode", lambda *_: pytest.fail("it was decoded"))
+    item = Item("input", "input.npz", file.getvalue())
+    told, _ = work(("prepare", "moody", "pointcloud", item), lambda _: None)
+    assert told[2].endswith("points, 2,000,000 are the most")
+
+
+def test_a_gallery_is_kept_while_there_is_room_for_it(demo: Demo) -> None:
+    dataset = open_dataset(demo.store, Key("digits-clip", "image", "handwriting-test"))
+    rows, own = np.arange(3, 60, 2), OwnSpace(demo.store)
+    plain = torch.cat(list(Place(dataset, rows).blocks(own)))
+    size = dataset.rows * dataset.dim * 4
+    galleries = Galleries(2 * size)
+    for called in ("a", "b", "a", "c"):
+        kept = galleries.place(dataset, rows, called, own)
+        assert torch.equal(torch.cat(list(kept.blocks(own))), plain)
+    assert [name[2] for name in galleries.kept] == ["a", "c"]
+    none = Galleries(size - 1)
+    assert torch.equal(torch.cat(list(none.place(dataset, rows, "a", own).blocks(own))), plain)
+    assert not none.kept
