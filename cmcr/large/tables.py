@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from cmcr.large.arrays import LARGE, numbers, room_for
 
-PART_ROWS = 1 << 20  # that are compared at a time
+PART_ROWS = 1 << 19  # that are compared at a time
 MOST_PARTS = 256
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

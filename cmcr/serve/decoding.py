@@ -149,7 +149,7 @@ def _points(content: bytes, suffix: str) -> int:
             return 0
         old = header.read_magic(file) == (1, 0)
         shape = (header.read_array_header_1_0 if old else header.read_array_header_2_0)(file)[0]
-        return max(int(shape[0]), math.prod(shape) // _WIDEST)
+        return int(max(shape[0], math.prod(shape) // _WIDEST))
     except Exception:  # what it is, is said where it is decoded
         return 0
 

@@ -65,9 +65,14 @@ def test_everybody_can_read_and_use_it(page: Page, width: int, colours: Colours)
     """With results on it; nothing that axe-core calls serious or critical."""
     page.emulate_media(color_scheme=colours)
     page.set_viewport_size({"width": width, "height": 800})
-    told = page.evaluate(f"() => {{ {Axe().axe_script}; return axe.run() }}")
+    refuse_serious(page)
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 390, "height": 800})
+
+
+def refuse_serious(page: Page) -> None:
+    """Fail for what axe-core calls serious or critical."""
+    told = page.evaluate(f"() => {{ {Axe().axe_script}; return axe.run() }}")
     assert "color-contrast" in [one["id"] for one in told["passes"]]
     serious = [one for one in told["violations"] if one["impact"] in ("serious", "critical")]
     assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
@@ -91,6 +96,7 @@ def test_the_interface_is_described_without_the_net(page: Page, url: str) -> Non
     expect(page.locator("h2").first).to_have_text("POST /v1/embeddings")
     page.locator("summary").first.click()
     expect(page.locator("pre").first).to_contain_text("encoding_format")
+    refuse_serious(page)
     page.goto(url)
 
 

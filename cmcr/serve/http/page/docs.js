@@ -8,8 +8,9 @@ function element(kind, text, ...within) {
 }
 
 function folded(title, value) {
-  return element("details", "", element("summary", title),
-    element("pre", JSON.stringify(value, null, 2)));
+  const text = element("pre", JSON.stringify(value, null, 2));
+  text.tabIndex = 0;  // so that the keyboard can scroll it
+  return element("details", "", element("summary", title), text);
 }
 
 async function begin() {
