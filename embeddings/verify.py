@@ -228,7 +228,7 @@ def _rows(dataset: Dataset, chosen: np.ndarray) -> Float[np.ndarray, "rows dim"]
 
 def _different_texts(dataset: Dataset, chosen: np.ndarray) -> np.ndarray:
     """Which of the chosen have a text that none before has; all where texts are not known."""
-    texts = dataset.table(["text"])["text"].take(chosen).to_pylist()
+    texts = [line["text"] for line in dataset.lines(["text"], chosen)]
     first = {text: row for row, text in reversed([*enumerate(texts)])}
     return np.arange(len(chosen)) if None in first else np.sort([*first.values()])
 

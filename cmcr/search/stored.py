@@ -45,9 +45,10 @@ def find_stored(store: Path, words: Sequence[str]) -> dict[int, Stored]:
     found: dict[int, Stored] = {}
     for key, names in named.items():
         dataset = open_dataset(store, key, check=False)
-        rows = _rows(dataset, list(names.values()))
-        told = dataset.table(["uri", "text"]).take(rows).to_pylist()
-        vectors = dataset.embeddings()
+        rows = np.array(_rows(dataset, list(names.values())))
+        told = dataset.lines(["uri", "text"], rows)
+        ascending = np.unique(rows)
+        vectors = dict(zip(ascending, np.concatenate([*dataset.chosen(ascending)]), strict=True))
         for (at, name), row, cells in zip(names.items(), rows, told, strict=True):
             item = Item(name, cells["uri"] or words[at], cells["text"])
             found[at] = Stored(Asked(key.modality, item), dataset, vectors[row])

@@ -67,8 +67,12 @@ class Searcher:
     keys: Mapping[str, Key]
     media_roots: Sequence[Path]
     galleries: Galleries = field(default_factory=lambda: Galleries(_KEPT))
+    _own: OwnSpace = field(init=False)
     _opened: dict[str, tuple[int, Dataset, pa.Table]] = field(default_factory=dict)
     _closed_forms: dict[str, Mapping[str, JointSpace]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._own = OwnSpace(self.store.path)
 
     def key(self, name: str) -> Key:
         """A dataset's key. Raises ServiceError 404."""
@@ -190,7 +194,7 @@ class Searcher:
             refuse_what_no_index_holds(joint, places, where)
         if joint is not None and request.baseline is not None:
             joint = self._closed_form(str(plan.connection), request.baseline)
-        own: JointSpace | OwnSpace = OwnSpace(path) if joint is None else joint
+        own: JointSpace | OwnSpace = self._own if joint is None else joint
         projected = own.project(plan.space, vector[None], plan.modality).cpu()[0]
         if not request.index:
             called = f"{plan.connection}/{request.baseline}"

@@ -42,42 +42,41 @@ class Sample:
 
     vectors: Tensor  # (rows, joint)
     keys: Sequence[RowKeys]
+    known_as: Sequence[frozenset[str | None]] = ()  # uri and text of each
 
     def take(self, rows: np.ndarray) -> "Sample":
         """Those of these numbers, in this order."""
-        return Sample(self.vectors[torch.from_numpy(rows)], [self.keys[row] for row in rows])
+        keys, known_as = ([one[row] for row in rows] for one in (self.keys, self.known_as))
+        return Sample(self.vectors[torch.from_numpy(rows)], keys, known_as)
+
+    def without(self, known: Collection[str]) -> "Sample | None":
+        """Those whose uri and text are not among `known`; None where no row is left."""
+        kept = [row for row, names in enumerate(self.known_as) if names.isdisjoint(known)]
+        if len(kept) == len(self.keys):
+            return self
+        return self.take(np.array(kept)) if kept else None
 
 
-def draw_sample(
-    datasets: Sequence[Dataset], project: Project, without: Collection[str] = ()
-) -> Sample | None:
-    """At most `SAMPLE` rows, evenly spread over all, none whose uri or text is among `without`.
-
-    None where no row is left.
-    """
+def draw_sample(datasets: Sequence[Dataset], project: Project) -> Sample | None:
+    """At most `SAMPLE` rows, evenly spread over all; None where there are none."""
     total = sum(dataset.rows for dataset in datasets)
     if not total:
         return None
     wanted = np.linspace(0, total - 1, min(total, SAMPLE)).astype(np.int64)
     start = 0
-    vectors, keys = [], []
+    vectors, keys, known_as = [], [], []
     for dataset in datasets:
         rows = wanted[(wanted >= start) & (wanted < start + dataset.rows)] - start
         start += dataset.rows
         if not len(rows):
             continue
-        columns = ["id", "label", "group", *(["uri", "text"] if without else [])]
-        lines = dataset.table(columns).take(rows).to_pylist()
-        kept = [
-            at
-            for at, line in enumerate(lines)
-            if not without or (line["uri"] not in without and line["text"] not in without)
-        ]
+        lines = dataset.lines(["id", "label", "group", "uri", "text"], rows)
         key = dataset.key
-        for block in dataset.chosen(rows[kept]):
+        for block in dataset.chosen(rows):
             vectors.append(project(key.space, block, key.modality).cpu())
-        keys += [_keys(key.dataset, lines[at]) for at in kept]
-    return Sample(torch.cat(vectors), keys) if vectors else None
+        keys += [_keys(key.dataset, line) for line in lines]
+        known_as += [frozenset([line["uri"], line["text"]]) for line in lines]
+    return Sample(torch.cat(vectors), keys, known_as)
 
 
 def _keys(dataset: str, line: dict[str, object]) -> RowKeys:

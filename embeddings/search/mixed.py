@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -46,6 +47,11 @@ from cmcr.embeddings.search.where import COLUMNS, SPAN
 from cmcr.errors import UsageError
 
 log = logging.getLogger(__name__)
+
+# The sample of each kind that was drawn last for a joint space, and of which datasets it is.
+_DRAWN: WeakKeyDictionary[Joint, dict[Kind, tuple[tuple[str, ...], Sample | None]]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,12 @@ class _Search:
     def _unpaired(self, kind: Kind, without: Collection[str] = ()) -> Sample | None:
         keys = [key for key in self.joint.unpaired(*kind) if key.folder(self.store).is_dir()]
         datasets = [open_dataset(self.store, key, check=False) for key in keys]
-        return draw_sample(datasets, self.joint.project, without)
+        there = tuple(dataset.fingerprint for dataset in datasets)
+        drawn = _DRAWN.setdefault(self.joint, {})
+        if kind not in drawn or drawn[kind][0] != there:
+            drawn[kind] = there, draw_sample(datasets, self.joint.project)
+        sample = drawn[kind][1]
+        return sample and sample.without(without)
 
     def _searched(self, numbers: Sequence[int]) -> Sample:
         """A sample of what is searched in, where there are no unpaired rows of its kind."""
@@ -302,8 +313,8 @@ class _Search:
         for place, rows in wanted.items():
             dataset = self.places[place].dataset
             columns = [*COLUMNS, *(SPAN if set(SPAN) <= set(dataset.manifest.numbers) else ())]
-            table = dataset.table(columns).take(rows)
-            items |= {(place, row): line for row, line in zip(rows, table.to_pylist(), strict=True)}
+            lines_of = dataset.lines(columns, np.array(rows))
+            items |= {(place, row): line for row, line in zip(rows, lines_of, strict=True)}
         return [
             [
                 Hit(
