@@ -183,11 +183,11 @@ class Projector:
         if modality is None or not self.means:
             return z
         if modality in self.means:
-            z = F.normalize(z - self.means[modality])
-        if not self.whitenings:
-            return z
-        own = modality if modality in self.whitenings else next(iter(self.whitenings))
-        return F.normalize(z @ self.whitenings[own])
+            z -= self.means[modality]
+        if self.whitenings:  # A takes a length with it, and none is left in the end
+            own = modality if modality in self.whitenings else next(iter(self.whitenings))
+            z = z @ self.whitenings[own]
+        return F.normalize(z)
 
     @typed
     def join(self, x: Float[Tensor, "n d"], modality: Modality | None) -> Float[Tensor, "n joint"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.connect.connection.projectors import Projector
-from cmcr.connect.methods.closed_forms import CACHED_ROWS, mean_embedding
+from cmcr.connect.methods.closed_forms import CACHED_ROWS, mean_embedding, pieces
 from cmcr.connect.spaces.pairs import Pairs
 from cmcr.devices import float32
 from cmcr.embeddings import Modality
@@ -30,6 +30,7 @@ from cmcr.typed import typed
 SHRINKAGE = 0.5  # α: half of the covariance is what was seen, half is the same in all directions
 WHITENING = 0.5  # γ: of 0, which leaves z as it is, and 1, which takes its covariance to I
 POWER = 0.5  # p: of 0, where all directions count alike, and 1, where they count as they correlate
+STRIP = 128  # rows of a product that is its own mirror image, at a time
 ROUNDING = 1e-6  # of the largest singular value of a product in float32
 
 
@@ -55,21 +56,23 @@ class Spread:
 def covariance(
     blocks: Iterable[np.ndarray], mean: Float[Tensor, "dim"]
 ) -> Float[Tensor, "dim dim"]:
-    """cov(z) of all rows of `blocks`: float32 products of a block, float64 sums."""
+    """cov(z) of all rows of `blocks`: float32 products of a piece, float64 sums.
+
+    zᵀz is its own mirror image, so that only strips from its diagonal on are multiplied out.
+    """
     dim, count = len(mean), 0
     total, square = mean.new_zeros(dim, dtype=torch.float64), mean.new_zeros(dim, dim).double()
-    for block in blocks:
-        for start in range(0, len(block), CACHED_ROWS):
-            x = float32(block[start : start + CACHED_ROWS], "cpu")
-            length = torch.linalg.vector_norm(x, dim=1).clamp(min=1e-12)
-            along = x @ mean / length  # unit(x)·mean, for ‖unit(x) - mean‖ without another copy
-            far = (1 - 2 * along + mean @ mean).clamp(min=1e-12).sqrt()
-            z = (x * (1 / (length * far))[:, None]).addr_(1 / far, mean, alpha=-1)
-            total += z.new_ones(len(z)) @ z  # reads as quickly as memory gives; sum does not
-            square += z.T @ z
-            count += len(z)
+    for x in pieces(blocks, dim):
+        length = torch.linalg.vector_norm(x, dim=1).clamp(min=1e-12)
+        along = x @ mean / length  # unit(x)·mean, for ‖unit(x) - mean‖ without another copy
+        far = (1 - 2 * along + mean @ mean).clamp(min=1e-12).sqrt()
+        z = x.mul_((1 / (length * far))[:, None]).addr_(1 / far, mean, alpha=-1)
+        total += z.new_ones(len(z)) @ z  # reads as quickly as memory gives; sum does not
+        for start in range(0, dim, STRIP):
+            square[start : start + STRIP, start:] += z[:, start : start + STRIP].T @ z[:, start:]
+        count += len(z)
     centre = total / count
-    return square / count - torch.outer(centre, centre)
+    return (square.triu() + square.triu(1).T) / count - torch.outer(centre, centre)
 
 
 @typed

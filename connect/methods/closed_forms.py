@@ -6,7 +6,7 @@
 Both map space 1 into space 2, which stays as it is, and are fitted in float64 on bridge pairs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmcr.connect.connection.projectors import Kernel
 from cmcr.connect.spaces.pairs import Rows
-from cmcr.devices import float32
+from cmcr.devices import tensor
 from cmcr.typed import typed
 
 BLOCK_ROWS = 65_536
@@ -37,14 +37,21 @@ class Moments:
 
 @typed
 def mean_embedding(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Float[Tensor, "dim"]:
-    """The mean of all rows of `blocks`, made unit vectors first; summed in float64 over blocks."""
+    """The mean of all rows of `blocks`, made unit vectors first; summed in float64 over pieces."""
     total, count = torch.zeros(dim, dtype=torch.float64), 0
+    for x in pieces(blocks, dim):
+        total += (1 / torch.linalg.vector_norm(x, dim=1).clamp(min=1e-12)) @ x
+        count += len(x)
+    return total / count
+
+
+def pieces(blocks: Iterable[np.ndarray | Tensor], dim: int) -> Iterator[Tensor]:
+    """All rows of `blocks` as float32, (≤ CACHED_ROWS, D); the next piece overwrites the last."""
+    room = torch.empty(CACHED_ROWS, dim)
     for block in blocks:
         for start in range(0, len(block), CACHED_ROWS):
-            rows = float32(block[start : start + CACHED_ROWS], "cpu")
-            total += (1 / torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-12)) @ rows
-        count += len(block)
-    return total / count
+            piece = tensor(block[start : start + CACHED_ROWS], "cpu")
+            yield room[: len(piece)].copy_(piece)
 
 
 @typed

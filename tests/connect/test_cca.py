@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from cmcr.connect import ConnectConfig, baselines, connect, load_connection, read_config
 from cmcr.connect.methods import cca as cca_module
+from cmcr.connect.methods import closed_forms
 from cmcr.connect.methods.cca import covariance
 from cmcr.connect.methods.solve import STRENGTHS
 from cmcr.embeddings import Dataset, Key, open_dataset
@@ -97,7 +98,9 @@ def restated(store: Path, memory: bool = True) -> dict[str, Callable[[np.ndarray
 def test_cca_is_what_its_formula_says(
     store: Path, memory: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cca_module, "CACHED_ROWS", 17)
+    for module in (cca_module, closed_forms):
+        monkeypatch.setattr(module, "CACHED_ROWS", 17)
+    monkeypatch.setattr(cca_module, "STRIP", 5)
     made = connect(store, config(memory=["memory"] if memory else []), name="a")
     connection, expected = load_connection(made.path), restated(store, memory)
     assert (made.record.model, made.record.joint_dim, made.record.held_out) == ("cca", 9, 0)
