@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cmcr.connect.config import AGGREGATES
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.projectors import Kernel, Projector, make_heads
 from cmcr.connect.connection.record import Record
@@ -147,7 +148,7 @@ def _projector(problem: Problem, side: int, head: nn.Module) -> Projector:
     """Centred and whitened as the config says; whitening leaves a space alone that is to stay."""
     config, spreads = problem.config, problem.data.spreads[side]
     if not config.whitened:
-        centred = spreads if config.centre else {}
+        centred = spreads if config.centred[side] else {}
         return Projector(head, {modality: one.mean for modality, one in centred.items()})
     if config.heads[side] == "identity":
         return Projector(head)
@@ -239,12 +240,13 @@ def fit(
 ) -> tuple[tuple[Projector, Projector], int]:
     """The projectors of a trained method, and the epoch that they are of, `until` at most."""
     data, projectors = problem.data, start(problem)
+    pseudo = data.pseudo if problem.config.method in AGGREGATES else (None, None)
     identity = _identity(problem.record(projectors), until)
     for projector in projectors:
         projector.to(data.device)
     epoch = train(
         problem.config,
-        TrainingSet(data.fitted.first, data.pseudo[0], data.fitted.second, data.pseudo[1]),
+        TrainingSet(data.fitted.first, pseudo[0], data.fitted.second, pseudo[1]),
         projectors,
         (_modalities(data.spaces[0]), _modalities(data.spaces[1])),
         folder,
