@@ -37,7 +37,8 @@ AGGREGATES: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")  # trained with p
 # of textme are table 11 and section 4 of arXiv 2602.03098 and its code's configs/default.yaml: text
 # alone, without noise; five of fifty epochs of warm-up, and a cosine. (Its train.py anneals ten
 # times over, with warm restarts, instead.)
-USUAL: Mapping[Method, Mapping[str, Any]] = {
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "ex-mcr": {"centric": ("bridge", "first", "second")},
     "textme": {
         "negatives": (0.1, 0.9),
         "bridge_temperature": 0.07,
@@ -49,6 +50,7 @@ USUAL: Mapping[Method, Mapping[str, Any]] = {
     },
 }
 Distance = Literal["plain", "squared"]
+Centric = Literal["bridge", "first", "second"]
 
 
 class ConnectConfig(BaseModel):
@@ -103,6 +105,12 @@ class ConnectConfig(BaseModel):
     joint_dim: int = Field(
         default=512, ge=1, description="dimensions of c-mcr's joint space, with mlp or linear"
     )
+    centric: tuple[Centric, ...] = Field(
+        default=("bridge",),
+        min_length=1,
+        description="what training rows are aggregated from, pooled: the bridge items, the memory "
+        "of the first space, that of the second; all three for ex-mcr, else bridge",
+    )
     memory_temperature: float = Field(default=0.01, gt=0, description="τ1, of the aggregation")
     bridge_temperature: float = Field(default=0.01, gt=0, description="τ2, of bridge pairs")
     pseudo_temperature: float = Field(default=0.01, gt=0, description="τ3, of pseudo pairs")
@@ -155,12 +163,12 @@ class ConnectConfig(BaseModel):
             raise ValueError(f"both spaces are {spaces[0]!r}; name two different ones")
         return spaces
 
-    @field_validator("train", "memory", "pool")
+    @field_validator("train", "memory", "pool", "centric")
     @classmethod
-    def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(datasets)) != len(datasets):
-            raise ValueError("a dataset is named twice")
-        return datasets
+    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("something is named twice")
+        return names
 
     @field_validator("negatives")
     @classmethod
@@ -172,8 +180,9 @@ class ConnectConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_usual(cls, given: Any) -> Any:
-        usual = USUAL.get(given.get("method"), {}) if isinstance(given, Mapping) else {}
-        return {**usual, **given} if usual else given
+        if not isinstance(given, Mapping):
+            return given
+        return {**USUAL.get(str(given.get("method")), {}), **given}
 
     @model_validator(mode="after")
     def _centring_has_a_meaning(self) -> "ConnectConfig":

@@ -87,6 +87,8 @@ def _fit(record: Record) -> str:
     skipped = {"spaces", "via", "train", "memory", "method", "seed"}
     settings = record.config.model_dump(exclude_defaults=True, exclude=skipped)
     lines += [f"- `{name}`: {value}" for name, value in settings.items()] or ["- none"]
+    if record.trained_on:
+        lines += ["", f"{trained_line(record)}."]
     if record.validation:
         lines += [
             "",
@@ -100,6 +102,20 @@ def _fit(record: Record) -> str:
         bank = " and ".join(memory)
         lines += ["", f"Its memory of {bank} corrects hubness where one asks (`--hubness nnn`)."]
     return "\n".join(lines)
+
+
+def trained_line(record: Record) -> str:
+    """What training rows were aggregated from, and what there was no memory for."""
+    memories = dict(zip(("first", "second"), record.spaces, strict=True))
+    told = []
+    for centric, rows in record.trained_on.items():
+        if centric == "bridge":
+            told.append(f"{rows:,} of {record.via}")
+        elif rows:
+            told.append(f"{rows:,} of {memories[centric].name}/{memories[centric].memory}")
+        else:
+            told.append(f"none of {memories[centric].name}, which has no memory")
+    return f"training rows: {', '.join(told)}"
 
 
 def pools_line(record: Record) -> str:

@@ -107,8 +107,9 @@ class Gelu(nn.Module):
         hidden = 2 * dim
         self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.GELU())
         self.net2 = nn.Sequential(_linear(hidden, joint_dim), BatchNorm(joint_dim))
-        for layer in (self.net1[0], self.net2[0]):
-            nn.init.xavier_uniform_(layer.weight)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
 
     @typed
     def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:

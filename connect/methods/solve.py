@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmcr.connect.config import AGGREGATES
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.projectors import Kernel, Projector, make_heads
 from cmcr.connect.connection.record import Record
@@ -65,7 +64,7 @@ def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Solved:
 
 def with_schedule(problem: Problem) -> Problem:
     """Batch size and epochs of training, where the config leaves them open, as the pairs want."""
-    config = scheduled(problem.config, len(problem.data.fitted))
+    config = scheduled(problem.config, sum(problem.data.trained_on(problem.config).values()))
     return problem.variant(batch_size=config.batch_size, epochs=config.epochs)
 
 
@@ -240,13 +239,12 @@ def fit(
 ) -> tuple[tuple[Projector, Projector], int]:
     """The projectors of a trained method, and the epoch that they are of, `until` at most."""
     data, projectors = problem.data, start(problem)
-    pseudo = data.pseudo if problem.config.method in AGGREGATES else (None, None)
     identity = _identity(problem.record(projectors), until)
     for projector in projectors:
         projector.to(data.device)
     epoch = train(
         problem.config,
-        TrainingSet(data.fitted.first, pseudo[0], data.fitted.second, pseudo[1]),
+        TrainingSet(*data.training(problem.config)),
         projectors,
         (_modalities(data.spaces[0]), _modalities(data.spaces[1])),
         folder,
