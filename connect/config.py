@@ -34,9 +34,9 @@ Method = Literal[
 TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear", "textme")
 AGGREGATES: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")  # trained with pseudo partners
 # Settings that a method has in the place of the defaults below, wherever they are left open. Those
-# of textme are table 11 and section 4 of arXiv 2602.03098 and its code's configs/default.yaml: text
-# alone, without noise; five of fifty epochs of warm-up, and a cosine. (Its train.py anneals ten
-# times over, with warm restarts, instead.)
+# of textme are those of its code (arXiv 2602.03098, SoyeonHH/TextME: scripts/train.sh, which names
+# table 11, and configs/default.yaml): text alone, without noise; five of fifty epochs of warm-up,
+# and a cosine. Its train.py anneals ten times over, with warm restarts, instead.
 USUAL: Mapping[str, Mapping[str, Any]] = {
     "ex-mcr": {"centric": ("bridge", "first", "second")},
     "textme": {
