@@ -3,6 +3,7 @@
     cmcr run digits                                  # once: embeds the sources
     python benchmarks/ablation.py                    # five seeds of each variant
     python benchmarks/ablation.py --pipeline digits --seeds 10 --set epochs=100
+    python benchmarks/ablation.py --centric          # what ex-mcr's training rows are centred on
 
 Prints a Markdown table of mAP and hit rates for the first retrieval pair of the pipeline, both
 ways: mean ± standard deviation over the seeds, beside chance and the closed forms, which have no
@@ -26,6 +27,14 @@ VARIANTS = {
     "without intra term (λ = 0)": ("intra_weight=0",),
     "without pseudo pairs (L_avc = 0)": ("pseudo_weight=0",),
 }
+# T, A and I of Ex-MCR: rows aggregated from texts, and from the memory of either space.
+CENTRIC = {
+    f"ex-mcr, {' + '.join(names)}": ("method=ex-mcr", f"centric=[{', '.join(names)}]")
+    for names in (
+        ("bridge",), ("first",), ("second",), ("bridge", "first"), ("bridge", "second"),
+        ("first", "second"), ("bridge", "first", "second"),
+    )
+}  # fmt: skip
 METRICS = ("mAP", "hit_rate@1", "hit_rate@5", "hit_rate@10")
 
 Values = dict[tuple[str, str, str], list[float]]  # (query, model, metric) → one value a seed
@@ -41,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--centric", action="store_true", help="ex-mcr by its training rows")
     flags = parser.parse_args()
 
     pipeline = load_pipelines().named(flags.pipeline)
@@ -50,9 +60,10 @@ def main() -> None:
     query, gallery = _items(store, pair.query), _items(store, pair.gallery)
 
     values: Values = defaultdict(list)
-    for number, (variant, overrides) in enumerate(VARIANTS.items()):
+    variants = CENTRIC if flags.centric else VARIANTS
+    for number, (variant, overrides) in enumerate(variants.items()):
         for seed in range(flags.seeds):
-            name = f"{number}-{seed}"
+            name = f"centric-{number}-{seed}" if flags.centric else f"{number}-{seed}"
             changed = with_overrides(config, [*overrides, f"seed={seed}"])
             out = store / "ablation" / name
             made = connect(store, changed, name=name, out=out, device=flags.device)

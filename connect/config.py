@@ -23,14 +23,34 @@ from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
 
 ProjectorPreset = Literal["mlp", "linear", "residual"]
-HeadKind = Literal["mlp", "linear", "residual", "leaf", "matrix", "kernel", "identity"]
+HeadKind = Literal[
+    "mlp", "linear", "residual", "leaf", "gelu", "matrix", "kernel", "identity"
+]  # fmt: skip
 
 Method = Literal[
-    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "procrustes", "ridge", "kernel",
+    "auto", "cca", "ex-cca", "c-mcr", "ex-mcr", "linear", "textme", "procrustes", "ridge", "kernel",
     "identity",
 ]  # fmt: skip
-TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")
+TRAINED: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear", "textme")
+AGGREGATES: tuple[Method, ...] = ("c-mcr", "ex-mcr", "linear")  # trained with pseudo partners
+# Settings that a method has in the place of the defaults below, wherever they are left open. Those
+# of textme are those of its code (arXiv 2602.03098, SoyeonHH/TextME: scripts/train.sh, which names
+# table 11, and configs/default.yaml): text alone, without noise; five of fifty epochs of warm-up,
+# and a cosine. Its train.py anneals ten times over, with warm restarts, instead.
+USUAL: Mapping[str, Mapping[str, Any]] = {
+    "ex-mcr": {"centric": ("bridge", "first", "second")},
+    "textme": {
+        "negatives": (0.1, 0.9),
+        "bridge_temperature": 0.07,
+        "noise_variance": 0.0,
+        "learning_rate": 5e-4,
+        "warm_up": 0.1,
+        "batch_size": 512,
+        "epochs": 50,
+    },
+}
 Distance = Literal["plain", "squared"]
+Centric = Literal["bridge", "first", "second"]
 
 
 class ConnectConfig(BaseModel):
@@ -60,7 +80,8 @@ class ConnectConfig(BaseModel):
     method: Method = "auto"
     centre: bool = Field(
         default=False,
-        description="subtract the mean of each modality first; cca and residual always do",
+        description="subtract the mean of each modality first; cca and residual always do, and "
+        "textme in space 1",
     )
     ridge_strength: float | None = Field(
         default=None,
@@ -84,6 +105,12 @@ class ConnectConfig(BaseModel):
     joint_dim: int = Field(
         default=512, ge=1, description="dimensions of c-mcr's joint space, with mlp or linear"
     )
+    centric: tuple[Centric, ...] = Field(
+        default=("bridge",),
+        min_length=1,
+        description="what training rows are aggregated from, pooled: the bridge items, the memory "
+        "of the first space, that of the second; all three for ex-mcr, else bridge",
+    )
     memory_temperature: float = Field(default=0.01, gt=0, description="τ1, of the aggregation")
     bridge_temperature: float = Field(default=0.01, gt=0, description="τ2, of bridge pairs")
     pseudo_temperature: float = Field(default=0.01, gt=0, description="τ3, of pseudo pairs")
@@ -98,7 +125,18 @@ class ConnectConfig(BaseModel):
         description="weight of InfoNCE between ã and b², and b¹ and c̃; 1 for ex-mcr, else 0",
     )
     distance: Distance = Field(default="plain", description="of L_intra: ‖x - y‖ or ‖x - y‖²")
+    negatives: tuple[float, float] | None = Field(
+        default=None,
+        description="which negatives of a bridge pair count: those whose cosine is between these "
+        "shares of the pair's own; 0.1 and 0.9 for textme, else all",
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="AdamW; falls to 0 as a cosine")
+    warm_up: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps in which the learning rate rises first; 0.1 for textme",
+    )
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW")
     epochs: int | None = Field(
         default=None,
@@ -125,12 +163,26 @@ class ConnectConfig(BaseModel):
             raise ValueError(f"both spaces are {spaces[0]!r}; name two different ones")
         return spaces
 
-    @field_validator("train", "memory", "pool")
+    @field_validator("train", "memory", "pool", "centric")
     @classmethod
-    def _named_once(cls, datasets: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(datasets)) != len(datasets):
-            raise ValueError("a dataset is named twice")
-        return datasets
+    def _named_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("something is named twice")
+        return names
+
+    @field_validator("negatives")
+    @classmethod
+    def _low_before_high(cls, shares: tuple[float, float] | None) -> tuple[float, float] | None:
+        if shares is not None and shares[0] >= shares[1]:
+            raise ValueError(f"{shares[0]} is not below {shares[1]}")
+        return shares
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_usual(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {**USUAL.get(str(given.get("method")), {}), **given}
 
     @model_validator(mode="after")
     def _centring_has_a_meaning(self) -> "ConnectConfig":
@@ -154,6 +206,11 @@ class ConnectConfig(BaseModel):
         return self.method in ("cca", "ex-cca", "kernel") or "residual" in self.heads
 
     @property
+    def centred(self) -> tuple[bool, bool]:
+        """Whether the means of the modalities of either space are subtracted, and no more."""
+        return self.centre or self.method == "textme", self.centre
+
+    @property
     def heads(self) -> tuple[HeadKind, HeadKind]:
         """The heads of space 1 and space 2."""
         if self.method == "cca":
@@ -162,6 +219,8 @@ class ConnectConfig(BaseModel):
             return self.projector, self.projector
         if self.method == "ex-mcr":
             return "leaf" if self.projector == "mlp" else self.projector, "identity"
+        if self.method == "textme":
+            return "gelu", "identity"
         if self.method in ("kernel", "identity"):
             return self.method, "identity"
         return "matrix", "identity"

@@ -108,7 +108,8 @@ def _upgraded(folder: Path) -> Record:
     """The record of a connection of format 1, as format 2 has it: nothing was held out then."""
     try:
         old: dict[str, Any] = json.loads((current(folder) / CONFIG).read_bytes())
-        config = ConnectConfig.model_validate(old["config"] | {"validation": 0.0})
+        then = {"validation": 0.0, "centric": ("bridge",)}
+        config = ConnectConfig.model_validate(old["config"] | then)
         kept = ("joint_dim", "pairs", "unmatched", "device", "versions", "model_sha256")
         return Record.model_validate(
             {name: old[name] for name in kept}

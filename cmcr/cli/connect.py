@@ -33,8 +33,8 @@ def connect(
     method: Annotated[
         str | None,
         typer.Option(
-            help="cca, ex-cca, c-mcr, ex-mcr, linear, procrustes, ridge, kernel, identity; auto "
-            "takes what held-out pairs show to be best.",
+            help="cca, ex-cca, c-mcr, ex-mcr, linear, textme, procrustes, ridge, kernel, identity; "
+            "auto takes what held-out pairs show to be best.",
             show_default="the recipe's, else auto",
         ),
     ] = None,

@@ -7,7 +7,10 @@ import yaml
 
 from cmcr.connect.connection.record import Record, SpaceRecord
 
-PAPER = "https://arxiv.org/abs/2305.14381"
+PAPERS = {
+    "c-mcr": ("C-MCR", "https://arxiv.org/abs/2305.14381"),
+    "textme": ("TextME", "https://arxiv.org/abs/2602.03098"),
+}
 IMPORTED = (
     "These weights were imported; their training is not recorded. They have the licence of the "
     "checkpoint that they were read from."
@@ -22,13 +25,15 @@ def model_card(record: Record) -> str:
         "library_name": "cmcr",
         "tags": ["c-mcr", "multimodal", *(space.name for space in record.spaces)],
     }
+    method = record.config.method if record.config else "c-mcr"
+    paper, where = PAPERS.get(method, PAPERS["c-mcr"])
     through = f", connected via {record.via}" if record.via else ""
     blocks = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {names}{through}",
         f"Projectors that take the frozen embeddings of {names} into one space of "
         f"{record.joint_dim} dimensions, without paired data, by the method `{record.model}` "
-        f"([C-MCR]({PAPER})).",
+        f"([{paper}]({where})).",
         _usage(record),
         *(_space(space) for space in record.spaces),
         _fit(record),
@@ -82,6 +87,8 @@ def _fit(record: Record) -> str:
     skipped = {"spaces", "via", "train", "memory", "method", "seed"}
     settings = record.config.model_dump(exclude_defaults=True, exclude=skipped)
     lines += [f"- `{name}`: {value}" for name, value in settings.items()] or ["- none"]
+    if record.trained_on:
+        lines += ["", f"{trained_line(record)}."]
     if record.validation:
         lines += [
             "",
@@ -95,6 +102,20 @@ def _fit(record: Record) -> str:
         bank = " and ".join(memory)
         lines += ["", f"Its memory of {bank} corrects hubness where one asks (`--hubness nnn`)."]
     return "\n".join(lines)
+
+
+def trained_line(record: Record) -> str:
+    """What training rows were aggregated from, and what there was no memory for."""
+    memories = dict(zip(("first", "second"), record.spaces, strict=True))
+    told = []
+    for centric, rows in record.trained_on.items():
+        if centric == "bridge":
+            told.append(f"{rows:,} of {record.via}")
+        elif rows:
+            told.append(f"{rows:,} of {memories[centric].name}/{memories[centric].memory}")
+        else:
+            told.append(f"none of {memories[centric].name}, which has no memory")
+    return f"training rows: {', '.join(told)}"
 
 
 def pools_line(record: Record) -> str:

@@ -99,6 +99,25 @@ class Residual(nn.Module):
         return y
 
 
+class Gelu(nn.Module):
+    """As published for TextME (arXiv 2602.03098): the hidden layer is twice as wide as x."""
+
+    def __init__(self, dim: int, joint_dim: int) -> None:
+        super().__init__()
+        hidden = 2 * dim
+        self.net1 = nn.Sequential(_linear(dim, hidden), BatchNorm(hidden), nn.GELU())
+        self.net2 = nn.Sequential(_linear(hidden, joint_dim), BatchNorm(joint_dim))
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch joint"]:
+        """(batch, dim) → (batch, joint), not normalised."""
+        y: Tensor = self.net2(self.net1(x))
+        return y
+
+
 class Kernel(nn.Module):
     """Kernel ridge regression: Σᵢ exp((⟨x, xᵢ⟩ - 1)/WIDTH) Wᵢ of unit vectors x and items xᵢ."""
 
@@ -136,7 +155,7 @@ def make_head(kind: HeadKind, dim: int, joint_dim: int) -> nn.Module:
         return nn.Identity()
     if kind == "matrix":
         return nn.Linear(dim, joint_dim, bias=False)
-    makers = {"mlp": MLP, "linear": Linear, "leaf": Leaf, "residual": Residual,
+    makers = {"mlp": MLP, "linear": Linear, "leaf": Leaf, "residual": Residual, "gelu": Gelu,
               "kernel": Kernel}  # fmt: skip
     return makers[kind](dim, joint_dim)
 

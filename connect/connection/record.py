@@ -20,6 +20,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 
 from cmcr.connect.config import ConnectConfig, HeadKind
@@ -87,15 +88,29 @@ class Record(BaseModel):
     # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
     # held-out known pairs `with` and `without` them, and with `decoys` in their place.
     pools: dict[str, int | float | bool] = {}
+    # Training rows aggregated from the bridge items, and from the memory of the first and of the
+    # second space: 0 where there is none. Empty where the bridge items are all.
+    trained_on: dict[str, int] = {}
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written
 
     @model_serializer(mode="wrap")
     def _as_before(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without pools it is written as it was before there were any."""
+        """Without pools, or other training rows, it is written as before there were any."""
         content: dict[str, Any] = fields(self)
-        return content if self.pools else {k: v for k, v in content.items() if k != "pools"}
+        later = ("pools", "trained_on")
+        return {k: v for k, v in content.items() if k not in later or content[k]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bridge_alone_before(cls, content: Any) -> Any:
+        """What was made before `centric` was a setting was trained on the bridge items."""
+        if not isinstance(content, dict):
+            return content
+        configs = {key: one for key in ("config", "requested")
+                   if isinstance(one := content.get(key), dict)}  # fmt: skip
+        return content | {key: {"centric": ("bridge",)} | one for key, one in configs.items()}
 
 
 def current(folder: Path) -> Path:

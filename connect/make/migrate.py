@@ -150,7 +150,8 @@ def migrate(
             projectors = _solved(chosen, Path(left))
         trial = _Trial(whole.data, matches)
         figures = _figures(trial, projectors[0], via, seed)
-    taken = {"method": chosen.config.method, "projector": chosen.config.projector}
+    kept = ("method", "projector", "centric")
+    taken = {name: getattr(chosen.config, name) for name in kept}
     final = read_config(fields | {"seed": seed} | taken)
     connected = connect(store, final, name=name, device=device, replace=replace)
     held = len(whole.data.rows[1])

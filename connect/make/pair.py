@@ -13,7 +13,7 @@ import torch
 
 from cmcr.connect.config import ConnectConfig
 from cmcr.connect.connection.load import load_connection
-from cmcr.connect.connection.model_card import pools_line
+from cmcr.connect.connection.model_card import pools_line, trained_line
 from cmcr.connect.connection.record import CARD, CONFIG, MODEL, Record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
 from cmcr.connect.make.replace import NEW, differences, refuse, settle, take_place
@@ -60,7 +60,8 @@ class Connected:
             pairs += " ({:,} and {:,} rows without partner)".format(*self.record.unmatched)
         memory = [f"{space.memory or 'no'} memory of {space.name}" for space in self.record.spaces]
         pools = [pools_line(self.record)] if self.record.pools else []
-        return ", ".join([pairs, *memory, *pools])
+        rows = [trained_line(self.record)] if self.record.trained_on else []
+        return ", ".join([pairs, *memory, *pools, *rows])
 
 
 def connect(

@@ -19,19 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cmcr.connect.config import ConnectConfig
+from cmcr.connect.config import AGGREGATES, Centric, ConnectConfig
 from cmcr.connect.connection.connection import Connection
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record, SpaceRecord, library_versions
 from cmcr.connect.methods.cca import Spread
 from cmcr.connect.methods.closed_forms import Moments, moments
 from cmcr.connect.methods.held_out import folds, split
+from cmcr.connect.spaces.centric import SIDES, Four, centred_on, pooled
 from cmcr.connect.spaces.datasets import SpaceData, Spaces, blocks, open_spaces
 from cmcr.connect.spaces.pairs import Pairs, Rows, join
 from cmcr.connect.spaces.pseudo import pseudo_partners
 from cmcr.connect.training.validation import Held, Validated, hold, validate
 from cmcr.devices import float32, threads_for
 from cmcr.embeddings import Modality
+from cmcr.errors import UsageError
 from cmcr.large.arrays import numbers, shuffled
 
 Spreads = Mapping[Modality, Spread]
@@ -162,6 +164,36 @@ class Data:
             None if second is None else second.subset(seen),
         )
 
+    def trained_on(self, config: ConnectConfig) -> dict[Centric, int]:
+        """How many rows each modality that `config` names gives to training: none without memory.
+
+        A method that has no use for pseudo partners is trained on the bridge alone.
+        """
+        if config.method not in AGGREGATES:
+            return {"bridge": len(self.fitted)}
+        rows: dict[Centric, int] = {"bridge": len(self.fitted)}
+        for side, space in zip(SIDES, self.spaces, strict=True):
+            rows[side] = sum(dataset.rows for dataset in space.memory)
+        return {centric: rows[centric] for centric in config.centric}
+
+    def training(self, config: ConnectConfig) -> Four:
+        """What a method is trained on: rows of each modality in `trained_on`, pooled."""
+        found: list[Four | None] = []
+        for centric in self.trained_on(config):
+            if centric == "bridge":
+                pseudo = self.pseudo if config.method in AGGREGATES else (None, None)
+                found.append((self.fitted.first, pseudo[0], self.fitted.second, pseudo[1]))
+            else:
+                found.append(centred_on(centric, self.store, self.spaces, self.fitted,
+                                        self.memory_temperature, self.device))  # fmt: skip
+        there = [four for four in found if four is not None]
+        if not there:
+            raise UsageError(
+                f"centric: {', '.join(config.centric)}, and there is no such memory",
+                fix="name the memory, or --set centric=[bridge]",
+            )
+        return pooled(there)
+
     @cached_property
     def unpaired(self) -> tuple[Spreads, Spreads]:
         """Where each modality of either space lies that is not the bridge, the memory's first."""
@@ -282,6 +314,7 @@ class Problem:
             held_out=len(self.data.rows[1]),
             unmatched=pairs.unmatched,
             pools=self._pools,
+            trained_on=self._trained_on,
             device=self.data.device if self.config.trained else "cpu",
             versions=dict(library_versions()),
         )
@@ -290,6 +323,14 @@ class Problem:
     def _pools(self) -> dict[str, int | float | bool]:
         data = self.data
         return {"found": len(data.found or ())} | dict(data.pooled) if data.pooled else {}
+
+    @property
+    def _trained_on(self) -> dict[str, int]:
+        """Where it is more, or less, than the bridge pairs that a method may see."""
+        config = self.config
+        if not config.trained or config.centric == ("bridge",):
+            return {}
+        return {str(centric): rows for centric, rows in self.data.trained_on(config).items()}
 
     def differences(self, record: Record) -> list[str]:
         """What tells the connection of `record` from the one of this problem; [] if up to date."""

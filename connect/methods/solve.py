@@ -64,7 +64,7 @@ def solve(problem: Problem, folder: Path, tensorboard: bool = False) -> Solved:
 
 def with_schedule(problem: Problem) -> Problem:
     """Batch size and epochs of training, where the config leaves them open, as the pairs want."""
-    config = scheduled(problem.config, len(problem.data.fitted))
+    config = scheduled(problem.config, sum(problem.data.trained_on(problem.config).values()))
     return problem.variant(batch_size=config.batch_size, epochs=config.epochs)
 
 
@@ -147,7 +147,7 @@ def _projector(problem: Problem, side: int, head: nn.Module) -> Projector:
     """Centred and whitened as the config says; whitening leaves a space alone that is to stay."""
     config, spreads = problem.config, problem.data.spreads[side]
     if not config.whitened:
-        centred = spreads if config.centre else {}
+        centred = spreads if config.centred[side] else {}
         return Projector(head, {modality: one.mean for modality, one in centred.items()})
     if config.heads[side] == "identity":
         return Projector(head)
@@ -244,7 +244,7 @@ def fit(
         projector.to(data.device)
     epoch = train(
         problem.config,
-        TrainingSet(data.fitted.first, data.pseudo[0], data.fitted.second, data.pseudo[1]),
+        TrainingSet(*data.training(problem.config)),
         projectors,
         (_modalities(data.spaces[0]), _modalities(data.spaces[1])),
         folder,

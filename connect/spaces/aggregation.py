@@ -28,18 +28,20 @@ GPU_CHUNK_ROWS = 8192
 @typed
 def aggregate(
     queries: Float[Tensor, "q d"],
-    memory: Float[Tensor, "m d"] | Iterable[Tensor | np.ndarray],
+    memory: Float[Tensor, "m all"] | Iterable[Tensor | np.ndarray],
     temperature: float,
     *,
     chunk_rows: int | None = None,
-) -> Float[Tensor, "q d"]:
+    besides: int = 0,
+) -> Float[Tensor, "q all"]:
     """ã_i = Σ_k softmax_k(cos(b_i, a_k)/τ1) a_k for every query b_i (C-MCR section 3.3).
 
     `memory` holds the a_k: one tensor, or chunks of (rows, d) of any float precision. The result
     is the weighted sum itself, in float32 on the device of `queries`: its norm is at most 1, and
     it is normalised only after noise is added (`perturb` in training/objective.py). At most
-    `chunk_rows` squared scores exist at a time. Raises MismatchError for a memory without rows or
-    of another dim.
+    `chunk_rows` squared scores exist at a time. With `besides` a row of the memory goes on for so
+    many columns after its d: they are weighted alike, and the result has them too. Raises
+    MismatchError for a memory without rows or of another dim.
     """
     device = queries.device
     rows = chunk_rows or (CPU_CHUNK_ROWS if device.type == "cpu" else GPU_CHUNK_ROWS)
@@ -49,16 +51,16 @@ def aggregate(
     count, dim = units.shape
     highest = units.new_full((count, 1), -torch.inf)  # the largest cosine so far
     weight = units.new_zeros((count, 1))  # Σ exp((cos - highest)/τ1) so far
-    total = units.new_zeros((count, dim))  # Σ exp((cos - highest)/τ1) a so far
+    total = units.new_zeros((count, dim + besides))  # Σ exp((cos - highest)/τ1) a so far
     seen = 0
-    for values in _chunks(memory, rows, device, kind):  # (≤ rows, d)
-        if values.shape[1] != dim:
+    for values in _chunks(memory, rows, device, kind):  # (≤ rows, d + besides)
+        if values.shape[1] != dim + besides:
             raise MismatchError(
-                f"the queries have {dim} dimensions, the memory has {values.shape[1]}",
+                f"the queries have {dim} dimensions, the memory has {values.shape[1] - besides}",
                 fix="take both from one space",
             )
         seen += len(values)
-        keys = F.normalize(values.float(), dim=1).T  # (d, ≤ rows)
+        keys = F.normalize(values[:, :dim].float(), dim=1).T  # (d, ≤ rows)
         for start in range(0, count, rows):
             block = slice(start, start + rows)
             cosine = product(units[block], keys, kind)  # (≤ rows, ≤ rows)

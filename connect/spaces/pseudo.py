@@ -12,7 +12,7 @@ the parts, and a killed run loses at most the ones it was in. The folder can be 
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,23 +39,38 @@ def pseudo_partners(
     """ã for space 1, c̃ for space 2, (pairs, D); None for a space without memory."""
     if not space.memory:
         return None
-    folder = store / "pseudo" / _digest(space, bridge, temperature)
-    parts = [folder / f"part-{part:05}.npy" for part in range(-(-len(bridge) // PART_ROWS))]
-    memory: Iterable[Tensor | np.ndarray] | None = None
-    with progress(f"aggregate {space.name}/{space.memory_modality}", len(bridge), "rows") as bar:
+    memory = memory_of(space, device)
+
+    def found(rows: slice) -> Tensor:
+        return aggregate(tensor(bridge[rows], device), memory, temperature)
+
+    title = f"aggregate {space.name}/{space.memory_modality}"
+    return Rows(kept(store, _decisive(space, bridge, temperature), title, len(bridge), found))
+
+
+def kept(
+    store: Path,
+    decisive: Mapping[str, object],
+    title: str,
+    count: int,
+    make: Callable[[slice], Tensor],
+) -> list[np.ndarray]:
+    """`make` of `count` rows, PART_ROWS at a time: float16, kept under what decides them."""
+    digest = hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:32]
+    folder = store / "pseudo" / digest
+    parts = [folder / f"part-{part:05}.npy" for part in range(-(-count // PART_ROWS))]
+    with progress(title, count, "rows") as bar:
         for number in range(rank(), len(parts), world_size()):
-            rows = slice(number * PART_ROWS, min((number + 1) * PART_ROWS, len(bridge)))
+            rows = slice(number * PART_ROWS, min((number + 1) * PART_ROWS, count))
             with locked(parts[number].with_suffix(".lock"), wait=True):
                 if not _is_whole(parts[number]):
-                    memory = memory or _Memory(space, device)
-                    queries = tensor(bridge[rows], device)  # (≤ PART_ROWS, D)
-                    found = aggregate(queries, memory, temperature)
+                    found = make(rows)  # (≤ PART_ROWS, D)
                     with replacing(parts[number]) as unfinished, unfinished.open("wb") as file:
                         np.save(file, found.half().cpu().numpy())
                     write_text(_digest_file(parts[number]), sha256_file(parts[number]) + "\n")
             bar(rows.stop - rows.start)
     wait_for_all()
-    return Rows([np.load(part, mmap_mode="r") for part in parts])
+    return [np.load(part, mmap_mode="r") for part in parts]
 
 
 def _is_whole(part: Path) -> bool:
@@ -73,25 +88,41 @@ def _digest_file(part: Path) -> Path:
     return part.with_suffix(".sha256")
 
 
-class _Memory:
-    """The memory of a space, to be read again and again: on the device when it fits there."""
+class Blocks:
+    """Rows to be read again and again, by blocks: on the device when they fit there."""
 
-    def __init__(self, space: SpaceData, device: str) -> None:
-        self.space = space
+    def __init__(self, read: Callable[[], Iterator[np.ndarray]], numbers: int, device: str) -> None:
+        """`read` begins anew each time; `numbers` is how many there are in all rows."""
+        self.read, self.numbers, self.device = read, numbers, device
         self.resident: list[Tensor] = []
-        size = sum(dataset.rows * dataset.dim * 2 for dataset in space.memory)
-        if torch.device(device).type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2:
-            self.resident = [tensor(block, device).half() for block in space.memory_blocks()]
 
     def __iter__(self) -> Iterator[Tensor | np.ndarray]:
-        return iter(self.resident or self.space.memory_blocks())
+        if not self.resident and self._fits():
+            self.resident = [tensor(block, self.device).half() for block in self.read()]
+        return iter(self.resident or self.read())
+
+    def _fits(self) -> bool:
+        if torch.device(self.device).type != "cuda":
+            return False
+        free: int = torch.cuda.mem_get_info(self.device)[0]
+        return self.numbers * 2 < free / 2
 
 
-def _digest(space: SpaceData, bridge: Rows, temperature: float) -> str:
-    decisive = {
+def memory_of(space: SpaceData, device: str) -> Blocks:
+    """The memory of a space."""
+    numbers = sum(dataset.rows * dataset.dim for dataset in space.memory)
+    return Blocks(space.memory_blocks, numbers, device)
+
+
+def _decisive(space: SpaceData, bridge: Rows, temperature: float) -> dict[str, object]:
+    return {
         "bridge": [dataset.fingerprint for dataset in space.bridge + space.pool],
-        "rows": hashlib.sha256(bridge.rows.astype("<i8", copy=False).data).hexdigest(),
+        "rows": rows_digest(bridge),
         "memory": [dataset.fingerprint for dataset in space.memory],
         "temperature": temperature,
     }
-    return hashlib.sha256(canonical_json(decisive).encode()).hexdigest()[:32]
+
+
+def rows_digest(rows: Rows) -> str:
+    """Which rows of their datasets they are."""
+    return hashlib.sha256(rows.rows.astype("<i8", copy=False).data).hexdigest()

@@ -66,7 +66,7 @@ class Trainer:
             )
         )
         # A space that stays as it is has no gap to close, and Ex-MCR closes it before the head.
-        attracted = {"c-mcr": None, "linear": [space1], "ex-mcr": [within1]}[self.config.method]
+        attracted = {"linear": [space1], "ex-mcr": [within1]}.get(self.config.method)
         return objective(space1, space2, self.config, attracted, count)
 
     def _noisy(
@@ -186,10 +186,16 @@ def train(
 
 
 def learning_rate(config: ConnectConfig, step: int, count: int) -> float:
-    """Cosine decay from `config.learning_rate` at step 0 to zero after the last epoch."""
+    """Cosine decay from `config.learning_rate` to zero after the last epoch.
+
+    Before it the rate rises from zero, step by step, where the config asks for a warm-up.
+    """
     assert config.epochs is not None
     steps = config.epochs * count
-    return config.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+    rising = round(config.warm_up * steps)
+    if step < rising:
+        return config.learning_rate * (step + 1) / rising
+    return config.learning_rate * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
 
 
 def take_step(

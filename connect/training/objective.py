@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cmcr.connect.config import ConnectConfig, Distance
-from cmcr.connect.distributed import total, world_size
+from cmcr.connect.distributed import gather, share, total, world_size
 from cmcr.connect.training.info_nce import info_nce
 from cmcr.typed import typed
 
@@ -51,6 +51,34 @@ def attraction(
 
 
 @typed
+def of_some_negatives(
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d"],
+    temperature: float,
+    shares: tuple[float, float],
+    count: int | None = None,
+) -> Float[Tensor, ""]:
+    """InfoNCE of each x_i among the y_j whose cosine is between two `shares` of ⟨x_i, y_i⟩.
+
+    The mean over the rows that have such negatives, 0 where none has; a pair with a cosine of 0 or
+    below has none (TextME, arXiv 2602.03098; one direction, as in its code). Unit vectors, row i of
+    x belongs to row i of y. `count` is the number of rows of all processes together.
+    """
+    count = count or len(x) * world_size()
+    everyone = gather(y, count)  # (count, d)
+    cosines = x @ everyone.T  # (n, count)
+    own = torch.zeros_like(cosines, dtype=torch.bool)
+    own.diagonal(share(count).start).fill_(True)
+    positive = cosines[own][:, None]  # (n, 1)
+    low, high = (share_of * positive for share_of in shares)
+    negative = (cosines >= low) & (cosines <= high) & ~own
+    scores = cosines.masked_fill(~(negative | own), -torch.inf) / temperature
+    lost = scores.logsumexp(dim=1) - positive[:, 0] / temperature  # (n,), 0 without negatives
+    rows = total(negative.any(dim=1).sum().to(lost.dtype))
+    return total(lost.sum()) / rows.clamp(min=1)
+
+
+@typed
 def objective(
     space1: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
     space2: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"] | None],
@@ -68,7 +96,11 @@ def objective(
     (bridge1, pseudo1), (bridge2, pseudo2) = space1, space2
     zero = bridge1.new_zeros(())
     # L_inter = InfoNCE(f1(b̃¹), f2(b̃²); τ2) + InfoNCE(f1(ã), f2(c̃); τ3)
-    inter_bridge = info_nce(bridge1, bridge2, config.bridge_temperature, count)
+    warm = config.bridge_temperature
+    if config.negatives is None:
+        inter_bridge = info_nce(bridge1, bridge2, warm, count)
+    else:
+        inter_bridge = of_some_negatives(bridge1, bridge2, warm, config.negatives, count)
     inter_pseudo = zero
     if pseudo1 is not None and pseudo2 is not None:
         inter_pseudo = info_nce(pseudo1, pseudo2, config.pseudo_temperature, count)

@@ -126,6 +126,7 @@ def test_methods_that_keep_a_space_train_together_too_and_chains_are_made(
         np.save(tmp_path / "x.npy", random.standard_normal((60, 12)).astype(np.float32))
         import_embeddings(store, Key.parse(place), tmp_path / "x.npy", None, index=None)
     pairs = {one: SETTINGS | KEEP | {"projector": one} for one in ("residual", "linear")}
+    pairs["textme"] = SETTINGS | {"method": "textme", "noise_variance": 0}
     spaces = ["hear", "see", "feel"]
     chain = {"train": ["captions", "photos"], "memory": SETTINGS["memory"], "method": "ridge"}
     script = tmp_path / "others.py"

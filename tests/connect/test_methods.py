@@ -121,6 +121,7 @@ def hit_rate(folder: Path, store: Path) -> float:
         {"method": "ex-mcr", "epochs": 20},
         {"method": "ex-mcr", "projector": "residual"},
         {"method": "linear", "centre": True},
+        {"method": "textme", "batch_size": 30},
     ],
 )
 def test_every_trained_method_connects(store: Path, settings: dict[str, Any]) -> None:
@@ -131,7 +132,7 @@ def test_every_trained_method_connects(store: Path, settings: dict[str, Any]) ->
     assert (made.record.pairs, made.record.held_out) == (PAIRS, 60)
 
 
-@pytest.mark.parametrize("method", ["ex-mcr", "linear", "procrustes", "ex-cca"])
+@pytest.mark.parametrize("method", ["ex-mcr", "linear", "textme", "procrustes", "ex-cca"])
 def test_the_base_space_stays_as_it_is(store: Path, method: str) -> None:
     folder = connect(store, config(method=method), name="a").path
     x = torch.randn(30, DIM)
@@ -146,6 +147,19 @@ def test_ex_mcr_treats_the_modalities_of_the_leaf_in_their_own_way(store: Path) 
     assert not torch.allclose(text, audio)
     with pytest.raises(UsageError, match="none was named"):
         connection.project("hear", x)
+
+
+def test_textme_is_trained_on_centred_text_alone(store: Path) -> None:
+    made = connect(store, config(method="textme", epochs=2), name="a")
+    assert not (store / "pseudo").exists()
+    first, second = made.record.spaces
+    assert (first.centred, second.centred) == (("text", "audio"), ())
+    assert "[TextME](https://arxiv.org/abs/2602.03098)" in (made.path / "README.md").read_text()
+    both = connect(store, config(method="textme", epochs=2, centre=True), name="b")
+    assert both.record.model == "textme-centred"
+    assert both.record.spaces[1].centred == ("text", "image")
+    first_row = json.loads((made.path / "training.jsonl").read_text().splitlines()[0])
+    assert first_row["loss"] == first_row["inter_bridge"] > 0
 
 
 def test_a_residual_begins_as_the_closed_form_and_is_never_worse_where_it_is_judged(

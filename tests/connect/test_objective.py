@@ -12,6 +12,7 @@ from torch import Tensor
 from cmcr.connect import ConnectConfig, read_config, with_overrides
 from cmcr.connect.connection.projectors import make_head, make_heads
 from cmcr.connect.training.info_nce import info_nce
+from cmcr.connect.training.loop import learning_rate
 from cmcr.connect.training.objective import TERMS, attraction, objective, perturb
 from cmcr.connect.training.schedule import scheduled
 from cmcr.errors import UsageError
@@ -77,6 +78,74 @@ def test_the_objective_is_the_equations(
     assert tuple(terms) == TERMS
     for name, expected in zip(TERMS, (loss, bridge, pseudo, 0, intra), strict=True):
         assert terms[name].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def some_negatives_reference(x: Tensor, y: Tensor, temperature: float) -> float:
+    """TextME's loss row by row: the mean of -log softmax of the pair among it and its negatives."""
+    losses = []
+    for i, row in enumerate(x.double().tolist()):
+        cosines = [sum(map(float.__mul__, row, other)) for other in y.double().tolist()]
+        own = cosines.pop(i)
+        hard = [cosine for cosine in cosines if 0.1 * own <= cosine <= 0.9 * own]
+        if hard:
+            losses.append(math.log(sum(math.exp((c - own) / temperature) for c in [own, *hard])))
+    return sum(losses) / max(len(losses), 1)
+
+
+def test_textme_s_loss_is_its_equation() -> None:
+    config = read_config(SECTION | {"method": "textme"})
+    for seed, count in ((0, 2), (1, 3), (2, 40)):  # some rows without negatives, or all
+        generator = torch.Generator().manual_seed(seed)
+        x, y = (unit(generator, count, 4) for _ in range(2))
+        terms = objective((x, None), (y, None), config)
+        expected = some_negatives_reference(x, y, 0.07)
+        assert terms["loss"].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert terms["inter_bridge"] == terms["loss"]
+    assert expected > 0
+    backwards = -torch.eye(3, requires_grad=True)  # no pair has negatives, and no gradient is NaN
+    loss = objective((backwards, None), (torch.eye(3), None), config)["loss"]
+    (gradient,) = torch.autograd.grad(loss, backwards)
+    assert (loss.item(), gradient.abs().sum().item()) == (0, 0)
+
+
+def test_textme_s_projector_is_its_equation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    (head, _) = make_heads(("gelu", "identity"), (6, 5), 5, seed=0)
+    state = {name: value for name, value in head.state_dict().items() if value.is_floating_point()}
+    for name, value in state.items():
+        value.copy_(torch.rand(value.shape, generator=generator) + 0.1 * name.endswith("var"))
+    w = {name: value.double().numpy() for name, value in state.items()}
+    x = torch.randn(7, 6, generator=generator)
+
+    def layer(rows: np.ndarray, name: str) -> np.ndarray:
+        rows = rows @ w[f"{name}.0.weight"].T + w[f"{name}.0.bias"]
+        spread = np.sqrt(w[f"{name}.1.running_var"] + 1e-5)
+        rows = (rows - w[f"{name}.1.running_mean"]) / spread
+        return rows * w[f"{name}.1.weight"] + w[f"{name}.1.bias"]
+
+    hidden = layer(x.double().numpy(), "net1")
+    assert hidden.shape == (7, 12)  # twice the space's 6
+    erf = np.vectorize(math.erf)
+    expected = layer(hidden * (1 + erf(hidden / math.sqrt(2))) / 2, "net2")
+    np.testing.assert_allclose(head.eval()(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_has_its_own_usual_settings_where_none_are_given() -> None:
+    config = read_config(SECTION | {"method": "textme", "epochs": 3})
+    assert (config.negatives, config.bridge_temperature) == ((0.1, 0.9), 0.07)
+    assert (config.learning_rate, config.batch_size, config.epochs) == (5e-4, 512, 3)
+    assert read_config(config.model_dump()) == config
+    assert read_config(SECTION | {"method": "c-mcr"}).negatives is None
+    longer = scheduled(read_config(SECTION | {"method": "textme", "epochs": None}), pairs=900)
+    assert longer.epochs == 500
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_as_a_cosine() -> None:
+    config = read_config(SECTION | {"method": "textme"})  # 50 epochs, 5 of them to warm up
+    rates = [learning_rate(config, step, count=4) / 5e-4 for step in range(200)]
+    assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    falling = [(1 + math.cos(math.pi * step / 180)) / 2 for step in range(180)]
+    assert rates[20:] == pytest.approx(falling)
 
 
 def test_terms_of_a_space_without_memory_drop_out() -> None:
@@ -193,6 +262,7 @@ def test_overrides_are_read_as_yaml_in_order() -> None:
         ("validation=0.6", "cannot use validation"),
         ("epochs=[", "cannot be read"),
         ("method=magic", "cannot use method"),
+        ("negatives=[0.9, 0.1]", "cannot use negatives"),
     ],
 )
 def test_overrides_that_cannot_be_used_are_refused(override: str, message: str) -> None:
