@@ -41,6 +41,7 @@ from cmcr.extract.queries import (
 from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
+from cmcr.extract.sources.plans import write_plan
 from cmcr.extract.sources.source import Source
 from cmcr.extract.spans.open import Frames, open_spans
 
@@ -87,4 +88,5 @@ __all__ = [
     "revisit",
     "start_worker",
     "workers_kept",
+    "write_plan",
 ]

@@ -24,7 +24,7 @@ from cmcr import __version__
 from cmcr.cli.about import doctor, encoders, pipelines, upgrade
 from cmcr.cli.connect import connect, import_connection, migrate, project
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
-from cmcr.cli.extract import extract, prepare
+from cmcr.cli.extract import extract, plan, prepare
 from cmcr.cli.log.lines import end, tell
 from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
@@ -76,7 +76,7 @@ def root(
     remember(log)
 
 
-for main_command in (init, prepare, run, extract, connect, search, serve):
+for main_command in (init, prepare, run, plan, extract, connect, search, serve):
     app.command()(logged(main_command))
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

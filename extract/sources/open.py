@@ -5,6 +5,7 @@
     source = open_source("image", "items.csv")          # columns path, and id, label, group, ...
     source = open_source("audio", "clips.tar")          # webdataset; also a folder of such tars
     source = open_source("pointcloud", "modelnet40/", up="z")   # Princeton's meshes
+    source = open_source("image", "photos.plan.parquet")          # extract/sources/plans.py
     source = open_source("text", "builtin:digits/phrases")
     source = open_source("text", "prompts:classes.txt:templates.txt")   # extract/sources/prompts.py
     for item in source.items(): ...                     # always in the same order
@@ -26,6 +27,7 @@ from cmcr.extract.items import Item, UpAxis
 from cmcr.extract.media.readers import Files, reader_of
 from cmcr.extract.sources.folders import folder, one_file
 from cmcr.extract.sources.manifests import READERS, manifest
+from cmcr.extract.sources.plans import is_plan, open_plan
 from cmcr.extract.sources.prompts import PREFIXES, prompts
 from cmcr.extract.sources.source import Source
 from cmcr.extract.sources.webdataset import ENDINGS, is_tar, webdataset
@@ -51,6 +53,8 @@ def open_source(
     reads, or an axis of what has none, SourceError for a place that is damaged or holds nothing to
     embed.
     """
+    if is_plan(Path(where).expanduser()):
+        return _planned(modality, where, pattern, up, files)
     if up != "y":
         return _turned(open_source(modality, where, pattern), up)
     reader_of(modality)  # raises for what nothing reads
@@ -90,6 +94,18 @@ def open_source(
         else f"a folder, a list of {', '.join(READERS)}, or a file of "
         f"{' '.join(sorted(files.suffixes))}",
     )
+
+
+def _planned(
+    modality: Modality, where: str, pattern: str | None, up: UpAxis, files: Files | None
+) -> Source:
+    if pattern or up != "y" or files is not None:
+        raise UsageError(
+            "a plan says already how its source is read and cut",
+            where=where,
+            fix="give --pattern, --up, --frames and --window to `cmcr plan`",
+        )
+    return open_plan(modality, _absolute(Path(where).expanduser()))
 
 
 def _turned(source: Source, up: UpAxis) -> Source:

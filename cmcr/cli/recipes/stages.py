@@ -100,8 +100,6 @@ def extract_datasets(
         encoder_spec,
         extract,
         load_encoder,
-        open_regions,
-        open_source,
         preview_extraction,
         revisit,
         workers_kept,
@@ -115,18 +113,7 @@ def extract_datasets(
             sources.append((opened[wanted], wanted))
             continue
         folder = Key(space, wanted.modality, wanted.dataset).folder(store)
-        if wanted.spans:
-            sources.append((_open_spans(wanted, folder, dry_run), wanted))
-            continue
-        source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
-        if dry_run and (wanted.regions or "").startswith("torchvision"):
-            raise UsageError(
-                "only running a detector tells how many regions it finds",
-                fix="--dry-run without --regions says what it would look at",
-            )
-        if wanted.regions:
-            source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted))
+        sources.append((open_wanted(wanted, folder, place, dry_run), wanted))
     weights = section.checkpoint
     load = cache(partial(load_encoder, section.encoder, checkpoint=weights, device=place))
     default_weights = ":" not in section.encoder and weights is None
@@ -147,6 +134,28 @@ def extract_datasets(
                 continue
             chosen |= options
             yield work(store, load(), source, name, space=space, licence=licence, **chosen)
+
+
+def open_wanted(
+    wanted: SourceSection, folder: Path, device: str, dry_run: bool = False
+) -> "Source":
+    """The source that a section names; what is found in its media is kept in `folder`.
+
+    Raises UsageError where a dry run cannot tell how many items there are.
+    """
+    from cmcr.extract import open_regions, open_source
+
+    if wanted.spans:
+        return _open_spans(wanted, folder, dry_run)
+    source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
+    if dry_run and (wanted.regions or "").startswith("torchvision"):
+        raise UsageError(
+            "only running a detector tells how many regions it finds",
+            fix="--dry-run without --regions says what it would look at",
+        )
+    if wanted.regions:
+        source = open_regions(source, wanted.regions, folder, device)
+    return source
 
 
 def _open_spans(wanted: SourceSection, folder: Path, dry_run: bool) -> "Source":
