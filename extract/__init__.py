@@ -3,6 +3,7 @@
 sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset=…/part-…….parquet
 """
 
+from cmcr.extract.cluster.actors import RayEngine
 from cmcr.extract.contract import PROMISES, check_encoder
 from cmcr.extract.embed import extract, revisit
 from cmcr.extract.encoders.registry import (
@@ -56,6 +57,7 @@ __all__ = [
     "Prepared",
     "Preview",
     "Published",
+    "RayEngine",
     "Reader",
     "Source",
     "Summary",

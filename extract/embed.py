@@ -54,6 +54,7 @@ from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import ITEM_TIMEOUT, Batch, load
 from cmcr.extract.sources.source import HashIds, Source
 
+Engine = Callable[[Job, Summary, float], None]
 PART_ROWS = 8_192
 MAX_FAILURES = 0.01
 
@@ -77,6 +78,7 @@ def extract(
     index: str | None = "Flat",
     licence: str | None = None,
     update: bool = False,
+    engine: Engine = make_parts,
 ) -> Summary:
     """Embed `source` as a dataset of `store`, going on where an earlier run stopped.
 
@@ -89,7 +91,8 @@ def extract(
     Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
     and whichever finds all parts there writes the manifest; of a source that was planned it reads
     no other parts, and needs no lock that reaches other hosts. With `update` the dataset follows a
-    source that changed: what is known is taken over, what failed is tried again.
+    source that changed: what is known is taken over, what failed is tried again. `engine` makes the
+    parts: this process, or actors on Ray (`cluster/ray.py`).
 
     Raises UsageError for a modality that the encoder does not take or an index that FAISS does not
     know, EncoderError when it lacks what it needs for it, MismatchError when the dataset holds rows
@@ -142,7 +145,7 @@ def extract(
         # A finished dataset stays one, whatever limit it was finished under.
         judged = not is_complete(job.folder)
         if judged:
-            make_parts(job, summary, max_failures)
+            engine(job, summary, max_failures)
             _refuse_moved(job)
             summary.finished = finish(job.folder, description, parts) is not None
         if summary.finished:

@@ -1,5 +1,6 @@
 """`cmcr extract`, `plan`, which lays its sources out, and `prepare`, which makes some."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,14 @@ from cmcr.errors import UsageError
 
 if TYPE_CHECKING:
     from cmcr.extract import Published
+
+
+class Engine(StrEnum):
+    """Who makes the parts."""
+
+    local = "local"
+    ray = "ray"
+
 
 Pattern = Annotated[
     str | None,
@@ -115,6 +124,12 @@ def extract(
     device: Device = "auto",
     shard_index: Annotated[int, typer.Option(help="Which of --num-shards this is.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Processes that share the parts.")] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="Who makes the parts: this process, or actors on Ray, of a plan.")
+    ] = Engine.local,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Actors on Ray.", show_default="one a GPU, else 1")
+    ] = 0,
     max_failures: MaxFailures = None,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Annotated[
@@ -161,6 +176,8 @@ def extract(
         max_failures=max_failures,
         shard_index=shard_index,
         num_shards=num_shards,
+        engine=engine.value,
+        actors=actors,
         precision=precision.value,
         index=index,
         update=update,

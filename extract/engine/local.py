@@ -92,11 +92,7 @@ Step = TypeVar("Step")
 
 def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
     """Make the parts of `job.mine` that are not there yet, then any that others gave up."""
-    for part in job.mine:
-        if finished_part(job.folder, part):
-            embedded, failures = part_contents(job.folder / part_name(part))
-            summary.rows += embedded
-            summary.fail(failures)
+    count_made(job, summary)
     claims: Claims = {}
     taken: TakenOver = {}
     with (
@@ -121,10 +117,28 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
                     break
             summary.seconds["write"] += sum(future.result() for future in writing)
             if not summary.finished:
-                write_failures(job.folder / FAILURES, failures_so_far(job.folder))
-                refuse_too_many(summary, max_failures, job.folder)
+                stop(job, summary, max_failures)
             if all(finished_part(job.folder, part) for part in job.mine):
                 break
+
+
+def count_made(job: Job, summary: Summary) -> list[int]:
+    """Count what the parts of `job.mine` hold that are there; gives those that are not."""
+    left = []
+    for part in job.mine:
+        if finished_part(job.folder, part):
+            embedded, failures = part_contents(job.folder / part_name(part))
+            summary.rows += embedded
+            summary.fail(failures)
+        else:
+            left.append(part)
+    return left
+
+
+def stop(job: Job, summary: Summary, max_failures: float) -> None:
+    """End a run in which too much failed. Raises SourceError."""
+    write_failures(job.folder / FAILURES, failures_so_far(job.folder))
+    refuse_too_many(summary, max_failures, job.folder)
 
 
 def _give_up(claims: Claims) -> None:

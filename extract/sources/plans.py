@@ -14,7 +14,7 @@ one plan.
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def open_plan(modality: Modality, where: Path) -> Source:
         modality,
         name=told["name"],
         description={**told["description"], "plan": told["sha256"]},
-        items=lambda: itertools.chain.from_iterable(map(part, range(parts))),
+        items=partial(_items, part, parts),
         total=told["total"],
         columns=tuple(told["columns"]),
         numbers=tuple(told["numbers"]),
@@ -118,6 +118,10 @@ def open_plan(modality: Modality, where: Path) -> Source:
         part=part,
         part_rows=told["part_rows"],
     )
+
+
+def _items(part: Callable[[int], Iterator[Item]], parts: int) -> Iterator[Item]:
+    return itertools.chain.from_iterable(map(part, range(parts)))
 
 
 def _schema(source: Source) -> pa.Schema:
@@ -174,7 +178,7 @@ def _row(item: Item, wholes: _Wholes) -> dict[str, Any]:
             where=item.uri,
             fix="unpack it once: gzip -dc NAME.tar.gz > NAME.tar",
         )
-    given = {
+    given: dict[str, Any] = {
         "text": read.content,
         "label": list(item.label),
         "group": item.group,

@@ -85,18 +85,22 @@ def extract_datasets(
     max_failures: float | None = None,
     opened: "Mapping[SourceSection, Source]" = MappingProxyType({}),
     settled: "Collection[Key]" = (),
+    engine: str = "local",
+    actors: int = 0,
     **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
     `index` is a FAISS factory string or "none", and counts before the source's own, as
     `max_failures` does. Sources in `opened` are not opened again, and finished datasets in
-    `settled` are compared with their source alone: the encoder is loaded for the others. With
-    `dry_run` each is looked at instead, and nothing is written.
+    `settled` are compared with their source alone: the encoder is loaded for the others. With the
+    `engine` ray so many `actors` make the parts, 0 for what the cluster has. With `dry_run` each is
+    looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
     from cmcr.extract import (
+        RayEngine,
         encoder_spec,
         extract,
         load_encoder,
@@ -119,6 +123,10 @@ def extract_datasets(
     default_weights = ":" not in section.encoder and weights is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
+    if engine == "ray" and not dry_run:
+        there = weights and weights.expanduser().absolute()
+        begin = partial(load_encoder, section.encoder, checkpoint=there, device=place)
+        options["engine"] = RayEngine(begin, actors)
     with workers_kept():
         for source, wanted in sources:
             chosen: dict[str, Any] = {}
