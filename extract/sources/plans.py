@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from cmcr.embeddings import Modality
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import SourceError, UsageError
-from cmcr.extract.items import Item, Refused, Slice
+from cmcr.extract.items import Cell, Item, Refused, Slice
 from cmcr.extract.media.crops import Crop, Picture
 from cmcr.extract.media.video import Recording, Span
 from cmcr.extract.sources.source import Source
@@ -49,7 +49,7 @@ def write_plan(target: Path, source: Source, part_rows: int) -> str:
     items, counted, wholes = source.items(), 0, _Wholes()
     with replacing(target) as unfinished:
         with pq.ParquetWriter(
-            unfinished, schema, compression="zstd", use_dictionary=["label", "file"],
+            unfinished, schema, compression="zstd", use_dictionary=["label", "file", "column"],
             write_statistics=False,
         ) as writer:  # fmt: skip
             while rows := [_row(item, wholes) for item in itertools.islice(items, part_rows)]:
@@ -134,6 +134,7 @@ def _schema(source: Source) -> pa.Schema:
         pa.field("file", pa.string()),
         pa.field("offset", pa.int64()),
         pa.field("size", pa.int64()),
+        pa.field("column", pa.string()),
         pa.field("why", pa.string()),
         pa.field("whole", pa.int64()),
         pa.field("number", pa.int32()),
@@ -187,6 +188,9 @@ def _row(item: Item, wholes: _Wholes) -> dict[str, Any]:
     }
     if isinstance(read, Slice):
         given |= {"file": read.file, "offset": read.offset, "size": read.size}
+    if isinstance(read, Cell):
+        given |= {"file": read.file, "column": read.column}
+        given |= {"offset": read.row_group, "size": read.row}
     return row | {name: value for name, value in given.items() if value not in (None, [], {})}
 
 
@@ -209,6 +213,9 @@ def _item(
         return Span(**of_row, recording=whole, modality=modality, start=start, end=end)
     if row["why"] is not None:
         return Refused(**of_row, up=up, why=row["why"])
+    if row["column"] is not None:
+        at = {"row_group": row["offset"], "row": row["size"]}
+        return Cell(**of_row, up=up, file=row["file"], column=row["column"], **at)
     if row["file"] is not None:
         place = {name: row[name] for name in ("file", "offset", "size")}
         return Slice(**of_row, up=up, **place)
