@@ -61,10 +61,8 @@ def begun(folder: Path) -> Description | None:
         return read_manifest(folder)
     try:
         content = read_regular(folder / BEGUN)
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-    ):  # or another process has finished the dataset since
+    except (FileNotFoundError, NotADirectoryError):
+        # Another process may have finished the dataset since.
         return read_manifest(folder) if (folder / MANIFEST).exists() else None
     except OSError as error:
         raise unreadable(error.strerror or str(error), folder / BEGUN) from None

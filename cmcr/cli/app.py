@@ -45,6 +45,7 @@ _CURES = {
     errno.ENOTDIR: "a file lies where a folder is needed: name another place",
     errno.EEXIST: "a file lies where a folder is needed: name another place",
     errno.EISDIR: "a folder lies where a file is needed: name another place",
+    errno.ENOLCK: "the file system keeps no locks: embed by a plan (`cmcr plan`), or elsewhere",
     errno.EMFILE: "allow more open files: ulimit -n 65536",
 }
 

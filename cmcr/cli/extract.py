@@ -192,7 +192,7 @@ def extract(
 def plan(
     source: Annotated[
         str,
-        typer.Option(metavar="MODALITY=WHERE", help="As `cmcr extract` takes it, but no builtin."),
+        typer.Option(metavar="MODALITY=WHERE", help="As `cmcr extract` takes it."),
     ],
     out: Annotated[
         Path | None,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRIES = 3  # actors that a part may cost, or that may die before they have begun
+_TOLD_AFTER = 60.0  # seconds without an actor
 _LOOKED_AFTER = 5.0  # seconds between two looks at actors that are at work
 
 
@@ -165,9 +166,10 @@ class _Pool:
         wanted = engine.actors or (int(there.get("GPU", 0)) if on_gpu else 1) or 1
         self.size = min(wanted, parts)
         self.patience = engine.patience or 4 * job.item_timeout
+        self.cpus, self.gpus = max(job.workers, 1), int(on_gpu)
         self.kind = ray.remote(
-            num_cpus=max(job.workers, 1),
-            num_gpus=int(on_gpu),
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"pulse": 1},
@@ -181,13 +183,16 @@ class _Pool:
 
     def work(self, left: deque[int]) -> Iterator[Made]:
         """The parts in `left` as they are made; what is taken out of it meanwhile is not."""
-        looked = time.monotonic()
+        looked = told = time.monotonic()
         while True:
             busy = sum(hand.part is not None for hand in self.hands)
             while len(self.hands) < min(self.size, len(left) + busy):
                 self._hire()
             if not left and not busy:
                 return
+            if not busy and time.monotonic() - told > _TOLD_AFTER:
+                told = time.monotonic()
+                log.warning("no actor has begun yet; the cluster has %s", self._there())
             waiting = {hand.waiting: hand for hand in self.hands}
             done, _ = self.ray.wait(list(waiting), timeout=_LOOKED_AFTER)
             for answer in done:
@@ -212,6 +217,12 @@ class _Pool:
             if time.monotonic() - looked >= min(_LOOKED_AFTER, self.patience / 4):
                 looked = time.monotonic()
                 self._look_after(left)
+
+    def _there(self) -> str:
+        """What the cluster has, and what an actor asks for."""
+        has = self.ray.cluster_resources()
+        told = [f"{has.get(name, 0):g} {name}" for name in ("CPU", "GPU")]
+        return f"{' and '.join(told)}, an actor asks for {self.cpus} and {self.gpus}"
 
     def _hire(self) -> None:
         actor = self.kind.remote(*self.begin)

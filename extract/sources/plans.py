@@ -175,9 +175,10 @@ def _row(item: Item, wholes: _Wholes) -> dict[str, Any]:
         read, row["whole"] = item.recording.item, wholes.number(item.recording)
     if isinstance(read.content, bytes):
         raise UsageError(
-            "media in a compressed tar cannot be planned: they have no place to be read from",
+            "media that no worker can read by themselves cannot be planned",
             where=item.uri,
-            fix="unpack it once: gzip -dc NAME.tar.gz > NAME.tar",
+            fix="unpack a compressed tar once: gzip -dc NAME.tar.gz > NAME.tar; what ships with "
+            "cmcr is small enough without a plan",
         )
     given: dict[str, Any] = {
         "text": read.content,

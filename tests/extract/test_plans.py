@@ -132,7 +132,7 @@ def test_what_no_plan_can_be_or_be_used_for_is_refused(
             work()
     with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as tar:
         tar.add(media / "photos", "photos")
-    with pytest.raises(UsageError, match="compressed tar cannot be planned"):
+    with pytest.raises(UsageError, match="no worker can read by themselves"):
         write_plan(path, open_source("image", str(tmp_path / "photos.tar.gz")), 5)
     items = iter(planned.items())
     next(items)
