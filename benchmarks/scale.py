@@ -2,7 +2,8 @@
 
     python benchmarks/scale.py plan --items 1000000 --part-rows 8192
     python benchmarks/scale.py finish --items 200000 --part-rows 8192
-    python benchmarks/scale.py ray --items 2000 --part-rows 100
+    python benchmarks/scale.py ray --items 8000 --part-rows 4000
+    python benchmarks/scale.py driver --items 8000 --part-rows 800
 
 plan    a list of texts is planned; then its last part is read by a process that has read no other.
         Items a second, bytes an item, bytes of the footer a part, seconds to open and to read.
@@ -10,8 +11,9 @@ finish  parts of 512 values a row, as `cmcr.embeddings` writes them, then the ma
         part to write, and bytes a second that finishing hashes.
 ray     the texts of a plan through digits-clip, by this process and by one actor of a Ray of its
         own. Each makes a plan of `--items` and one of twice as many; what the second takes longer
-        is the time of so many items after the start-up. Then what this process, which drives, holds
-        at most beyond what it held before, with `--items` in ten parts and in a hundred.
+        is the time of so many items after the start-up.
+driver  what this process, which drives one actor, holds at most beyond what it held before, with
+        parts of so many rows, and with ten times as many parts.
 """
 
 import argparse
@@ -131,10 +133,8 @@ def _resident() -> int:
 
 
 def on_ray(folder: Path, items: int, part_rows: int) -> dict[str, Any]:
-    """Seconds of this process and of one actor, and the driver's memory."""
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """Seconds of this process and of one actor."""
+    ray = _started()
     encoder = load_encoder("digits-clip")
     rest: dict[str, Any] = {"workers": 0, "index": None}
     engine = RayEngine(partial(load_encoder, "digits-clip"), 1)
@@ -151,24 +151,41 @@ def on_ray(folder: Path, items: int, part_rows: int) -> dict[str, Any]:
             listed = json.loads((made.folder / "manifest.json").read_text())["parts"]
             hashes.append([part["sha256"] for part in listed])
         assert hashes[0] == hashes[1]
-    longer = {name: two - one for name, (one, two) in seconds.items()}
-    memory = {}
-    for parts in (10, 100):
-        target = folder / f"m{parts}.plan.parquet"
-        write_plan(target, open_source("text", str(folder / "t.txt")), 2 * items // parts)
-        source = open_source("text", str(target))
-        with watched() as most:
-            extract(folder / "ray", encoder, source, f"m{parts}", engine=engine, **rest)
-        memory[f"driver_mb_{parts}_parts"] = most[0] / 1e6
     ray.shutdown()
+    longer = {name: two - one for name, (one, two) in seconds.items()}
     return {
         "items": items,
         "local_s": longer["local"],
         "ray_s": longer["ray"],
         "ratio": longer["ray"] / longer["local"],
         "same_sha256": True,
-        **memory,
     }
+
+
+def driver(folder: Path, items: int, part_rows: int) -> dict[str, Any]:
+    """What this process holds at most while an actor makes parts, few and ten times as many."""
+    ray = _started()
+    encoder = load_encoder("digits-clip")
+    engine = RayEngine(partial(load_encoder, "digits-clip"), 1)
+    most = []
+    for rows in (part_rows, part_rows // 10):
+        target = folder / f"{rows}.plan.parquet"
+        write_plan(target, open_source("text", str(texts(folder, items))), rows)
+        source = open_source("text", str(target))
+        with watched() as held:
+            extract(folder / "s", encoder, source, f"m{rows}", engine=engine, workers=0, index=None)
+        most.append(held[0] / 1e6)
+    ray.shutdown()
+    return {"items": items, "mb": most[0], "mb_ten_times_the_parts": most[1]}
+
+
+def _started() -> Any:
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as this process
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    return ray
 
 
 def main() -> None:
@@ -176,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    work = {"plan": plan, "finish": finishing, "ray": on_ray}
+    work = {"plan": plan, "finish": finishing, "ray": on_ray, "driver": driver}
     parser.add_argument("what", choices=work)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--part-rows", type=int, default=8192)
