@@ -1,7 +1,7 @@
 # make demo      the main job, on the world that ships with the package
 # make test      style, types and tests
 # make recipes   the paper's recipes on made-up data sets and random weights: ten to twenty minutes
-# make stress    kills, full disks and mutated media, as many as are wanted
+# make stress    kills, full disks and mutated media, as many as are wanted; actors killed on Ray
 #
 # All make their own environment in .venv first. It takes Python 3.11 or 3.12; where `python3`
 # is another: make demo PYTHON=python3.12
@@ -42,6 +42,7 @@ tests: $(READY)
 # Kills, full disks and mutated media: make stress STRESS='--kills 1000 --full 200 --media 10000'
 stress: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/stress.py $(STRESS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/on_ray.py --kills 2
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv

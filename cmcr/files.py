@@ -12,23 +12,31 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
 
+# As `replacing` names its files, and as they were named before hosts were among it.
+UNFINISHED = re.compile(r"\.(.+)\.([0-9]+|[0-9a-f]{16}|[A-Za-z0-9-]+-[0-9]+-[0-9a-f]{16})")
+_LONG_AGO = 86_400  # seconds
 _PROBE = 1 << 20  # bytes that a disk has room for, unless it is full
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its name when the block ends without error.
 
-    The name starts with a dot, so that readers of the folder pass it over, and ends at random, so
-    that no other process has it, on this machine or another. Those that processes killed before
-    this one left of this target are taken away.
+    The name starts with a dot, so that readers of the folder pass it over, and ends with the host,
+    the process and some random digits, so that no other process has it, on this machine or another.
+    Those that processes killed before this one left of this target are taken away: of this host
+    what nobody has locked, of other hosts, whose locks may not be seen here, what nobody has
+    written to for a day.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target)
@@ -51,11 +59,12 @@ def replacing(target: Path) -> Iterator[Path]:
 def _unfinished(target: Path) -> tuple[Path, int]:
     """A new file beside `target`, and the descriptor that holds its lock."""
     while True:
-        path = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+        ending = f"{_host()}-{os.getpid()}-{secrets.token_hex(8)}"
+        path = target.with_name(f".{target.name}.{ending}")
         # O_EXCL follows no link, and the mode is what the user's umask leaves of it.
         held = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            _lock_if_there_are_locks(held)
             if os.fstat(held).st_nlink:  # nobody took it for a leftover before it was locked
                 return path, held
         except BaseException:
@@ -63,6 +72,14 @@ def _unfinished(target: Path) -> tuple[Path, int]:
             os.close(held)
             raise
         os.close(held)
+
+
+def _lock_if_there_are_locks(held: int) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
 
 
 def _tell_if_full(held: int, target: Path, error: Exception) -> None:
@@ -75,9 +92,14 @@ def _tell_if_full(held: int, target: Path, error: Exception) -> None:
 
 def _sweep(target: Path) -> None:
     """Take away unfinished files of `target` that no process holds any more."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.([0-9]+|[0-9a-f]{{16}})")
     folder = target.parent.absolute()
-    for left in filter(name.fullmatch, _leftovers(folder)):
+    for left in _leftovers(folder).get(target.name, ()):
+        host = re.fullmatch("(.+)-[0-9]+-[0-9a-f]+", left.rpartition(".")[2])
+        if host and host[1] != _host():
+            with suppress(OSError):
+                if time.time() - os.stat(folder / left, follow_symlinks=False).st_mtime > _LONG_AGO:
+                    os.unlink(folder / left)
+            continue
         with suppress(OSError):  # another process has it, or has taken it away
             held = os.open(folder / left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
@@ -89,11 +111,20 @@ def _sweep(target: Path) -> None:
 
 
 @cache  # a folder has as many names as parts, each of which would look at all of them
-def _leftovers(folder: Path) -> tuple[str, ...]:
-    """What looks unfinished in `folder` as this process first writes there."""
+def _leftovers(folder: Path) -> Mapping[str, Sequence[str]]:
+    """What looks unfinished in `folder` as this process first writes there, by its target."""
+    found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    return tuple(name for name in names if re.fullmatch(r"\..+\.[0-9a-f]+", name))
+        for entry in entries:
+            if name := UNFINISHED.fullmatch(entry.name):
+                found.setdefault(name[1], []).append(entry.name)
+    return found
+
+
+@cache
+def _host() -> str:
+    """This machine's name, as a file's name can hold it."""
+    return re.sub("[^A-Za-z0-9]", "-", socket.gethostname())[:64] or "host"
 
 
 def _sync_folder(folder: Path) -> None:
@@ -155,12 +186,16 @@ def sha256_file(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+def locked(
+    path: Path, *, wait: bool = False, shared: bool = False, needed: bool = True
+) -> Iterator[bool]:
     """Hold an exclusive lock on `path`; without `wait` yield False where another process has it.
 
     Any number of processes can hold it `shared`, while none holds it alone. The lock is the
     kernel's (flock): it ends with the process, however that ends. One that was waited for while its
     file was moved or removed is nobody's; it is taken again, on the file that `path` is by then.
+    Where the file system has no locks, everyone has one that is not `needed`; else OSError is
+    raised.
     """
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
@@ -170,6 +205,11 @@ def locked(path: Path, *, wait: bool = False, shared: bool = False) -> Iterator[
                 fcntl.flock(file, kind)
             except BlockingIOError:
                 yield False
+                return
+            except OSError as error:
+                if needed or error.errno not in _WITHOUT_LOCKS:
+                    raise
+                yield True
                 return
             if _is_at(file.fileno(), path):
                 yield True

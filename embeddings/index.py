@@ -64,7 +64,7 @@ def build_index(dataset: Dataset, factory: str = "Flat") -> None:
             where=dataset.folder,
             fix="another --index, such as Flat or HNSW32, or none",
         ) from error
-    with locked(dataset.folder / ".lock", wait=True):  # the two files belong together
+    with locked(dataset.folder / ".lock", wait=True, needed=False):  # the two belong together
         with replacing(dataset.folder / INDEX) as unfinished:
             faiss.write_index(index, str(unfinished))
         write_json(

@@ -2,7 +2,7 @@
 
     write_inputs(folder, 3, inputs)         # beside part 3 while the dataset is unfinished: hidden
     gather_inputs(folder, parts=4)          # inputs.parquet, one row group a part
-    for known in read_inputs(folder, 4): ...    # the inputs of part 0, 1, ...; None: not known
+    for known in read_inputs(folder, range(4)): ...     # of part 0, 1, ...; None: not known
 
 `inputs.parquet` has a row for each input in the source's order, those that failed among them, so
 the rows of part k are its inputs that did not fail. Datasets made before there were inventories,
@@ -10,10 +10,10 @@ and imported ones, have none.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from itertools import chain, starmap
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def write_inputs(folder: Path, index: int, inputs: Sequence[Input]) -> None:
 
 def gather_inputs(folder: Path, parts: int) -> bool:
     """Write `inputs.parquet` from what lies beside the parts; False where some part has nothing."""
-    return _write(folder, _read_parts(folder, parts))
+    return _write(folder, _read_parts(folder, range(parts)))
 
 
 def join_inputs(folder: Path, datasets: Sequence[tuple[Path, int]]) -> bool:
@@ -122,7 +122,8 @@ def join_inputs(folder: Path, datasets: Sequence[tuple[Path, int]]) -> bool:
 
     False, and nothing is written, where those of some part are not known.
     """
-    return _write(folder, chain.from_iterable(starmap(_read_parts, datasets)))
+    tables = (_read_parts(each, range(parts)) for each, parts in datasets)
+    return _write(folder, chain.from_iterable(tables))
 
 
 def drop_sidecars(folder: Path) -> None:
@@ -131,8 +132,8 @@ def drop_sidecars(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def read_inputs(folder: Path, parts: int) -> Iterator[Inputs | None]:
-    """The inputs of each part in turn, in the source's order; None where they are not known."""
+def read_inputs(folder: Path, parts: Iterable[int]) -> Iterator[Inputs | None]:
+    """The inputs of each of `parts` in turn, in the source's order; None where not known."""
     for table in _read_parts(folder, parts):
         yield None if table is None else Inputs(table)
 
@@ -143,7 +144,7 @@ def read_digests(folder: Path, rows: Sequence[int]) -> pa.Array:
     `rows` is how many each part has.
     """
     found = []
-    for table, count in zip(_read_parts(folder, len(rows)), rows, strict=True):
+    for table, count in zip(_read_parts(folder, range(len(rows))), rows, strict=True):
         made = None if table is None else table.filter(pc.invert(table["failed"]))
         if made is None or len(made) != count:
             found.append(pa.nulls(count, pa.string()))
@@ -154,13 +155,13 @@ def read_digests(folder: Path, rows: Sequence[int]) -> pa.Array:
 
 def read_ids(folder: Path, parts: int) -> Iterator[list[str] | None]:
     """The ids alone of the inputs of each part in turn; None where they are not known."""
-    for table in _read_parts(folder, parts, ["id"]):
+    for table in _read_parts(folder, range(parts), ["id"]):
         yield None if table is None else table["id"].to_pylist()
 
 
 def refresh_inputs(folder: Path, parts: int, times: Mapping[int, int | None]) -> None:
     """Write down the times of change of inputs whose content is the same, by their number."""
-    _write(folder, _refreshed(_read_parts(folder, parts), times))
+    _write(folder, _refreshed(_read_parts(folder, range(parts)), times))
 
 
 def _refreshed(
@@ -179,12 +180,12 @@ def _refreshed(
 
 
 def _read_parts(
-    folder: Path, parts: int, columns: Sequence[str] | None = None
+    folder: Path, parts: Iterable[int], columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table | None]:
     """What lies beside each part, else its row group of `inputs.parquet`, which is opened once."""
     with ExitStack() as opened:
         gathered: pq.ParquetFile | None = None
-        for index in range(parts):
+        for index in parts:
             table = _read_beside(folder, index, columns)
             if table is None and gathered is None:
                 with suppress(OSError, pa.ArrowException):

@@ -44,8 +44,8 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"cmcr"
 
 # Written down with an encoder or a source, but no reason to refuse rows: library versions, the
-# licence of the weights, and the path by which a source was named.
-INCIDENTAL = frozenset(["libraries", "licence", "where"])
+# licence of the weights, the path by which a source was named, and the plan that it was made by.
+INCIDENTAL = frozenset(["libraries", "licence", "plan", "where"])
 
 _MODALITY = re.compile(r"[a-z][a-z0-9-]*")
 

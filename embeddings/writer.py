@@ -46,7 +46,7 @@ def begin(store: Path, description: Description) -> Path:
     already there.
     """
     folder = description.key.folder(store)
-    with locked(folder / ".lock", wait=True):
+    with locked(folder / ".lock", wait=True, needed=False):
         there = begun(folder)
         if there is None:
             write_text(folder / BEGUN, description.model_dump_json())
@@ -59,13 +59,14 @@ def begun(folder: Path) -> Description | None:
     """What the dataset in `folder` is made from, finished or not; None where there is none."""
     if (folder / MANIFEST).exists():
         return read_manifest(folder)
-    if (folder / BEGUN).exists():
-        try:
-            content = read_regular(folder / BEGUN)
-        except OSError as error:
-            raise unreadable(error.strerror or str(error), folder / BEGUN) from None
-        return parse_description(Description, content, folder / BEGUN)
-    return None
+    try:
+        content = read_regular(folder / BEGUN)
+    except (FileNotFoundError, NotADirectoryError):
+        # Another process may have finished the dataset since.
+        return read_manifest(folder) if (folder / MANIFEST).exists() else None
+    except OSError as error:
+        raise unreadable(error.strerror or str(error), folder / BEGUN) from None
+    return parse_description(Description, content, folder / BEGUN)
 
 
 def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> None:
@@ -84,6 +85,9 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
             for field in sorted(old.keys() | new.keys())
             if field not in INCIDENTAL and old.get(field) != new.get(field)
         ]
+    plans = [one.source.get("plan") for one in (begun, wanted)]
+    if not isinstance(begun, Manifest) and all(plans) and plans[0] != plans[1]:
+        changed.append("source.plan")  # of one source that lies elsewhere by now
     if changed:
         other = any(name.startswith("encoder.") for name in changed)
         raise MismatchError(
@@ -152,9 +156,11 @@ def is_complete(folder: Path) -> bool:
 def finish(folder: Path, description: Description, parts: int) -> Manifest | None:
     """Write the lists of failures and inputs, and the manifest; None while parts are missing.
 
-    Raises StoreError when a part is damaged or of another description.
+    Two hosts without a common lock may do it at once: both write the same, every file whole, and
+    what is taken away was gathered before. Raises StoreError when a part is damaged or of another
+    description.
     """
-    with locked(folder / ".lock", wait=True):
+    with locked(folder / ".lock", wait=True, needed=False):
         return _finish(folder, description, parts)
 
 
@@ -269,11 +275,11 @@ def held(store: Path, key: Key, *, alone: bool) -> Iterator[None]:
     """The dataset, for this process `alone` or with others; waits for those that have it."""
     folder = key.folder(store)
     lock = folder.with_name(f".{folder.name}.lock")
-    with locked(lock) as free:
+    with locked(lock, needed=alone) as free:
         if free:  # else another process is at it, and has put right what there was
             recover(store, key)
     for wait in (False, True):
-        with locked(lock, wait=wait, shared=not alone) as free:
+        with locked(lock, wait=wait, shared=not alone, needed=alone) as free:
             if free:
                 yield
                 return

@@ -3,6 +3,7 @@
 sources ─▶ decode ─▶ encoder ─▶ STORE/space=…/modality=…/dataset=…/part-…….parquet
 """
 
+from cmcr.extract.cluster.actors import RayEngine
 from cmcr.extract.contract import PROMISES, check_encoder
 from cmcr.extract.embed import extract, revisit
 from cmcr.extract.encoders.registry import (
@@ -41,6 +42,7 @@ from cmcr.extract.queries import (
 from cmcr.extract.regions.boxes import open_regions
 from cmcr.extract.sources.folders import is_of
 from cmcr.extract.sources.open import open_source
+from cmcr.extract.sources.plans import write_plan
 from cmcr.extract.sources.source import Source
 from cmcr.extract.spans.open import Frames, open_spans
 
@@ -55,6 +57,7 @@ __all__ = [
     "Prepared",
     "Preview",
     "Published",
+    "RayEngine",
     "Reader",
     "Source",
     "Summary",
@@ -87,4 +90,5 @@ __all__ = [
     "revisit",
     "start_worker",
     "workers_kept",
+    "write_plan",
 ]

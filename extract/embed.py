@@ -6,7 +6,7 @@ What is there already is gone on with, found up to date, refused, or, as an upda
 beside the old dataset, out of whose rows those are taken over whose content is known.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,7 @@ from cmcr.extract.engine.summary import Summary
 from cmcr.extract.engine.workers import ITEM_TIMEOUT, Batch, load
 from cmcr.extract.sources.source import HashIds, Source
 
+Engine = Callable[[Job, Summary, float], None]
 PART_ROWS = 8_192
 MAX_FAILURES = 0.01
 
@@ -67,7 +68,7 @@ def extract(
     space: str | None = None,
     batch_size: int | None = None,
     amp: Amp = "auto",
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
     workers: int | None = None,
     item_timeout: float = ITEM_TIMEOUT,
     max_failures: float = MAX_FAILURES,
@@ -77,17 +78,21 @@ def extract(
     index: str | None = "Flat",
     licence: str | None = None,
     update: bool = False,
+    engine: Engine = make_parts,
 ) -> Summary:
     """Embed `source` as a dataset of `store`, going on where an earlier run stopped.
 
     The space is called `space`, else as the encoder is. `batch_size` None is a size that suits
     the modality; one that does not fit into the device's memory is halved. `amp` is the automatic
-    mixed precision on CUDA, recorded with the encoder. `workers` None means one a core; an input
+    mixed precision on CUDA, recorded with the encoder. `part_rows` None means those that a plan was
+    made for, else `PART_ROWS`. `workers` None means one a core; an input
     that keeps one of them for more than `item_timeout` seconds fails. `index` is a FAISS factory
     string, None for no index. `licence` is that of the weights, written down.
     Process `shard_index` of `num_shards` makes the parts whose number leaves that remainder,
-    and whichever finds all parts there writes the manifest. With `update` the dataset follows a
-    source that changed: what is known is taken over, what failed is tried again.
+    and whichever finds all parts there writes the manifest; of a source that was planned it reads
+    no other parts, and needs no lock that reaches other hosts. With `update` the dataset follows a
+    source that changed: what is known is taken over, what failed is tried again. `engine` makes the
+    parts: this process, or actors on Ray (`cluster/ray.py`).
 
     Raises UsageError for a modality that the encoder does not take or an index that FAISS does not
     know, EncoderError when it lacks what it needs for it, MismatchError when the dataset holds rows
@@ -99,6 +104,13 @@ def extract(
         raise UsageError(f"there is no shard {shard_index} of {num_shards}: they count from 0")
     if update and num_shards > 1:
         raise UsageError("one process updates a dataset", fix="--update without --num-shards")
+    if update and source.part is not None:
+        raise UsageError(
+            "an update follows the source itself, not a plan of it",
+            where=source.description["where"],
+            fix="name the source that was planned: --source MODALITY=WHERE --update",
+        )
+    part_rows = rows_a_part(source, part_rows)
     if index is not None:
         check_factory(encoder.dim, index)
     description, autocast = describe(
@@ -106,21 +118,22 @@ def extract(
     )
     key = description.key
     folder = key.folder(store)
+    parts = -(-source.total // part_rows)
+    mine = range(shard_index, parts, num_shards)
     processes = cores() if workers is None else workers
     retry = partial(_any_succeeds, encoder, source, autocast, processes, item_timeout)
     with held(store, key, alone=update):
-        description, known = _find_known(store, description, source, update, retry)
+        description, known = _find_known(store, description, source, update, retry, mine)
         if known is None and update:
             discard_fresh(store, key)  # of an update that is no longer wanted
         place = store if known is None else begin_update(store, description, source, max_failures)
-        parts = -(-source.total // part_rows)
         job = Job(
             folder=begin(place, description),
             description=description,
             encoder=encoder,
             source=source,
             parts=parts,
-            mine=range(shard_index, parts, num_shards),
+            mine=mine,
             batch_size=batch_size or usual_batch(source.modality),
             workers=processes,
             item_timeout=item_timeout,
@@ -132,7 +145,7 @@ def extract(
         # A finished dataset stays one, whatever limit it was finished under.
         judged = not is_complete(job.folder)
         if judged:
-            make_parts(job, summary, max_failures)
+            engine(job, summary, max_failures)
             _refuse_moved(job)
             summary.finished = finish(job.folder, description, parts) is not None
         if summary.finished:
@@ -216,11 +229,27 @@ def describe(
     return description, autocast
 
 
+def rows_a_part(source: Source, wanted: int | None) -> int:
+    """Inputs in one part: those that a plan was made for, else `wanted`, else `PART_ROWS`.
+
+    Raises UsageError where a plan was made for others than are wanted.
+    """
+    planned = source.part_rows or wanted or PART_ROWS
+    if wanted not in (None, planned):
+        raise UsageError(
+            f"the plan has {planned:,} inputs in a part, not {wanted:,}",
+            where=source.description["where"],
+            fix=f"leave --part-rows out, or plan again: `cmcr plan --part-rows {wanted}`",
+        )
+    return planned
+
+
 def compare(
-    store: Path, description: Description, source: Source
+    store: Path, description: Description, source: Source, mine: Collection[int] | None = None
 ) -> tuple[Description, Changes] | None:
     """What is in the store under this name, and what changed since; None where nothing is.
 
+    Of a source that was planned only the parts in `mine` are compared.
     Raises MismatchError for rows of another encoder, checkpoint or preprocessing, there or, where
     the dataset is a new one, elsewhere in its space.
     """
@@ -234,7 +263,7 @@ def compare(
     content = {name: value for name, value in there.source.items() if name != "up"}
     before = {"source": content | axis, "columns": there.columns, "numbers": there.numbers}
     begin(store, description.model_copy(update=before))
-    return there, find_changes(folder, there, description, source)
+    return there, find_changes(folder, there, description, source, mine)
 
 
 def _refuse_another_encoder(store: Path, description: Description) -> None:
@@ -263,6 +292,7 @@ def _find_known(
     source: Source,
     update: bool,
     retry: Callable[[Sequence[Failure]], bool],
+    mine: Collection[int],
 ) -> tuple[Description, Known | None]:
     """The rows that an update takes over; None where there is nothing to update.
 
@@ -270,7 +300,7 @@ def _find_known(
     counted keeps its own. What failed counts where `retry` says that some of it would not now.
     Raises MismatchError as `compare` does, and without `update` also where the source changed.
     """
-    found = compare(store, description, source)
+    found = compare(store, description, source, mine)
     if found is None:
         return description, None
     there, changes = found

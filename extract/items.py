@@ -66,6 +66,19 @@ class Slice(Item):
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Cell(Item):
+    """Encoded media in a column of a Parquet file: the worker that decodes them reads them.
+
+    `column` holds structs of `bytes` and `path`; `row` counts within the row group.
+    """
+
+    file: str = ""
+    column: str = ""
+    row_group: int = 0
+    row: int = 0
+
+
 def file_uri(path: str | Path) -> str:
     """`path` itself, or as a file: URI where its bytes are not UTF-8 and no column can hold it."""
     try:

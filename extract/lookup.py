@@ -23,6 +23,7 @@ from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, file_uri, local_pa
 from cmcr.extract.media.decode import decode
 from cmcr.extract.media.readers import Reader, reader_of
 from cmcr.extract.media.video import files_open, span, spans
+from cmcr.extract.sources.manifests import media_column, media_table
 from cmcr.extract.sources.webdataset import is_tar
 
 _BUILTIN = "builtin:"
@@ -48,7 +49,7 @@ def find_media(
             if times := {uri: _seconds(uri) for uri in members if _seconds(uri)}:
                 found |= _spans(modality, container, times, roots)
                 continue
-            for uri, item in _items(container, members, roots):
+            for uri, item in _items(modality, container, members, roots):
                 found[uri] = _decoded(modality, item, reader)
         except Exception as error:  # decoders and tars raise what they like
             found |= {uri: error for uri in members if found[uri] is gone}
@@ -65,7 +66,12 @@ def _container(uri: str) -> str:
     container, mark, _ = uri.rpartition("#")
     if _seconds(uri):
         return container
-    return container if mark and (uri.startswith(_BUILTIN) or is_tar(Path(container))) else uri
+    within = uri.startswith(_BUILTIN) or is_tar(Path(container)) or _is_table(container)
+    return container if mark and within else uri
+
+
+def _is_table(container: str) -> bool:
+    return container.endswith(".parquet")
 
 
 _SECONDS = re.compile(r"#t=([0-9.]+),([0-9.]+)$")
@@ -98,7 +104,7 @@ def _spans(
 
 
 def _items(
-    container: str, uris: Mapping[str, None], roots: Sequence[Path]
+    modality: Modality, container: str, uris: Mapping[str, None], roots: Sequence[Path]
 ) -> Iterator[tuple[str, Item]]:
     """The items that `uris` name, each with the uri that it goes by."""
     if container.startswith(_BUILTIN):
@@ -108,6 +114,12 @@ def _items(
     place = _place(local_path(container), roots)
     if container in uris:
         yield container, Item(container, file_uri(place))
+    elif _is_table(container):
+        column = media_column(modality, place) or ""
+        for item in media_table(modality, place, [place], column).items():
+            uri = f"{container}#{item.uri.rpartition('#')[2]}"
+            if uri in uris:
+                yield uri, item
     else:
         yield from ((item.uri, item) for item in _members(container, place, uris))
 

@@ -19,7 +19,7 @@ import torch
 
 from cmcr.devices import cores
 from cmcr.embeddings.schema import Precision
-from cmcr.extract.embed import PART_ROWS, compare, describe
+from cmcr.extract.embed import compare, describe, rows_a_part
 from cmcr.extract.encoders.registry import Encoder
 from cmcr.extract.engine.encode import Amp, Autocast, encode_batches
 from cmcr.extract.engine.summary import Kinds
@@ -85,7 +85,7 @@ def preview_extraction(
     *,
     space: str | None = None,
     amp: Amp = "auto",
-    part_rows: int = PART_ROWS,
+    part_rows: int | None = None,
     workers: int | None = None,
     precision: Precision = "float16",
     index: str | None = "Flat",
@@ -97,6 +97,7 @@ def preview_extraction(
     Raises what it would raise for a modality that the encoder does not take, weights that are not
     there, and rows of another encoder.
     """
+    part_rows = rows_a_part(source, part_rows)
     description, autocast = describe(
         encoder, source, dataset, space, precision, part_rows, amp, licence
     )

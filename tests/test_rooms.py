@@ -34,6 +34,7 @@ cmcr.connect.connection cmcr.connect.spaces
 cmcr.connect.config cmcr.connect.distributed
 
 cmcr.extract
+cmcr.extract.cluster
 cmcr.extract.engine cmcr.extract.prepare cmcr.extract.regions cmcr.extract.spans
 cmcr.extract.prepare.sets
 cmcr.extract.prepare.making

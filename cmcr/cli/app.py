@@ -24,7 +24,7 @@ from cmcr import __version__
 from cmcr.cli.about import doctor, encoders, pipelines, upgrade
 from cmcr.cli.connect import connect, import_connection, migrate, project
 from cmcr.cli.evaluate import counterfactual, gap, localization, retrieval, zero_shot
-from cmcr.cli.extract import extract, prepare
+from cmcr.cli.extract import extract, plan, prepare
 from cmcr.cli.log.lines import end, tell
 from cmcr.cli.log.option import Log, begin_by_words, logged, remember
 from cmcr.cli.run import init, run
@@ -45,6 +45,7 @@ _CURES = {
     errno.ENOTDIR: "a file lies where a folder is needed: name another place",
     errno.EEXIST: "a file lies where a folder is needed: name another place",
     errno.EISDIR: "a folder lies where a file is needed: name another place",
+    errno.ENOLCK: "the file system keeps no locks: embed by a plan (`cmcr plan`), or elsewhere",
     errno.EMFILE: "allow more open files: ulimit -n 65536",
 }
 
@@ -76,7 +77,7 @@ def root(
     remember(log)
 
 
-for main_command in (init, prepare, run, extract, connect, search, serve):
+for main_command in (init, prepare, run, plan, extract, connect, search, serve):
     app.command()(logged(main_command))
 
 evaluate = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -1,5 +1,6 @@
-"""`cmcr extract`, and `prepare`, which makes its sources of published data sets."""
+"""`cmcr extract`, `plan`, which lays its sources out, and `prepare`, which makes some."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,52 @@ if TYPE_CHECKING:
     from cmcr.extract import Published
 
 
+class Engine(StrEnum):
+    """Who makes the parts."""
+
+    local = "local"
+    ray = "ray"
+
+
+Pattern = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="Of file names in a folder, with a slash in it of the paths there: named groups "
+        "label, group and any other are columns.",
+    ),
+]
+Regions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|grid[:N]|torchvision[:CHECKPOINT]",
+        help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
+        "(image, x0, y0, x1, y1), windows of several sizes (84, with grid:3 35), or a "
+        "detector's.",
+    ),
+]
+FilmFrames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SECONDS|scene",
+        help="Embed pictures of films: one every so many seconds, or one each time that they "
+        "show something else.",
+    ),
+]
+Window = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Embed windows of long recordings and of films' sound."),
+]
+Hop = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="From a window to the next.", show_default="the window"),
+]
+UpAxis = Annotated[
+    Up | None,
+    typer.Option(help="Axis of point clouds that points upwards.", show_default="y"),
+]
+
+
 def extract(
     encoder: Annotated[str, typer.Option(help="NAME or NAME:VARIANT; see `cmcr encoders`.")],
     source: Annotated[
@@ -44,47 +91,12 @@ def extract(
             show_default="the encoder's name",
         ),
     ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="Of file names in a folder, with a slash in it of the paths there: named groups "
-            "label, group and any other are columns.",
-        ),
-    ] = None,
-    regions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|grid[:N]|torchvision[:CHECKPOINT]",
-            help="Embed regions of the pictures: boxes listed in a .jsonl, .csv, .tsv or .parquet "
-            "(image, x0, y0, x1, y1), windows of several sizes (84, with grid:3 35), or a "
-            "detector's.",
-        ),
-    ] = None,
-    frames: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SECONDS|scene",
-            help="Embed pictures of films: one every so many seconds, or one each time that they "
-            "show something else.",
-        ),
-    ] = None,
-    window: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="Embed windows of long recordings and of films' sound."
-        ),
-    ] = None,
-    hop: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="From a window to the next.", show_default="the window"
-        ),
-    ] = None,
-    up: Annotated[
-        Up | None,
-        typer.Option(help="Axis of point clouds that points upwards.", show_default="y"),
-    ] = None,
+    pattern: Pattern = None,
+    regions: Regions = None,
+    frames: FilmFrames = None,
+    window: Window = None,
+    hop: Hop = None,
+    up: UpAxis = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights, in the publisher's own layout.")
     ] = None,
@@ -96,7 +108,10 @@ def extract(
     amp: Annotated[
         Amp, typer.Option(help="Mixed precision on CUDA; auto is bf16 where the GPU has it.")
     ] = Amp.auto,
-    part_rows: Annotated[int, typer.Option(min=1, help="Inputs in one Parquet part.")] = 8192,
+    part_rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="Inputs in one Parquet part.", show_default="the plan's, or 8192"),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Decoding processes.", show_default="one a core")
     ] = None,
@@ -109,6 +124,12 @@ def extract(
     device: Device = "auto",
     shard_index: Annotated[int, typer.Option(help="Which of --num-shards this is.")] = 0,
     num_shards: Annotated[int, typer.Option(min=1, help="Processes that share the parts.")] = 1,
+    engine: Annotated[
+        Engine, typer.Option(help="Who makes the parts: this process, or actors on Ray, of a plan.")
+    ] = Engine.local,
+    actors: Annotated[
+        int, typer.Option(min=0, help="Actors on Ray.", show_default="one a GPU, else 1")
+    ] = 0,
     max_failures: MaxFailures = None,
     precision: Annotated[Precision, typer.Option(help="Of a stored value.")] = Precision.float16,
     index: Annotated[
@@ -155,6 +176,8 @@ def extract(
         max_failures=max_failures,
         shard_index=shard_index,
         num_shards=num_shards,
+        engine=engine.value,
+        actors=actors,
         precision=precision.value,
         index=index,
         update=update,
@@ -164,6 +187,51 @@ def extract(
         done.append(summary)
     if as_json:
         answer({"store": str(ground.store), "datasets": [summary.as_dict() for summary in done]})
+
+
+def plan(
+    source: Annotated[
+        str,
+        typer.Option(metavar="MODALITY=WHERE", help="As `cmcr extract` takes it."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The plan, NAME.plan.parquet.", show_default="the source's name, here"),
+    ] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="Inputs in one Parquet part.")] = 8192,
+    pattern: Pattern = None,
+    regions: Regions = None,
+    frames: FilmFrames = None,
+    window: Window = None,
+    hop: Hop = None,
+    up: UpAxis = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Lay a source out by parts in one file, from which many processes embed their share.
+
+    `cmcr extract --source MODALITY=NAME.plan.parquet --shard-index K --num-shards N` reads only the
+    parts that are its own.
+    """
+    from cmcr.cli.recipes.pipelines import read_sources
+    from cmcr.cli.recipes.stages import given_spans, open_wanted
+    from cmcr.devices import find_device
+    from cmcr.extract import write_plan
+
+    spans = given_spans(frames, window, hop)
+    (wanted,) = read_sources([source], None, pattern, regions, up and up.value, spans)
+    target = (out or Path(f"{wanted.dataset}.plan.parquet")).expanduser()
+    if not target.name.endswith(".plan.parquet"):
+        raise UsageError(
+            "a plan is known by its name", where=target, fix="call it NAME.plan.parquet"
+        )
+    opened = open_wanted(wanted, target.absolute().parent, str(find_device(device)))
+    sha256 = write_plan(target, opened, part_rows)
+    parts = -(-opened.total // part_rows)
+    say(f"plan      {target}: {opened.total:,} {wanted.modality} in {parts:,} parts")
+    if as_json:
+        told = {"plan": str(target), "modality": wanted.modality, "items": opened.total}
+        answer(told | {"parts": parts, "part_rows": part_rows, "sha256": sha256})
 
 
 def prepare(

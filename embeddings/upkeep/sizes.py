@@ -8,7 +8,6 @@ made again.
 """
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,9 @@ from cmcr.embeddings.index import ABOUT, INDEX
 from cmcr.embeddings.upkeep.remove import REMOVED
 from cmcr.embeddings.verify import check_store
 from cmcr.embeddings.writer import fresh_store
+from cmcr.files import UNFINISHED
 
 Kind = Literal["dataset", "index", "connection", "results", "pseudo partners", "leftovers", "other"]
-
-_UNFINISHED = re.compile(r"\..+\.([0-9]+|[0-9a-f]{16})")  # as `cmcr.files.replacing` names them
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 def _belongs_to(parts: tuple[str, ...], store: Path) -> tuple[Kind, str]:
     if parts[0] in (REMOVED, fresh_store(store).name):
         return "leftovers", parts[0]
-    if _UNFINISHED.fullmatch(parts[-1]):
+    if UNFINISHED.fullmatch(parts[-1]):
         return "leftovers", "unfinished files"
     if parts[0].startswith("space=") and len(parts) > 3:
         space, modality, dataset = (part.partition("=")[2] for part in parts[:3])

@@ -9,7 +9,7 @@ where the ids differ; what size and time of change do not vouch for is hashed.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +87,16 @@ class Changes:
         )
 
 
-def find_changes(folder: Path, there: Description, wanted: Description, source: Source) -> Changes:
+def find_changes(
+    folder: Path,
+    there: Description,
+    wanted: Description,
+    source: Source,
+    mine: Collection[int] | None = None,
+) -> Changes:
     """What changed in `source`, which `wanted` describes, since the rows in `folder` were made.
+
+    Of a source that was planned only the parts in `mine` are compared: shards share the work.
 
     Only what size and time do not vouch for is read; `remember` then spares the next comparison
     that.
@@ -110,10 +118,18 @@ def find_changes(folder: Path, there: Description, wanted: Description, source: 
     if source.sealed and not described and finished:
         return changes
     parts = len(there.parts) if isinstance(there, Manifest) else -(-source.total // there.part_rows)
-    known = _on_record(folder, parts, changes)
+    compared: Collection[int] = range(parts)
+    items = source.items()
+    if source.part is not None and mine is not None:
+        if described:
+            return changes
+        compared, items = mine, itertools.chain.from_iterable(map(source.part, mine))
+    known = _on_record(folder, compared, changes)
     same_regions = not {"regions", "frames", "windows"}.intersection(fields)
-    doubtful = _doubtful(known, there.part_rows, source.items(), changes, same_regions)
+    doubtful = _doubtful(known, there.part_rows, items, changes, same_regions)
     _compare(doubtful, changes)
+    if len(compared) < parts:
+        changes.touched.clear()  # they are numbered from the first part on
     return changes
 
 
@@ -123,9 +139,9 @@ def remember(folder: Path, there: Description, changes: Changes) -> None:
         refresh_inputs(folder, len(there.parts), changes.touched)
 
 
-def _on_record(folder: Path, parts: int, changes: Changes) -> Iterator[Inputs | None]:
+def _on_record(folder: Path, parts: Collection[int], changes: Changes) -> Iterator[Inputs | None]:
     """What the items of each part were; None where they are not embedded yet, or not on record."""
-    for part, inputs in enumerate(read_inputs(folder, parts)):
+    for part, inputs in zip(parts, read_inputs(folder, parts), strict=True):
         if inputs is None or not (changes.finished or (folder / part_name(part)).exists()):
             changes.recorded = changes.recorded and not changes.finished
             yield None

@@ -21,10 +21,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
+import pyarrow as pa
+
 from cmcr.devices import cores
 from cmcr.embeddings.inventory import Input
-from cmcr.extract.items import Item, Refused, Slice, local_path
+from cmcr.extract.items import Cell, Item, Refused, Slice, local_path
 from cmcr.extract.media.crops import Crop, Picture
+from cmcr.extract.media.decode import read_cell
 from cmcr.extract.media.video import Recording, Span
 
 _BLOCK = 1 << 20
@@ -58,9 +61,11 @@ def stamp(item: Item) -> Content:
     if item.content is not None:
         return Content(len(_bytes(item.content)))
     try:
-        status = local_path(item.file if isinstance(item, Slice) else item.uri).stat()
+        status = local_path(item.file if isinstance(item, Slice | Cell) else item.uri).stat()
     except (OSError, ValueError):
         return Content()
+    if isinstance(item, Cell):
+        return Content(None, status.st_mtime_ns)
     size = item.size if isinstance(item, Slice) else status.st_size
     return Content(size, status.st_mtime_ns)
 
@@ -84,11 +89,14 @@ def digest(item: Item) -> str | None:
     if item.content is not None:
         return digest_text(item.content)
     try:
+        if isinstance(item, Cell):
+            content = read_cell(item)
+            return None if content is None else digest_text(content)
         if isinstance(item, Slice):
             return _digest_range(local_path(item.file), item.offset, item.size)
         path = local_path(item.uri)
         return _digest_range(path, 0, None) if stat.S_ISREG(path.stat().st_mode) else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, pa.ArrowException):
         return None
 
 

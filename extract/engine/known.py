@@ -99,7 +99,9 @@ def read_known(folder: Path, there: Description, wanted: Description) -> Known:
     numbers = sorted(int(path.stem[5:]) for path in folder.glob("part-*.parquet"))
     columns = PLACES if set(PLACES) <= set(there.columns) else ()
     start = 0
-    for number, recorded in enumerate(read_inputs(folder, numbers[-1] + 1 if numbers else 0)):
+    for number, recorded in enumerate(
+        read_inputs(folder, range(numbers[-1] + 1 if numbers else 0))
+    ):
         path = folder / part_name(number)
         if not finished_part(folder, number, sizes):
             continue

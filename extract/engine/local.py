@@ -4,13 +4,17 @@
 
 Part k holds items k·R to (k+1)·R-1 of the source and a batch never reaches across parts, so
 whatever was interrupted, and whoever made which part, the bytes are the same.
+
+The parts of a source that was planned are read one by one, and have owners instead of locks: a
+network's file system may not keep locks between hosts. Two that make one part by mistake write the
+same file.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,11 +92,7 @@ Step = TypeVar("Step")
 
 def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
     """Make the parts of `job.mine` that are not there yet, then any that others gave up."""
-    for part in job.mine:
-        if finished_part(job.folder, part):
-            embedded, failures = part_contents(job.folder / part_name(part))
-            summary.rows += embedded
-            summary.fail(failures)
+    count_made(job, summary)
     claims: Claims = {}
     taken: TakenOver = {}
     with (
@@ -117,10 +117,28 @@ def make_parts(job: Job, summary: Summary, max_failures: float) -> None:
                     break
             summary.seconds["write"] += sum(future.result() for future in writing)
             if not summary.finished:
-                write_failures(job.folder / FAILURES, failures_so_far(job.folder))
-                refuse_too_many(summary, max_failures, job.folder)
+                stop(job, summary, max_failures)
             if all(finished_part(job.folder, part) for part in job.mine):
                 break
+
+
+def count_made(job: Job, summary: Summary) -> list[int]:
+    """Count what the parts of `job.mine` hold that are there; gives those that are not."""
+    left = []
+    for part in job.mine:
+        if finished_part(job.folder, part):
+            embedded, failures = part_contents(job.folder / part_name(part))
+            summary.rows += embedded
+            summary.fail(failures)
+        else:
+            left.append(part)
+    return left
+
+
+def stop(job: Job, summary: Summary, max_failures: float) -> None:
+    """End a run in which too much failed. Raises SourceError."""
+    write_failures(job.folder / FAILURES, failures_so_far(job.folder))
+    refuse_too_many(summary, max_failures, job.folder)
 
 
 def _give_up(claims: Claims) -> None:
@@ -136,12 +154,11 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
     little. What an update knows goes to `taken` instead; a part has a last batch all the same.
     Raises SourceError when the source ends too early.
     """
-    items = job.source.items()
-    for part in range(job.mine[-1] + 1 if job.mine else 0):
+    for part, items in _parts_of(job):
         length = min(job.description.part_rows, job.source.total - part * job.description.part_rows)
         of_part: Iterator[tuple[int, Item]] = _exactly(job, items, length)
         held = ExitStack()
-        if part in job.mine and held.enter_context(claim(job.folder, part, wait=wait)):
+        if part in job.mine and held.enter_context(_taken(job, part, wait)):
             claims[part] = held
             if job.source.modality == "text":
                 of_part = iter(sorted(of_part, key=lambda placed: len(placed[1].content or "")))
@@ -154,8 +171,26 @@ def plan(job: Job, claims: Claims, taken: TakenOver, wait: bool) -> Iterator[Bat
             yield _batch(part, chosen, last=True)
         else:
             held.close()
-            for _ in of_part:
-                pass
+            if job.source.part is None:
+                for _ in of_part:
+                    pass
+
+
+def _parts_of(job: Job) -> Iterator[tuple[int, Iterator[Item]]]:
+    """The parts with an iterator that stands at their first item; each is to be gone through."""
+    if job.source.part is not None:
+        for part in job.mine:
+            yield part, job.source.part(part)
+        return
+    items = job.source.items()
+    for part in range(job.mine[-1] + 1 if job.mine else 0):
+        yield part, items
+
+
+def _taken(job: Job, part: int, wait: bool) -> AbstractContextManager[bool]:
+    if job.source.part is not None:
+        return nullcontext(not finished_part(job.folder, part))
+    return claim(job.folder, part, wait=wait)
 
 
 def _chosen(of_part: Iterator[tuple[int, Item]], most: int) -> list[tuple[int, Item]]:
@@ -279,8 +314,9 @@ def write_rows(job: Job, rows: Rows, claims: Claims) -> float:
     for name in job.description.columns:
         columns[name] = [item.extra.get(name) for item in items]
     inputs = [rows.measured[place] for place in sorted(rows.measured)]
-    write_inputs(job.folder, rows.part, inputs)
-    write_part(job.folder, job.description, rows.part, columns, block, rows.failures)
+    if job.source.part is None or not finished_part(job.folder, rows.part):
+        write_inputs(job.folder, rows.part, inputs)
+        write_part(job.folder, job.description, rows.part, columns, block, rows.failures)
     claims.pop(rows.part).close()
     return time.perf_counter() - started
 

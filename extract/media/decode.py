@@ -9,12 +9,17 @@ import io
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError
-from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, Refused, Slice, local_path
+from cmcr.extract.items import LARGEST_MEMBER, Cell, Decoded, Item, Refused, Slice, local_path
 from cmcr.extract.media.audio import read_audio
 from cmcr.extract.media.images import read_image
 from cmcr.extract.media.pointclouds import read_points, z_to_y_up
@@ -55,6 +60,12 @@ def opened(item: Item) -> Iterator[BinaryIO]:
     if isinstance(item, Slice):
         yield _read_slice(item)
         return
+    if isinstance(item, Cell):
+        content = read_cell(item)
+        if not content:
+            raise SourceError("the row has no media" if content is None else "the file is empty")
+        yield io.BytesIO(content)
+        return
     path = local_path(item.uri)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -74,6 +85,22 @@ def _read_slice(item: Slice) -> BinaryIO:
     with local_path(item.file).open("rb") as file:
         file.seek(item.offset)
         return io.BytesIO(file.read(item.size))
+
+
+def read_cell(item: Cell) -> bytes | None:
+    """The bytes of one row; None where it has none. Raises OSError or an error of Arrow's."""
+    path = local_path(item.file)
+    status = path.stat()
+    cells = _cells(path, item.column, item.row_group, status.st_size, status.st_mtime_ns)
+    content: bytes | None = cells[item.row].as_py()
+    return content
+
+
+@lru_cache(maxsize=1)  # a row group is read once a batch, not once an item
+def _cells(path: Path, column: str, row_group: int, *_: int) -> pa.ChunkedArray:
+    with pq.ParquetFile(path) as file:
+        cells = file.read_row_group(row_group, columns=[f"{column}.bytes"])[column]
+    return pc.struct_field(cells, "bytes")
 
 
 def _text(item: Item) -> str:

@@ -57,6 +57,8 @@ def open_regions(pictures: Source, where: str, folder: Path, device: str) -> Sou
     kind, _, which = where.partition(":")
     if pictures.modality != "image":
         raise UsageError(f"regions are of pictures, not of {pictures.modality}")
+    if pictures.part is not None:
+        raise UsageError("a plan of pictures has no regions", fix="give --regions to `cmcr plan`")
     if kind == "grid":
         finest = _finest(which)
         windows = grid(finest)

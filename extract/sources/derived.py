@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cmcr.embeddings.schema import identity
-from cmcr.extract.items import Item, Slice, local_path
+from cmcr.extract.items import Cell, Item, Slice, local_path
 from cmcr.extract.sources.source import Source
 from cmcr.files import locked, replacing
 from cmcr.progress import progress
@@ -69,6 +69,7 @@ def digest_media(source: Source) -> str:
                 digest.update(hashlib.sha256(item.content).digest())
                 continue
             with suppress(OSError, ValueError):
-                status = local_path(item.file if isinstance(item, Slice) else item.uri).stat()
+                file = item.file if isinstance(item, Slice | Cell) else item.uri
+                status = local_path(file).stat()
                 digest.update(f"{item.id}\0{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -2,6 +2,8 @@
 
     source = manifest("image", Path("items.csv"))
 
+    source = media_table("image", Path("train.parquet"), [Path("train.parquet")], "image")
+
 Columns: `path` (absolute, or relative to the manifest) or `text` or `caption`; `id`, `label` (in
 JSON and Parquet also a list) and `group` where there are any; every other becomes a column of the
 dataset. Duplicate ids are let through: several captions of one image share its id. A .csv or .tsv
@@ -9,6 +11,7 @@ of one column may be texts from its first line on.
 """
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +24,7 @@ import pyarrow.parquet as pq
 
 from cmcr.embeddings import Modality
 from cmcr.errors import SourceError, UsageError
-from cmcr.extract.items import Item, Refused, file_uri
+from cmcr.extract.items import Cell, Item, Refused, file_uri
 from cmcr.extract.media.readers import is_textual
 from cmcr.extract.sources.source import (
     TEXT_COLUMNS,
@@ -77,6 +80,116 @@ def manifest(modality: Modality, where: Path) -> Source:
         sealed=found in TEXT_COLUMNS,
         ids=ids.hex,
     )
+
+
+def media_column(modality: Modality, where: Path) -> str | None:
+    """The column of a Parquet file that holds media themselves, as the Hub stores data sets.
+
+    Structs of `bytes` and `path`: the one that is called as the modality, else the only one. None
+    where there is none, or a column `path` names files. Raises SourceError for a file that cannot
+    be read.
+    """
+    if where.suffix.lower() != ".parquet" or modality not in ("audio", "image"):
+        return None
+    try:
+        schema = pq.read_schema(where)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"the file cannot be read: {error}", where=where) from error
+    found = [field.name for field in schema if _holds_media(field.type)]
+    if modality in found:
+        return modality
+    return found[0] if len(found) == 1 and "path" not in schema.names else None
+
+
+def _holds_media(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
+
+
+def media_table(modality: Modality, where: Path, files: Sequence[Path], column: str) -> Source:
+    """The media in a `column` of Parquet files. `where` is the file, or the folder that holds them.
+
+    The id is the path beside the bytes, else the file's name and the row. Numbers that stand for
+    classes become their names, where the file says them. The description knows all columns but the
+    bytes, and how large those of each row group are: what they hold is known as that of a tar.
+    Raises SourceError for a file that cannot be read or holds no row.
+    """
+    digest, ids, names, total = hashlib.sha256(), HashIds(), dict[str, None](), 0
+    for file in files:
+        digest.update(file_uri(file.name).encode())
+        for item, row in _cells(file, column):
+            digest.update(repr((item.id, row)).encode())
+            ids.add(item.id)
+            names.update(dict.fromkeys(row))
+            total += 1
+        footer = pq.read_metadata(file)
+        for group in map(footer.row_group, range(footer.num_row_groups)):
+            chunks = map(group.column, range(group.num_columns))
+            sizes = [one.total_uncompressed_size for one in chunks if column in one.path_in_schema]
+            digest.update(repr(sizes).encode())
+    if not total:
+        raise SourceError("the file holds no row", where=where)
+    return Source(
+        modality,
+        name=where.stem,
+        description={"kind": "table", "where": file_uri(where), "sha256": digest.hexdigest()},
+        items=partial(_all_cells, files, column),
+        total=total,
+        columns=columns(names),
+        ids=ids.hex,
+    )
+
+
+def _all_cells(files: Sequence[Path], column: str) -> Iterator[Item]:
+    for file in files:
+        for item, _ in _cells(file, column):
+            yield item
+
+
+def _cells(where: Path, column: str) -> Iterator[tuple[Item, Row]]:
+    """An item for each row, and what else the row says."""
+    here, number = file_uri(where), 0
+    try:
+        with pq.ParquetFile(where) as file:
+            schema = file.schema_arrow
+            classes = _classes(schema)
+            kept = [field.name for field in schema if not _is_bulk(field)]
+            kept.append(f"{column}.path")
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=kept)
+                for at, row in enumerate(table.to_pylist()):
+                    path = (row.pop(column, None) or {}).get("path")
+                    row |= {name: _named(row[name], classes[name]) for name in classes}
+                    item = Cell(
+                        id=as_text(row.get("id")) or path or f"{where.stem}-{number}",
+                        uri=f"{here}#{number}",
+                        label=labels(row.get("label")),
+                        group=as_text(row.get("group")) or None,
+                        extra=extra(row),
+                        file=here,
+                        column=column,
+                        row_group=group,
+                        row=at,
+                    )
+                    yield item, row
+                    number += 1
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise SourceError(f"the file cannot be read: {error}", where=where) from error
+
+
+def _classes(schema: pa.Schema) -> dict[str, list[str]]:
+    """The names of the classes of each column that has some, as `datasets` writes them down."""
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = told.get("info", {}).get("features", {})
+    return {
+        name: [str(label) for label in one["names"]]
+        for name, one in features.items()
+        if name in schema.names and isinstance(one, dict) and isinstance(one.get("names"), list)
+    }
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """The class that a number stands for; -1 and the like are none."""
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def _items(where: Path, column: str, read: Reader) -> Iterator[Item]:

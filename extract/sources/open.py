@@ -3,8 +3,10 @@
     source = open_source("audio", "recordings/")        # class folders give labels
     source = open_source("text", "captions.txt")        # one text a line
     source = open_source("image", "items.csv")          # columns path, and id, label, group, ...
+    source = open_source("image", "train.parquet")      # media in a column; also a folder of these
     source = open_source("audio", "clips.tar")          # webdataset; also a folder of such tars
     source = open_source("pointcloud", "modelnet40/", up="z")   # Princeton's meshes
+    source = open_source("image", "photos.plan.parquet")          # extract/sources/plans.py
     source = open_source("text", "builtin:digits/phrases")
     source = open_source("text", "prompts:classes.txt:templates.txt")   # extract/sources/prompts.py
     for item in source.items(): ...                     # always in the same order
@@ -15,7 +17,7 @@ whatever folder the command is run from.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,8 @@ from cmcr.errors import UsageError, near
 from cmcr.extract.items import Item, UpAxis
 from cmcr.extract.media.readers import Files, reader_of
 from cmcr.extract.sources.folders import folder, one_file
-from cmcr.extract.sources.manifests import READERS, manifest
+from cmcr.extract.sources.manifests import READERS, manifest, media_column, media_table
+from cmcr.extract.sources.plans import is_plan, open_plan
 from cmcr.extract.sources.prompts import PREFIXES, prompts
 from cmcr.extract.sources.source import Source
 from cmcr.extract.sources.webdataset import ENDINGS, is_tar, webdataset
@@ -51,6 +54,8 @@ def open_source(
     reads, or an axis of what has none, SourceError for a place that is damaged or holds nothing to
     embed.
     """
+    if is_plan(Path(where).expanduser()):
+        return _planned(modality, where, pattern, up, files)
     if up != "y":
         return _turned(open_source(modality, where, pattern), up)
     reader_of(modality)  # raises for what nothing reads
@@ -69,6 +74,9 @@ def open_source(
         shards = _shards(path)
         if shards and files is None:
             return webdataset(modality, path, shards)
+        tables = _shards(path, lambda file: file.suffix == ".parquet") if files is None else []
+        if tables and (column := media_column(modality, tables[0])):
+            return media_table(modality, path, tables, column)
         return folder(modality, path, pattern, files)
     if not path.is_file():
         raise UsageError(
@@ -80,6 +88,8 @@ def open_source(
         return one_file(modality, path)
     if is_tar(path) and files is None:
         return webdataset(modality, path, [path])
+    if files is None and (column := media_column(modality, path)):
+        return media_table(modality, path, [path], column)
     if path.suffix.lower() in READERS:
         return manifest(modality, path)
     raise UsageError(
@@ -90,6 +100,18 @@ def open_source(
         else f"a folder, a list of {', '.join(READERS)}, or a file of "
         f"{' '.join(sorted(files.suffixes))}",
     )
+
+
+def _planned(
+    modality: Modality, where: str, pattern: str | None, up: UpAxis, files: Files | None
+) -> Source:
+    if pattern or up != "y" or files is not None:
+        raise UsageError(
+            "a plan says already how its source is read and cut",
+            where=where,
+            fix="give --pattern, --up, --frames and --window to `cmcr plan`",
+        )
+    return open_plan(modality, _absolute(Path(where).expanduser()))
 
 
 def _turned(source: Source, up: UpAxis) -> Source:
@@ -113,14 +135,14 @@ def _absolute(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
-def _shards(path: Path) -> list[Path]:
-    """The tars in a folder that holds nothing else."""
+def _shards(path: Path, is_one: Callable[[Path], bool] = is_tar) -> list[Path]:
+    """The tars in a folder that holds nothing else, or what else `is_one`."""
     shards = []
     with suppress(PermissionError), os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if not is_tar(Path(entry.name)) or not entry.is_file():
+            if not is_one(Path(entry.name)) or not entry.is_file():
                 return []
             shards.append(Path(entry.path))
     return sorted(shards)

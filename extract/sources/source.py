@@ -26,7 +26,8 @@ class Source:
     `sealed` says that the description changes with every byte of the content; `ids` is the digest
     of all ids (`HashIds`), where one was made. `skipped` counts by suffix the files that were
     passed over, and `pattern` says how many names a pattern matched. `former` is the digest that
-    describes the same source in a dataset that was made when times of change counted.
+    describes the same source in a dataset that was made when times of change counted. One that was
+    planned (`plans.py`) gives the items of one `part` of `part_rows` without those before it.
     """
 
     modality: Modality
@@ -41,6 +42,8 @@ class Source:
     skipped: Mapping[str, int] = field(default_factory=dict)
     pattern: str | None = None
     former: str | None = None
+    part: Callable[[int], Iterator[Item]] | None = None
+    part_rows: int | None = None
 
 
 class HashIds:

@@ -32,7 +32,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 STAGES = ("cmcr", "connect", "embeddings", "evaluate", "extract")
 MODULES = sorted(path for stage in STAGES for path in (ROOT / stage).rglob("*.py"))
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
-NEEDS = {"data", "duckdb", "gpu", "install", "network", "server", "weights"}
+NEEDS = {"data", "duckdb", "gpu", "install", "network", "ray", "server", "weights"}
 MARKED = {
     ("README.md", "network"): 1,
     ("README.md", "weights"): 1,
@@ -48,6 +48,7 @@ MARKED = {
     ("migrate.md", "weights"): 1,
     ("reproduce.md", "data"): 11,
     ("reproduce.md", "network"): 2,
+    ("scale.md", "ray"): 1,
     ("serve.md", "server"): 3,
     ("sources.md", "weights"): 2,
     ("store.md", "duckdb"): 1,

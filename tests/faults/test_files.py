@@ -5,8 +5,10 @@ pytest tests/faults/test_files.py
 
 import fcntl
 import os
+import re
 import resource
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -93,6 +95,21 @@ def test_what_a_killed_process_left_is_taken_away_and_what_lives_is_not(tmp_path
         write_text(tmp_path / "x", "second")
         assert alive.exists()
     assert sorted(os.listdir(tmp_path)) == [".x.json.12345", "x"]
+
+
+def test_what_another_host_left_is_taken_away_after_a_day(tmp_path: Path) -> None:
+    with replacing(tmp_path / "x") as unfinished:
+        host, pid, digits = unfinished.name.removeprefix(".x.").rsplit("-", 2)
+        assert (host, pid) == (re.sub(r"\W", "-", socket.gethostname()), str(os.getpid()))
+        unfinished.touch()
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    young, old = (folder / f".x.other-{host}-{number}-{digits}" for number in (1, 2))
+    for path in (young, old):
+        path.touch()
+    os.utime(old, (0, time.time() - 100_000))
+    write_text(folder / "x", "new")
+    assert set(folder.iterdir()) == {folder / "x", young}
 
 
 def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(

@@ -399,7 +399,7 @@ def _source(
         )
     check_modality(modality)
     place = Path(where.rpartition(":")[2]).expanduser().resolve()
-    stem = place.name if place.is_dir() else place.stem
+    stem = place.name if place.is_dir() else place.stem.removesuffix(".plan")
     kind = "regions" if regions else {"image": "frames", "audio": "windows"}.get(modality)
     section = {
         **spans,

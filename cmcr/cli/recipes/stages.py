@@ -85,23 +85,25 @@ def extract_datasets(
     max_failures: float | None = None,
     opened: "Mapping[SourceSection, Source]" = MappingProxyType({}),
     settled: "Collection[Key]" = (),
+    engine: str = "local",
+    actors: int = 0,
     **options: Any,
 ) -> Iterator["Summary | Preview"]:
     """Embed every source of `section`; `options` are those of `cmcr.extract.extract`.
 
     `index` is a FAISS factory string or "none", and counts before the source's own, as
     `max_failures` does. Sources in `opened` are not opened again, and finished datasets in
-    `settled` are compared with their source alone: the encoder is loaded for the others. With
-    `dry_run` each is looked at instead, and nothing is written.
+    `settled` are compared with their source alone: the encoder is loaded for the others. With the
+    `engine` ray so many `actors` make the parts, 0 for what the cluster has. With `dry_run` each is
+    looked at instead, and nothing is written.
     """
     from cmcr.devices import find_device
     from cmcr.embeddings import Key
     from cmcr.extract import (
+        RayEngine,
         encoder_spec,
         extract,
         load_encoder,
-        open_regions,
-        open_source,
         preview_extraction,
         revisit,
         workers_kept,
@@ -115,23 +117,16 @@ def extract_datasets(
             sources.append((opened[wanted], wanted))
             continue
         folder = Key(space, wanted.modality, wanted.dataset).folder(store)
-        if wanted.spans:
-            sources.append((_open_spans(wanted, folder, dry_run), wanted))
-            continue
-        source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
-        if dry_run and (wanted.regions or "").startswith("torchvision"):
-            raise UsageError(
-                "only running a detector tells how many regions it finds",
-                fix="--dry-run without --regions says what it would look at",
-            )
-        if wanted.regions:
-            source = open_regions(source, wanted.regions, folder, place)
-        sources.append((source, wanted))
+        sources.append((open_wanted(wanted, folder, place, dry_run), wanted))
     weights = section.checkpoint
     load = cache(partial(load_encoder, section.encoder, checkpoint=weights, device=place))
     default_weights = ":" not in section.encoder and weights is None
     licence = encoder_spec(section.encoder).licence if default_weights else None
     work = preview_extraction if dry_run else extract
+    if engine == "ray" and not dry_run:
+        there = weights and weights.expanduser().absolute()
+        begin = partial(load_encoder, section.encoder, checkpoint=there, device=place)
+        options["engine"] = RayEngine(begin, actors)
     with workers_kept():
         for source, wanted in sources:
             chosen: dict[str, Any] = {}
@@ -147,6 +142,28 @@ def extract_datasets(
                 continue
             chosen |= options
             yield work(store, load(), source, name, space=space, licence=licence, **chosen)
+
+
+def open_wanted(
+    wanted: SourceSection, folder: Path, device: str, dry_run: bool = False
+) -> "Source":
+    """The source that a section names; what is found in its media is kept in `folder`.
+
+    Raises UsageError where a dry run cannot tell how many items there are.
+    """
+    from cmcr.extract import open_regions, open_source
+
+    if wanted.spans:
+        return _open_spans(wanted, folder, dry_run)
+    source = open_source(wanted.modality, wanted.where, wanted.pattern, wanted.up)
+    if dry_run and (wanted.regions or "").startswith("torchvision"):
+        raise UsageError(
+            "only running a detector tells how many regions it finds",
+            fix="--dry-run without --regions says what it would look at",
+        )
+    if wanted.regions:
+        source = open_regions(source, wanted.regions, folder, device)
+    return source
 
 
 def _open_spans(wanted: SourceSection, folder: Path, dry_run: bool) -> "Source":

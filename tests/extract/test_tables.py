@@ -1,0 +1,112 @@
+"""Parquet files that hold the media themselves, as `datasets` writes them for the Hub."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cmcr.embeddings import open_dataset
+from cmcr.embeddings.parts import read_failures
+from cmcr.errors import MismatchError
+from cmcr.extract import Encoder, extract, find_media, open_regions, open_source, write_plan
+
+OPTIONS: dict[str, Any] = {"workers": 0, "index": None, "max_failures": 1.0}
+NAMES = ["cat", "dog"]
+
+
+def pictures(folder: Path, count: int = 5) -> list[Path]:
+    """Pictures in class folders."""
+    paths = []
+    for number in range(count):
+        path = folder / NAMES[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 * number + 9).save(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """What `datasets` writes: two files, a row group for two rows, a class for a number."""
+    import datasets
+
+    paths = pictures(tmp_path / "photos")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES),
+         "city": datasets.Value("string")}
+    )  # fmt: skip
+    media = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    for number, rows in enumerate((range(3), range(3, 5))):
+        columns = {"image": [media[row] for row in rows], "label": [row % 2 for row in rows],
+                   "city": [f"city {row}" for row in rows]}  # fmt: skip
+        (tmp_path / "data").mkdir(exist_ok=True)
+        made = datasets.Dataset.from_dict(columns, features=features)
+        made.to_parquet(tmp_path / f"data/train-{number}.parquet", batch_size=2)
+    return tmp_path / "data"
+
+
+def test_media_in_a_column_are_those_of_the_files(
+    table: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    source = open_source("image", str(table))
+    assert source.columns == ("city",)
+    made = extract(tmp_path / "s", encoder, source, "t", **OPTIONS)
+    dataset = open_dataset(tmp_path / "s", made.key)
+    rows = dataset.table(["id", "label", "city", "uri"]).to_pylist()
+    assert [row["id"] for row in rows] == [f"{number}.png" for number in range(5)]
+    assert [row["label"] for row in rows] == [[NAMES[number % 2]] for number in range(5)]
+    assert rows[3]["city"] == "city 3"
+    assert rows[3]["uri"] == f"{table}/train-1.parquet#0"
+    files = extract(
+        tmp_path / "s", encoder, open_source("image", str(tmp_path / "photos")), "f", **OPTIONS
+    )
+    of_files = open_dataset(tmp_path / "s", files.key)
+    order = np.argsort([os.path.basename(row["id"]) for row in of_files.table(["id"]).to_pylist()])
+    np.testing.assert_array_equal(dataset.embeddings(), of_files.embeddings()[order])
+    found = find_media("image", [row["uri"] for row in rows])
+    assert [int(np.asarray(one)[0, 0].max()) for one in found.values()] == [9, 49, 89, 129, 169]
+
+
+def test_by_a_plan_and_as_regions_they_are_the_same(
+    table: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    source = open_regions(open_source("image", str(table)), "grid:2", tmp_path, "cpu")
+    made = [extract(tmp_path / "one", encoder, source, "t", part_rows=7, **OPTIONS)]
+    write_plan(tmp_path / "t.plan.parquet", source, 7)
+    planned = open_source("image", str(tmp_path / "t.plan.parquet"))
+    made.append(extract(tmp_path / "two", encoder, planned, "t", **OPTIONS))
+    one, two = (sorted(each.folder.glob("part-*.parquet")) for each in made)
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert len(one) == 8
+
+
+def test_rows_without_media_fail_alone_and_changed_ones_are_noticed(
+    table: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    path = table / "train-1.parquet"
+    content = pq.read_table(path)
+    image = content["image"].to_pylist()
+
+    def write(*cells: Any) -> None:
+        kind = content.schema.field("image").type
+        changed = content.set_column(0, content.schema.field("image"), [pa.array(cells, kind)])
+        pq.write_table(changed, path)
+
+    broken = {"bytes": b"no picture " * 10, "path": "broken.png"}
+    write(None, broken)
+    made = extract(tmp_path / "s", encoder, open_source("image", str(table)), "t", **OPTIONS)
+    assert (made.rows, made.failures) == (3, 2)
+    failures = read_failures(made.folder)
+    assert [one["id"] for one in failures] == ["train-1-0", "broken.png"]
+    assert failures[0]["message"] == "the row has no media"
+    write(None, {**image[0], "path": "broken.png"})
+    source = open_source("image", str(table))
+    with pytest.raises(MismatchError, match="1 changed"):
+        extract(tmp_path / "s", encoder, source, "t", **OPTIONS)
+    again = extract(tmp_path / "s", encoder, source, "t", update=True, **OPTIONS)
+    assert (again.rows, again.failures, again.taken) == (4, 1, 3)
