@@ -13,6 +13,7 @@ Labels are compared as `plain_name` has them. An empty label or group counts as 
 instead is decided in evaluate/inputs/items.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,11 +23,17 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 from scipy.sparse import csr_matrix
 
+from cmcr.large.arrays import room_for
 from cmcr.large.tables import partners
 from cmcr.typed import typed
 
 _BLOCK_PAIRS = 1 << 24
+_BLOCK_ROWS = 1 << 18  # whose keys are worked out at a time
 _PLAIN = ("_", " ")
+
+# The keys of some rows, of the numbers of their groups, (rows,), of the rows and the numbers of
+# their labels, and of how many groups and labels there are.
+_Keys = Callable[[np.ndarray, np.ndarray, np.ndarray, int, int], csr_matrix]
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,24 @@ class Matches:
 
 def find_matches(query: pa.Table, gallery: pa.Table) -> Matches:
     """The matches between the rows of two tables with the columns `label` and `group`."""
-    groups, names = _numbers(_texts(query["group"]), _texts(gallery["group"]))
-    (rows, named), (other_rows, other_named) = (_listed(one["label"]) for one in (query, gallery))
-    labels, width = _plain(*_numbers(named, other_named))
-    one = _asking(groups[0], rows, labels[0], len(names), width)
-    other = _answering(groups[1], other_rows, labels[1], len(names), width)
-    shared = np.intersect1d(one.indices, other.indices)
-    kinds = {"group" if key < len(names) else "label" for key in shared}
+    groups = _names(_texts(query["group"]), _texts(gallery["group"]))
+    labels = _names(_listed(query["label"])[1], _listed(gallery["label"])[1])
+    plain = pc.replace_substring(labels, *_PLAIN).dictionary_encode()  # one of several spellings
+    merged, width = np.append(plain.indices.to_numpy(), -1), len(plain.dictionary)
+
+    def keys_of(table: pa.Table, of: _Keys) -> csr_matrix:
+        blocks = []
+        for start in range(0, len(table), _BLOCK_ROWS):
+            some = table.slice(start, _BLOCK_ROWS)
+            rows, named = _listed(some["label"])
+            group = _numbers(_texts(some["group"]), groups)
+            label = merged[_numbers(named, labels)]
+            blocks.append(of(group, rows, label, len(groups), width))
+        return _stacked(blocks, len(groups) + 2 * width)
+
+    one, other = keys_of(query, _asking), keys_of(gallery, _answering)
+    shared = np.flatnonzero(_used(one) & _used(other))
+    kinds = {"group" if key < len(groups) else "label" for key in shared}
     return Matches(one, other, " or ".join(sorted(kinds)))
 
 
@@ -153,26 +171,39 @@ def _listed(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.ChunkedArray]:
     return np.concatenate([np.empty(0, np.int64), *rows]), names
 
 
-def _numbers(
-    one: pa.ChunkedArray, other: pa.ChunkedArray
-) -> tuple[tuple[np.ndarray, np.ndarray], pa.Array]:
-    """Each text as the number of its name, -1 for none and for an empty one; and the names."""
+def _names(one: pa.ChunkedArray, other: pa.ChunkedArray) -> pa.Array:
+    """The different texts of two columns, none of them empty."""
     names = pc.unique(pa.chunked_array([*one.chunks, *other.chunks], pa.string())).drop_null()
-    names = names.filter(pc.not_equal(names, ""))
-    first, second = (
-        pc.index_in(side, value_set=names).fill_null(-1).to_numpy().astype(np.int64)
-        for side in (one, other)
-    )
-    return (first, second), names
+    return names.filter(pc.not_equal(names, ""))
 
 
-def _plain(
-    labels: tuple[np.ndarray, np.ndarray], names: pa.Array
-) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """The same labels with one number for all names that are plainly one, and how many are left."""
-    plain = pc.replace_substring(names, *_PLAIN).dictionary_encode()
-    merged = np.append(plain.indices.to_numpy(), -1)
-    return (merged[labels[0]], merged[labels[1]]), len(plain.dictionary)
+def _numbers(texts: pa.ChunkedArray, names: pa.Array) -> np.ndarray:
+    """Each text as the number of its name, -1 for none and for an empty one."""
+    found: np.ndarray = pc.index_in(texts, value_set=names).fill_null(-1).to_numpy()
+    return found.astype(np.int64)
+
+
+def _stacked(blocks: list[csr_matrix], keys: int) -> csr_matrix:
+    """Blocks of rows as one matrix; a large one lies in files."""
+    rows = sum(block.shape[0] for block in blocks)
+    count = sum(block.nnz for block in blocks)
+    kind = np.int32 if max(count, keys) < 2**31 else np.int64
+    indices, ends, ones = (room_for(shape, of) for shape, of in
+                           (((count,), kind), ((rows + 1,), kind), ((count,), bool)))  # fmt: skip
+    ones[:] = True
+    row = done = 0
+    for block in blocks:
+        indices[done : done + block.nnz] = block.indices
+        ends[row + 1 : row + 1 + block.shape[0]] = block.indptr[1:] + done
+        row, done = row + block.shape[0], done + block.nnz
+    return csr_matrix((ones, indices, ends), shape=(rows, keys))
+
+
+def _used(matrix: csr_matrix) -> np.ndarray:
+    """Which keys some row has, (keys,) bool."""
+    used = np.zeros(matrix.shape[1], bool)
+    used[matrix.indices] = True
+    return used
 
 
 # Labels count only where one of the two has no group. A label's first key is shared by a query

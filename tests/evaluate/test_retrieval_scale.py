@@ -209,6 +209,7 @@ def test_alignment_with_several_matches_is_near_the_mean_over_all():
 SIZES = {
     "cmcr.large.arrays.LARGE": st.just(1),
     "cmcr.evaluate.ranking.matches._BLOCK_PAIRS": st.integers(1, 400),
+    "cmcr.evaluate.ranking.matches._BLOCK_ROWS": st.integers(1, 50),
     "cmcr.evaluate.ranking.ranks._ROWS": st.integers(1, 50),
     "cmcr.evaluate.ranking.ranks._COLUMNS": st.integers(1, 9).map(lambda words: 8 * words),
     "cmcr.evaluate.ranking.ranks._BLOCK_SCORES": st.integers(1, 2000),
