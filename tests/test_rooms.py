@@ -30,7 +30,7 @@ cmcr.connect
 cmcr.connect.make
 cmcr.connect.methods
 cmcr.connect.training
-cmcr.connect.connection cmcr.connect.spaces
+cmcr.connect.connection cmcr.connect.matching cmcr.connect.spaces
 cmcr.connect.config cmcr.connect.distributed
 
 cmcr.extract

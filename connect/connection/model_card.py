@@ -74,6 +74,7 @@ def _fit(record: Record) -> str:
         "## Training",
         "",
         f"{record.pairs - record.held_out:,} {record.via} pairs"
+        + " that were found, for none was known" * record.blind
         + (f", {record.held_out:,} held out" if record.held_out else "")
         + (f", {said['found']:,} more found in the pools" if said.get("kept") else "")
         + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
@@ -100,6 +101,12 @@ def _fit(record: Record) -> str:
 def pools_line(record: Record) -> str:
     """What was found in the pools, and whether it is kept."""
     said = record.pools
+    if record.blind:
+        return (
+            f"blind: {said['agreed']} of {said['starts']} starts found these pairs; the Gram "
+            f"matrices agree by {said['agreement']:.2f}, and by {said['chance']:.2f} where nothing "
+            f"is in common; what is held out was found too, and proves less than known pairs"
+        )
     if "with" not in said:
         return f"pools: left aside, for {record.pairs} known pairs are too few to judge them by"
     decoys = f" ({said['decoys']:.2f} with decoys)" if "decoys" in said else ""
