@@ -87,7 +87,7 @@ class Record(BaseModel):
     # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
     # held-out known pairs `with` and `without` them, and with `decoys` in their place. Where no
     # pair was known, the `agreement` of both Gram matrices, that by `chance`, how many `starts`
-    # there were, and how many of them `agreed`.
+    # there were, and how often some of the pairs led to all of them again (`agreed`).
     pools: dict[str, int | float | bool] = {}
     device: str = "cpu"
     versions: dict[str, str] = {}

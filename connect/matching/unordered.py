@@ -15,8 +15,8 @@ diagonals of both Gram matrices of unit vectors.
 
 A search always finds something. So the same search is made for pools that share nothing and yet are
 as these are: the halves of either pool, drawn at random, one beside the other. It is sure where the
-best agreement is EXCESS of the way from what these give to 1, and where AGREED starts, each from an
-item of its own, end with the same pairs.
+best agreement is EXCESS of the way from what these give to 1, and where annealing again, each time
+from DEPTH of the found pairs, drawn at random, ends with the same pairs in AGREED of AGAIN cases.
 """
 
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ ANCHORS = 1_000  # rows of either pool that are matched, at most: those that lie
 FEWEST = 50  # rows below which a half says nothing
 RANK, WHITENING = 100, 0.5
 DEPTH, BEAM = 14, 4_000  # items of a beam search, and what it keeps
-STARTS, CHANCE_STARTS = 160, 4  # of a search, and of one between halves
+STARTS, CHANCE_STARTS = 120, 4  # of a search, and of one between halves
 COLD, WARM, STEPS = 10.0, 2.0, 8  # inverse temperatures, in standard deviations of the cosines
-EXCESS, AGREED = 0.2, 2
-SAME = 0.5  # of the pairs, where two starts ended with the same
+EXCESS, AGREED, AGAIN = 0.2, 3, 4
+SAME = 0.5  # of the pairs, where annealing again ends with the same
 
 
 class Match(NamedTuple):
@@ -46,7 +46,7 @@ class Match(NamedTuple):
     agreement: float  # of both Gram matrices, 1 at most
     chance: float  # the most that pools gave which share nothing
     starts: int  # that were tried
-    agreed: int  # of them, that ended with these pairs
+    agreed: int  # times of AGAIN that annealing from some of these pairs ended with them
 
     @property
     def excess(self) -> float:
@@ -77,10 +77,10 @@ def match(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Match:
     random = np.random.default_rng(seed)
     chance = max(_by_chance(rows, random) for rows in (one, two))
     if len(one) > len(two):
-        found = _search(_pool(two), _pool(one), chance)
+        found = _search(_pool(two), _pool(one), chance, random)
         rows = found.second, found.first
     else:
-        found = _search(_pool(one), _pool(two), chance)
+        found = _search(_pool(one), _pool(two), chance, random)
         rows = found.first, found.second
     return found._replace(first=chosen[0][rows[0]], second=chosen[1][rows[1]])
 
@@ -92,19 +92,29 @@ def _by_chance(rows: np.ndarray, random: np.random.Generator) -> float:
     return max(agreement for agreement, _ in _starts(one, two, CHANCE_STARTS))
 
 
-def _search(one: _Pool, two: _Pool, chance: float) -> Match:
+def _search(one: _Pool, two: _Pool, chance: float, random: np.random.Generator) -> Match:
     """The best of several starts; no more of them than it takes to be sure."""
-    ends: list[np.ndarray] = []
-    best, ended = -1.0, np.empty(0, np.int64)
-    for agreement, there in _starts(one, two, STARTS):
-        ends.append(there)
-        if agreement > best:
-            best, ended = agreement, there
-        agreed = sum(float((end == ended).mean()) > SAME for end in ends)
-        found = Match(np.arange(len(ended)), ended, best, chance, len(ends), agreed)
+    found: Match | None = None
+    for number, (agreement, there) in enumerate(_starts(one, two, STARTS), 1):
+        if found is None or agreement > found.agreement:
+            found = Match(np.arange(len(there)), there, agreement, chance, number, 0)
+            if found.excess > EXCESS:
+                found = found._replace(agreed=_again(one, two, there, random))
         if found.sure:
-            break
-    return found
+            return found
+    assert found is not None
+    return found._replace(starts=STARTS)
+
+
+def _again(one: _Pool, two: _Pool, there: np.ndarray, random: np.random.Generator) -> int:
+    """How often some of the pairs, the row of `two` for each of `one`, lead to all of them."""
+    agreed = 0
+    for _ in range(AGAIN):
+        some = random.permutation(len(there))[:DEPTH]
+        items, partners = torch.from_numpy(some), torch.from_numpy(there[some])
+        ended = anneal(one.units, two.units, items, partners)
+        agreed += float((ended == there).mean()) > SAME
+    return agreed
 
 
 def _starts(one: _Pool, two: _Pool, count: int) -> Iterator[tuple[float, np.ndarray]]:

@@ -99,7 +99,7 @@ def blind(problem: Problem) -> Problem:
         raise MismatchError(
             f"nothing is connected, for it is not clear which item is which: both Gram matrices "
             f"agree by {match.agreement:.2f}, those of pools with nothing in common by "
-            f"{match.chance:.2f}; {match.agreed} of {match.starts} starts found the same",
+            f"{match.chance:.2f}, after {match.starts} starts",
             where=" and ".join(str(one.key) for space in data.spaces for one in space.pool),
             fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
             "that are known, with --train",
