@@ -81,7 +81,8 @@ def store_with_pools(
     world: World, store: Path, pairs: int, pool: int, common: int, seed: int
 ) -> list[np.ndarray]:
     """The world's store, its texts cut into pairs and pools; the number of each pool row's item."""
-    write(replace(world, captions=tuple(x[:pairs] for x in world.captions)), store)  # type: ignore
+    known = tuple(x[: max(pairs, 2)] for x in world.captions)  # those of no use are not looked at
+    write(replace(world, captions=known), store)  # type: ignore
     random, numbers = np.random.default_rng((5, seed)), []
     order = pairs + random.permutation(len(world.captions[0]) - pairs)
     parts = (order[:pool], order[pool - common :])

@@ -17,7 +17,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from cmcr.embeddings import Modality
 from cmcr.errors import UsageError
@@ -63,7 +72,8 @@ class ConnectConfig(BaseModel):
     )
     via: Modality = Field(description="b, the modality that both spaces have")
     train: tuple[str, ...] = Field(
-        min_length=1, description="datasets of the bridge modality, embedded in both spaces"
+        default=(),
+        description="datasets of the bridge modality, embedded in both spaces; none where `blind`",
     )
     memory: tuple[str, ...] = Field(
         default=(),
@@ -76,6 +86,10 @@ class ConnectConfig(BaseModel):
         description="datasets of the bridge modality of which nobody knows which item is which in "
         "the other space, of both spaces: SPACE/MODALITY:DATASET, or DATASET where both have it; "
         "pairs found there are fitted too, where held-out pairs show that to be better",
+    )
+    blind: bool = Field(
+        default=False,
+        description="no pair is known, and all are found in the pools, or nothing is connected",
     )
     method: Method = "auto"
     centre: bool = Field(
@@ -183,6 +197,20 @@ class ConnectConfig(BaseModel):
         if not isinstance(given, Mapping):
             return given
         return {**USUAL.get(str(given.get("method")), {}), **given}
+
+    @model_validator(mode="after")
+    def _pairs_come_from_somewhere(self) -> "ConnectConfig":
+        if self.blind and (self.train or not self.pool):
+            raise ValueError("`blind` goes with `pool`, a pool of each space, and without `train`")
+        if not self.blind and not self.train:
+            raise ValueError("`train` names the datasets whose pairs are known; without any: blind")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Where pairs are known it is written as it was before there was `blind`."""
+        content: dict[str, Any] = fields(self)
+        return content if self.blind else {k: v for k, v in content.items() if k != "blind"}
 
     @model_validator(mode="after")
     def _centring_has_a_meaning(self) -> "ConnectConfig":

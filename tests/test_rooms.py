@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -30,7 +31,7 @@ cmcr.connect
 cmcr.connect.make
 cmcr.connect.methods
 cmcr.connect.training
-cmcr.connect.connection cmcr.connect.spaces
+cmcr.connect.connection cmcr.connect.matching cmcr.connect.spaces
 cmcr.connect.config cmcr.connect.distributed
 
 cmcr.extract
@@ -177,3 +178,9 @@ def test_the_front_of_a_stage_offers_what_it_lists(name: str) -> None:
     front = importlib.import_module(f"cmcr.{name}")
     assert sorted(front.__all__, key=str.lower) == sorted(set(front.__all__), key=str.lower)
     assert all(hasattr(front, offered) for offered in front.__all__)
+
+
+def test_every_room_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rooms = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert {*project["tool"]["setuptools"]["packages"]} == rooms

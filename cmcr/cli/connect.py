@@ -50,6 +50,9 @@ def connect(
             help="Bridge items of which nobody knows which is which. Of both spaces.",
         ),
     ] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="No pair is known: all are found in the pools.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and noise.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -75,7 +78,8 @@ def connect(
     from cmcr.cli.recipes.ground import ground_to_connect, recipes
     from cmcr.cli.recipes.stages import choose_connection, connect_spaces, given_flags
 
-    given = given_flags(via, spaces, memory, method=method, train=train, pool=pool, seed=seed)
+    given = given_flags(via, spaces, memory, method=method, train=train, pool=pool, seed=seed,
+                        blind=blind or None)  # fmt: skip
     ground, usual = ground_to_connect(recipes(pipeline, no_pipeline), pipeline, given, store)
     fields, title = choose_connection(ground, usual, given, settings or [], name)
     speaks = os.environ.get("RANK", "0") == "0"  # torchrun starts several, and one speaks

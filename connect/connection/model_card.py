@@ -79,6 +79,7 @@ def _fit(record: Record) -> str:
         "## Training",
         "",
         f"{record.pairs - record.held_out:,} {record.via} pairs"
+        + " that were found, for none was known" * record.blind
         + (f", {record.held_out:,} held out" if record.held_out else "")
         + (f", {said['found']:,} more found in the pools" if said.get("kept") else "")
         + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
@@ -121,6 +122,13 @@ def trained_line(record: Record) -> str:
 def pools_line(record: Record) -> str:
     """What was found in the pools, and whether it is kept."""
     said = record.pools
+    if record.blind:
+        return (
+            f"blind: after {said['starts']} starts the Gram matrices agree by "
+            f"{said['agreement']:.2f}, where nothing is in common by {said['chance']:.2f}; some of "
+            f"the pairs led to all of them in {said['agreed']} of 4 cases; what is held out was "
+            f"found too, and proves less than known pairs"
+        )
     if "with" not in said:
         return f"pools: left aside, for {record.pairs} known pairs are too few to judge them by"
     decoys = f" ({said['decoys']:.2f} with decoys)" if "decoys" in said else ""

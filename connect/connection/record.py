@@ -86,7 +86,9 @@ class Record(BaseModel):
     validation: dict[str, float] = {}
     ridge_strengths: dict[str, float] = {}  # what its pairs chose for `ridge` beside it
     # What was found in the pools: `found` pairs, whether they are `kept`, and the log-likelihood of
-    # held-out known pairs `with` and `without` them, and with `decoys` in their place.
+    # held-out known pairs `with` and `without` them, and with `decoys` in their place. Where no
+    # pair was known, the `agreement` of both Gram matrices, that by `chance`, how many `starts`
+    # there were, and how often some of the pairs led to all of them again (`agreed`).
     pools: dict[str, int | float | bool] = {}
     # Training rows aggregated from the bridge items, and from the memory of the first and of the
     # second space: 0 where there is none. Empty where the bridge items are all.
@@ -94,6 +96,11 @@ class Record(BaseModel):
     device: str = "cpu"
     versions: dict[str, str] = {}
     model_sha256: str = ""  # filled in when the weights are written
+
+    @property
+    def blind(self) -> bool:
+        """Whether no pair was known."""
+        return self.config is not None and self.config.blind
 
     @model_serializer(mode="wrap")
     def _as_before(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:

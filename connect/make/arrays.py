@@ -42,18 +42,20 @@ def fit(
 
     Row i of `via` in both spaces is one item; these have to be as many. All other rows are
     unpaired, and a space may have none. `pools`, {SPACE: (n, D)} of both spaces, are more rows of
-    `via` of which nobody knows which is which: pairs found there help where pairs are few. Arrays,
-    tensors or lists of any float precision. `settings` are the other fields of `ConnectConfig`. The
-    arrays pass through a store in TMPDIR, as float32, so that this is what `cmcr connect` does, in
-    as little memory.
+    `via` of which nobody knows which is which: pairs found there help where pairs are few. With
+    `blind=True` no pair is known: `spaces` has no arrays of `via`, and `pools` has them all.
+    Arrays, tensors or lists of any float precision. `settings` are the other fields of
+    `ConnectConfig`. The arrays pass through a store in TMPDIR, as float32, so that this is what
+    `cmcr connect` does, in as little memory.
 
     Raises UsageError for names, settings or a device that do not fit, MismatchError for arrays of
-    other shapes, SourceError for rows that are not finite or zero, CmcrError for a loss that is not
-    finite.
+    other shapes or pools in which blind matching is not sure of any pairs, SourceError for rows
+    that are not finite or zero, CmcrError for a loss that is not finite.
     """
-    names = _two(spaces, via)
+    blind = bool(settings.get("blind"))
+    names = _two(spaces, via, blind)
     given = {name: _as_rows(name, spaces[name]) for name in names}
-    counts = [len(given[name][via]) for name in names]
+    counts = [len(given[name].get(via, ())) for name in names]
     if counts[0] != counts[1]:
         raise MismatchError(
             f"row i of {via} is one item in both spaces, and {names[0]} has {counts[0]:,} rows, "
@@ -65,7 +67,8 @@ def fit(
         f"{name}/{modality}:{DATASET}" for name in names for modality in given[name].keys() - {via}
     ]
     unordered = _as_pools(names, pools, given, via)
-    fields = {"spaces": names, "via": via, "train": [DATASET], "memory": sorted(memory),
+    train = [] if blind else [DATASET]
+    fields = {"spaces": names, "via": via, "train": train, "memory": sorted(memory),
               "pool": [POOL] if unordered else []}  # fmt: skip
     if said := sorted(fields.keys() & settings.keys()):
         raise UsageError(f"the arrays say what {' and '.join(said)} are", fix="leave them out")
@@ -84,8 +87,8 @@ def fit(
         return load_pair(done.path)
 
 
-def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, str]:
-    """The names of the spaces, which have `via` and names of modalities."""
+def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str, blind: bool) -> tuple[str, str]:
+    """The names of the spaces, which have `via`, or not if `blind`, and names of modalities."""
     if len(spaces) != 2:
         raise UsageError(
             f"two spaces are connected, these are {len(spaces)}: {', '.join(spaces)}",
@@ -94,7 +97,12 @@ def _two(spaces: Mapping[str, Mapping[str, Vectors]], via: str) -> tuple[str, st
     for name, arrays in spaces.items():
         for modality in (via, *arrays):
             check_modality(modality)
-        if via not in arrays:
+        if blind and via in arrays:
+            raise UsageError(
+                f"blind=True knows no pairs, and {name} has {via} among those that are paired",
+                fix="give all of it in pools, or leave blind out",
+            )
+        if via not in arrays and not blind:
             raise UsageError(
                 f"{name} has no {via}, through which the spaces are to be connected",
                 fix=f"it has: {', '.join(arrays) or 'nothing'}",
@@ -132,10 +140,15 @@ def _as_pools(
         )
     return {
         Key(name, check_modality(via), POOL): rows(
-            pools[name], given[name][via].shape[1], f"the pool of {name}"
+            pools[name], _dim(given[name]), f"the pool of {name}"
         )
         for name in names
     }
+
+
+def _dim(arrays: Mapping[str, np.ndarray | Tensor]) -> int | None:
+    """D of the arrays of a space; None without any."""
+    return next((int(array.shape[1]) for array in arrays.values()), None)
 
 
 def _write(file: Path, array: np.ndarray | Tensor, of: str) -> None:

@@ -18,7 +18,7 @@ from cmcr.connect.connection.record import CARD, CONFIG, MODEL, Record
 from cmcr.connect.distributed import process_group, rank, wait_for_all
 from cmcr.connect.make.replace import NEW, differences, refuse, settle, take_place
 from cmcr.connect.methods.auto import METHODS, choose, keep_to, read_methods, warning
-from cmcr.connect.methods.pools import with_pools
+from cmcr.connect.methods.pools import blind, with_pools
 from cmcr.connect.methods.problem import pose
 from cmcr.connect.training.checkpoint import CHECKPOINT
 from cmcr.connect.training.log import TRAINING_LOG
@@ -56,6 +56,7 @@ class Connected:
 
     def _data(self) -> str:
         pairs = f"{self.record.pairs:,} {self.record.via} pairs"
+        pairs += " that were found" * self.record.blind
         if any(self.record.unmatched):
             pairs += " ({:,} and {:,} rows without partner)".format(*self.record.unmatched)
         memory = [f"{space.memory or 'no'} memory of {space.name}" for space in self.record.spaces]
@@ -84,8 +85,8 @@ def connect(
     before anything is trained.
 
     Raises UsageError for a dataset that is not in the store or a name that another connection has,
-    StoreError for a damaged dataset, MismatchError for spaces that have nothing in common,
-    CmcrError for a loss that is not finite.
+    StoreError for a damaged dataset, MismatchError for spaces that have nothing in common, or
+    pools in which blind matching is not sure of any pairs, CmcrError for a loss that is not finite.
     """
     if not name or name.startswith(".") or Path(name).name != name:
         raise UsageError(f"{name!r} cannot name a connection", fix="use a plain file name")
@@ -108,7 +109,8 @@ def connect(
                 if rank() == 0:
                     _clear(place)
                 method = choose if config.method == "auto" else keep_to
-                connection = method(with_pools(problem), place, tensorboard)
+                found = blind(problem) if config.blind else with_pools(problem)
+                connection = method(found, place, tensorboard)
                 if rank() == 0:
                     connection.save(place)
                 record = connection.record

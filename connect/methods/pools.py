@@ -3,6 +3,7 @@
     problem = with_pools(pose(store, config))   # its data is enlarged by what was found, or not
     problem.data.found                          # pairs that are fitted beside the known ones
     problem.data.pooled                         # for the record
+    problem = blind(pose(store, config))        # no pair is known, and all of them are found
 
 From the known pairs `cca` is fitted, both pools are projected, and mutual nearest neighbours are
 taken as pairs beside the known ones; that is done ROUNDS times. Neighbours are corrected for
@@ -15,8 +16,12 @@ likely (`clearly_worse`) than two other things do: no found pairs at all, and de
 found pairs with each second item exchanged for the one most like it in its own pool. Without items
 in common, mutual neighbours are alike and wrong, which smooths a fit of few pairs and may pass the
 first test; but then decoys do as well as they.
+
+Where no pair is known, those that `cmcr.connect.matching` is sure of take their place, for the
+first round alone.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -27,9 +32,12 @@ from torch.nn.functional import normalize
 
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
+from cmcr.connect.matching.unordered import FEWEST
+from cmcr.connect.matching.unordered import match as find_pairs
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
 from cmcr.connect.methods.solve import cross_validated, in_folds, start
+from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.validation import DECIDES, clearly_worse
 from cmcr.devices import float32
@@ -72,8 +80,51 @@ def with_pools(problem: Problem) -> Problem:
     return enlarged if kept else problem
 
 
+def blind(problem: Problem) -> Problem:
+    """`problem`, of which no pair is known, with pairs that are found in its pools.
+
+    Raises MismatchError where the search for them is not sure, or a pool has fewer than 50 rows.
+    """
+    data = problem.data
+    first, second = (_all(space) for space in data.spaces)
+    for space, rows in zip(data.spaces, (first, second), strict=True):
+        if len(rows) < FEWEST:
+            raise MismatchError(
+                f"the pool of {space.name} has {len(rows)} rows, and from fewer than {FEWEST} "
+                "nobody can tell which item is which",
+                fix="name a dataset with more items, or one whose ids both spaces have: --train",
+            )
+    match = find_pairs(first[:], second[:], problem.config.seed)
+    if not match.sure:
+        raise MismatchError(
+            f"nothing is connected, for it is not clear which item is which: both Gram matrices "
+            f"agree by {match.agreement:.2f}, those of pools with nothing in common by "
+            f"{match.chance:.2f}, after {match.starts} starts",
+            where=" and ".join(str(one.key) for space in data.spaces for one in space.pool),
+            fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
+            "that are known, with --train",
+        )
+    pairs = Pairs(first.subset(match.first), second.subset(match.second))
+    closed = problem.variant(method="cca", centre=False)
+    for _ in range(ROUNDS):
+        one, two = start(closed.on(data.of(pairs).whole))
+        via = problem.config.via
+        rows = mutual(first, second, (_into(one, via), _into(two, via)))
+        pairs = Pairs(first.subset(rows[0]), second.subset(rows[1]))
+    left = len(first) - len(pairs), len(second) - len(pairs)
+    data.pooled.update(found=len(pairs), agreement=match.agreement, chance=match.chance,
+                       starts=match.starts, agreed=match.agreed)  # fmt: skip
+    return problem.on(data.of(dataclasses.replace(pairs, unmatched=left)))
+
+
+def _all(space: SpaceData) -> Rows:
+    return Rows([part for dataset in space.pool for part in dataset.parts()])
+
+
 def as_before(problem: Problem, record: Record) -> Problem:
     """`problem` with its pools where the connection of `record` was made with them."""
+    if record.blind:
+        return blind(problem)
     return enlarge(problem, unknown(problem.data)) if record.pools.get("kept") else problem
 
 
@@ -87,7 +138,7 @@ def unknown(data: Data) -> tuple[Rows, Rows]:
     """The rows of the pools of both spaces, less those of the known pairs."""
     found = []
     for space, known in zip(data.spaces, (data.pairs.first, data.pairs.second), strict=True):
-        rows = Rows([part for dataset in space.pool for part in dataset.parts()])
+        rows = _all(space)
         rows = rows.subset(np.flatnonzero(~np.isin(_digests(rows), _digests(known))))
         if not len(rows):
             raise MismatchError(

@@ -100,6 +100,12 @@ class Data:
         vars(other).update(known, rows=(fit, held))
         return other
 
+    def of(self, pairs: Pairs) -> "Data":
+        """The same spaces, with these as the known pairs."""
+        other = dataclasses.replace(self)
+        vars(other).update(pairs=pairs, unpaired=self.unpaired, searching=self.searching)
+        return other
+
     def seeking(self, seek: "Callable[[Data], Pairs]") -> "Data":
         """The same data, with what `seek` finds in pools beside the known pairs of each part."""
         other = self.part(*self.rows)

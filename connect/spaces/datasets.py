@@ -89,9 +89,9 @@ def open_spaces(
     """Open the datasets `train` of the modality `via` in both spaces, and those of their memory.
 
     So too `pool`, of the modality `via`: none, or some of each space. An entry of `memory` and
-    `pool` is DATASET or SPACE/MODALITY:DATASET. Raises UsageError for a dataset that
-    is not in the store or an entry that could be two modalities, StoreError for a damaged one,
-    MismatchError for one space with two encoders.
+    `pool` is DATASET or SPACE/MODALITY:DATASET. Without `train` the pools are the bridge. Raises
+    UsageError for a dataset that is not in the store or an entry that could be two modalities,
+    StoreError for a damaged one, MismatchError for one space with two encoders.
     """
     there = list_datasets(store)
     keys = {space: _memory_of(space, store, there, via, memory) for space in spaces}
@@ -100,9 +100,6 @@ def open_spaces(
                 and any(_matches(entry, key) for entry in pool)]
         for space in spaces
     }  # fmt: skip
-    first, second = (
-        _open_space(store, space, via, train, keys[space], pools[space]) for space in spaces
-    )
     for entry in pool:
         if not any(_matches(entry, key) for found in pools.values() for key in found):
             raise UsageError(
@@ -115,6 +112,9 @@ def open_spaces(
             f"the pools are of {' and '.join(space for space in spaces if pools[space])} alone",
             fix="name one of each space: --pool A/MODALITY:DATASET --pool B/MODALITY:DATASET",
         )
+    first, second = (
+        _open_space(store, space, via, train, keys[space], pools[space]) for space in spaces
+    )
     for entry in memory:
         if not any(_matches(entry, key) for found in keys.values() for key in found):
             raise UsageError(
@@ -158,9 +158,10 @@ def _open_space(
     pool: Sequence[Key],
 ) -> SpaceData:
     first = [key for key in memory if key.modality == memory[0].modality]
+    bridge = [Key(name, via, dataset) for dataset in train] or pool
     space = SpaceData(
         name,
-        tuple(open_dataset(store, Key(name, via, dataset)) for dataset in train),
+        tuple(open_dataset(store, key) for key in bridge),
         tuple(open_dataset(store, key) for key in first),
         tuple(open_dataset(store, key) for key in memory if key not in first),
         tuple(open_dataset(store, key) for key in pool),

@@ -44,7 +44,7 @@ MARKED = {
     ("encoders.md", "install"): 1,
     ("evaluate.md", "network"): 1,
     ("hf.md", "weights"): 1,
-    ("methods.md", "data"): 1,
+    ("methods.md", "data"): 2,
     ("migrate.md", "weights"): 1,
     ("reproduce.md", "data"): 11,
     ("reproduce.md", "network"): 2,

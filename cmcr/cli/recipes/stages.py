@@ -246,7 +246,10 @@ def choose_connection(
             f"{', '.join(fields['spaces'])} alone cannot be connected", fix="give --spaces A,B"
         )
     chain = len(fields.get("spaces", ())) > 2  # it finds its bridges itself
-    needed = ("spaces",) if chain else ("spaces", "via", "train")
+    if given.get("blind") and "train" not in given:
+        fields.pop("train", None)  # the recipe's pairs are not to be looked at
+    known = () if fields.get("blind") else ("train",)
+    needed = ("spaces",) if chain else ("spaces", "via", *known)
     missing = [f"--{field}" for field in needed if field not in fields]
     if missing:
         there = ", ".join(map(str, list_datasets(ground.store))) or "nothing"
@@ -266,7 +269,7 @@ def _model_name(fields: dict[str, Any]) -> str:
     """What the connection is called in a table of results, whatever it connects."""
     from cmcr.connect import read_config
 
-    anything = {"spaces": ("a", "b"), "via": "text", "train": ("c",)}
+    anything = {"spaces": ("a", "b"), "via": "text", "train": ("c",), "blind": False}
     return read_config(fields | anything).model_name
 
 
