@@ -109,8 +109,8 @@ def connect(
                 if rank() == 0:
                     _clear(place)
                 method = choose if config.method == "auto" else keep_to
-                found = blind(problem) if config.blind else with_pools(problem)
-                connection = method(found, place, tensorboard)
+                pooled = blind(problem) if config.blind else with_pools(problem)
+                connection = method(pooled, place, tensorboard)
                 if rank() == 0:
                     connection.save(place)
                 record = connection.record

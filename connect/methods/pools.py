@@ -109,8 +109,8 @@ def blind(problem: Problem) -> Problem:
     for _ in range(ROUNDS):
         one, two = start(closed.on(data.of(pairs).whole))
         via = problem.config.via
-        rows = mutual(first, second, (_into(one, via), _into(two, via)))
-        pairs = Pairs(first.subset(rows[0]), second.subset(rows[1]))
+        both = mutual(first, second, (_into(one, via), _into(two, via)))
+        pairs = Pairs(first.subset(both[0]), second.subset(both[1]))
     left = len(first) - len(pairs), len(second) - len(pairs)
     data.pooled.update(found=len(pairs), agreement=match.agreement, chance=match.chance,
                        starts=match.starts, agreed=match.agreed)  # fmt: skip
