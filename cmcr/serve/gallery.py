@@ -4,6 +4,8 @@ galleries = Galleries(1 << 32)
 place = galleries.place(dataset, rows, "clip-clap", connection)     # to search in
 """
 
+import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from torch import Tensor
 from cmcr.embeddings import Dataset
 from cmcr.embeddings.search.places import Joint, Place
 from cmcr.large.arrays import numbers, room_for
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 65_536
 
@@ -42,13 +46,17 @@ class Galleries:
         self.kept: OrderedDict[tuple[str, str, str], Tensor] = OrderedDict()
 
     def place(self, dataset: Dataset, rows: np.ndarray, called: str, joint: Joint) -> Place:
-        """`rows` of `dataset` in the space `joint`, which is known by what it is `called`."""
-        whole = Place(dataset, rows)
+        """`rows` of `dataset` in the space `joint`, which is known by what it is `called`.
+
+        Kept is a dataset of which most rows are asked for, if there is room for all of it.
+        """
         name = (str(dataset.key), dataset.fingerprint, called)
         if name not in self.kept:
-            vectors = self._projected(Place(dataset, numbers(dataset.rows)), joint)
+            vectors = None
+            if 2 * len(rows) > dataset.rows:
+                vectors = self._projected(Place(dataset, numbers(dataset.rows)), joint)
             if vectors is None:
-                return whole
+                return Place(dataset, rows)
             self.kept[name] = vectors
             while sum(one.nbytes for one in self.kept.values()) > self.most:
                 self.kept.popitem(last=False)
@@ -57,14 +65,17 @@ class Galleries:
 
     def _projected(self, place: Place, joint: Joint) -> Tensor | None:
         """(rows, joint); None where that is too much to be kept."""
-        vectors: Tensor | None = None
+        (one,) = place.spread(1).blocks(joint)
+        shape = (len(place.rows), one.shape[1])
+        if math.prod(shape) * one.itemsize > self.most:
+            return None
+        try:
+            vectors = torch.from_numpy(room_for(shape))
+        except OSError as error:
+            log.warning("a gallery is not kept: %s", error)
+            return None
         done = 0
         for block in place.blocks(joint):
-            if vectors is None:
-                shape = (len(place.rows), block.shape[1])
-                if shape[0] * shape[1] * 4 > self.most:
-                    return None
-                vectors = torch.from_numpy(room_for(shape))
             vectors[done : done + len(block)] = block
             done += len(block)
         return vectors

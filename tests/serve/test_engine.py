@@ -1,6 +1,7 @@
 """What no client sees: decoding that hangs or dies, and which inputs leave in one batch."""
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -195,9 +196,14 @@ def test_an_array_of_too_many_points_is_refused_by_its_header(
     assert told[2].endswith("points, 2,000,000 are the most")
 
 
-def test_a_gallery_is_kept_while_there_is_room_for_it(demo: Demo) -> None:
+def test_a_gallery_is_kept_while_there_is_room_for_it(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(shape: tuple[int, ...]) -> np.ndarray:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp")
+
     dataset = open_dataset(demo.store, Key("digits-clip", "image", "handwriting-test"))
-    rows, own = np.arange(3, 60, 2), OwnSpace(demo.store)
+    rows, own = np.arange(3, dataset.rows), OwnSpace(demo.store)
     plain = torch.cat(list(Place(dataset, rows).blocks(own)))
     size = dataset.rows * dataset.dim * 4
     galleries = Galleries(2 * size)
@@ -207,4 +213,11 @@ def test_a_gallery_is_kept_while_there_is_room_for_it(demo: Demo) -> None:
     assert [name[2] for name in galleries.kept] == ["a", "c"]
     none = Galleries(size - 1)
     assert torch.equal(torch.cat(list(none.place(dataset, rows, "a", own).blocks(own))), plain)
+    few = galleries.place(dataset, rows[:9], "d", own)
+    assert torch.equal(torch.cat(list(few.blocks(own))), plain[:9])
+    monkeypatch.setattr("cmcr.serve.gallery.room_for", no_room)
+    full = Galleries(2 * size)
+    assert torch.equal(torch.cat(list(full.place(dataset, rows, "a", own).blocks(own))), plain)
     assert not none.kept
+    assert not full.kept
+    assert "d" not in [name[2] for name in galleries.kept]
