@@ -291,9 +291,21 @@ def describe_setting(key: str) -> str:
 def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectConfig:
     """`config` with KEY=VALUE strings applied in order; a value is read as YAML.
 
+    Another method brings its usual settings: of the old one only what is not usual for it stays.
     Raises UsageError for a string without "=", an unknown key or a value that does not fit.
     """
-    return read_config(config.model_dump() | parse_settings(overrides), where=", ".join(overrides))
+    fields, settings = config.model_dump(), parse_settings(overrides)
+    if "method" in settings:
+        fields = {"method": config.method} | unusual(config)
+    return read_config(fields | settings, where=", ".join(overrides))
+
+
+def unusual(config: ConnectConfig) -> dict[str, Any]:
+    """The settings of `config` that are not what its method has where they are left open."""
+    fields = ConnectConfig.model_fields
+    usual = {name: field.default for name, field in fields.items()} | USUAL.get(config.method, {})
+    return {name: one for name, one in config.model_dump().items()
+            if name != "method" and one != usual[name]}  # fmt: skip
 
 
 def parse_settings(overrides: Sequence[str]) -> dict[str, Any]:
