@@ -262,9 +262,12 @@ class ConnectConfig(BaseModel):
 
 
 def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:
-    """A checked config. Raises UsageError that names the key, its value and what it could be."""
+    """A checked config. Raises UsageError that names the key, its value and what it could be.
+
+    So too for `centric` of a method that aggregates nothing; records of before may hold that.
+    """
     try:
-        return ConnectConfig.model_validate(dict(section))
+        config = ConnectConfig.model_validate(dict(section))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -280,6 +283,13 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
             where=where,
             fix=f"{first['loc'][0]}: {meaning}" if meaning else None,
         ) from None
+    if config.centric != ("bridge",) and config.method not in ("auto", *AGGREGATES):
+        raise UsageError(
+            f"centric: {', '.join(config.centric)}, and {config.method} aggregates nothing",
+            where=where or "the settings of the connection",
+            fix=f"leave centric out, or take a method that does: {', '.join(AGGREGATES)}",
+        )
+    return config
 
 
 def describe_setting(key: str) -> str:

@@ -263,6 +263,14 @@ def test_another_method_brings_its_usual_settings_and_the_rest_stays() -> None:
     assert with_overrides(textme, ["seed=1"]).warm_up == 0.1
 
 
+@pytest.mark.parametrize("method", ["textme", "cca", "identity"])
+def test_rows_to_aggregate_from_are_refused_where_nothing_is_aggregated(method: str) -> None:
+    with pytest.raises(UsageError, match=f"{method} aggregates nothing") as refused:
+        with_overrides(read_config(SECTION), [f"method={method}", "centric=[bridge, first]"])
+    assert refused.value.where and refused.value.fix  # noqa: PT018
+    assert read_config(SECTION | {"centric": ["first"]}).centric == ("first",)  # auto may
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
