@@ -32,7 +32,7 @@ from torch.nn.functional import normalize
 
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
-from cmcr.connect.matching.unordered import FEWEST
+from cmcr.connect.matching.unordered import FEWEST, far_out
 from cmcr.connect.matching.unordered import match as find_pairs
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
@@ -49,6 +49,7 @@ from cmcr.errors import MismatchError
 ROUNDS = 6
 SOUGHT = 4_096  # rows of the smaller pool that look for their partner in all of the other, at most
 BLOCK_ROWS = 65_536  # of a pool that are in memory at a time
+FAR_ROWS = 16_384  # while those that lie farthest out are chosen, in float64
 
 Project = Callable[[np.ndarray], Tensor]  # (n, D) of a space → (n, joint), unit norm
 
@@ -94,7 +95,10 @@ def blind(problem: Problem) -> Problem:
                 "nobody can tell which item is which",
                 fix="name a dataset with more items, or one whose ids both spaces have: --train",
             )
-    match = find_pairs(first[:], second[:], problem.config.seed)
+    chosen = tuple(
+        rows.subset(far_out(partial(rows.batches, FAR_ROWS))) for rows in (first, second)
+    )
+    match = find_pairs(chosen[0][:], chosen[1][:], problem.config.seed)
     if not match.sure:
         raise MismatchError(
             f"nothing is connected, for it is not clear which item is which: both Gram matrices "
@@ -104,7 +108,7 @@ def blind(problem: Problem) -> Problem:
             fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
             "that are known, with --train",
         )
-    pairs = Pairs(first.subset(match.first), second.subset(match.second))
+    pairs = Pairs(chosen[0].subset(match.first), chosen[1].subset(match.second))
     closed = problem.variant(method="cca", centre=False)
     for _ in range(ROUNDS):
         one, two = start(closed.on(data.of(pairs).whole))

@@ -45,7 +45,11 @@ def memory(random: np.random.Generator) -> dict[str, dict[str, Any]]:
             for space, kind in (("see", "image"), ("hear", "audio"))}  # fmt: skip
 
 
-def test_the_same_items_in_any_order_are_connected_and_it_is_told(tmp_path: Path) -> None:
+def test_the_same_items_in_any_order_are_connected_and_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unordered, "ANCHORS", ITEMS - 10)  # the rounds after it find the others
+    monkeypatch.setattr("cmcr.connect.methods.pools.FAR_ROWS", 32)
     given, partner = pools(common=True)
     spaces = memory(np.random.default_rng(0))
     made = cmcr.fit(spaces, via="text", pools=given, blind=True, method="cca")
@@ -91,6 +95,21 @@ def test_a_beam_that_is_wide_enough_finds_the_best_and_its_agreement_is_a_correl
     expected = np.corrcoef(k1[off], (y[there] @ y[there].T)[off])[0, 1]
     found = unordered.agreement(torch.from_numpy(x), torch.from_numpy(y), there)
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_rows_that_lie_farthest_out_are_told_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.random.default_rng(4).standard_normal((90, 6)) * np.arange(1, 7) + 1
+    assert list(unordered.far_out(lambda: [rows[:50], rows[50:]])) == list(range(90))
+    monkeypatch.setattr(unordered, "ANCHORS", 20)
+    monkeypatch.setattr(unordered, "RANK", 4)
+    x = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    x -= x.mean(axis=0)
+    values, axes = np.linalg.eigh(x.T @ x)
+    lengths = ((x @ axes[:, 2:]) ** 2 * values[2:] ** -0.5).sum(axis=1)
+    found = unordered.far_out(lambda: (rows[at : at + 7] for at in range(0, 90, 7)))
+    assert found.tolist() == sorted(np.argsort(lengths)[-20:])
 
 
 def test_rows_and_columns_of_what_is_annealed_sum_alike() -> None:
