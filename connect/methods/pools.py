@@ -32,7 +32,8 @@ from torch.nn.functional import normalize
 
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
-from cmcr.connect.matching.unordered import FEWEST, far_out
+from cmcr.connect.matching.kept import kept
+from cmcr.connect.matching.unordered import FEWEST, Match, far_out
 from cmcr.connect.matching.unordered import match as find_pairs
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
@@ -95,10 +96,14 @@ def blind(problem: Problem) -> Problem:
                 "nobody can tell which item is which",
                 fix="name a dataset with more items, or one whose ids both spaces have: --train",
             )
-    chosen = tuple(
-        rows.subset(far_out(partial(rows.batches, FAR_ROWS))) for rows in (first, second)
+    match = kept(
+        data.store,
+        {
+            "pools": [[one.fingerprint for one in space.pool] for space in data.spaces],
+            "seed": problem.config.seed,
+        },
+        partial(_matched, first, second, problem.config.seed),
     )
-    match = find_pairs(chosen[0][:], chosen[1][:], problem.config.seed)
     if not match.sure:
         raise MismatchError(
             f"nothing is connected, for it is not clear which item is which: both Gram matrices "
@@ -108,7 +113,7 @@ def blind(problem: Problem) -> Problem:
             fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
             "that are known, with --train",
         )
-    pairs = Pairs(chosen[0].subset(match.first), chosen[1].subset(match.second))
+    pairs = Pairs(first.subset(match.first), second.subset(match.second))
     closed = problem.variant(method="cca", centre=False)
     for _ in range(ROUNDS):
         one, two = start(closed.on(data.of(pairs).whole))
@@ -119,6 +124,13 @@ def blind(problem: Problem) -> Problem:
     data.pooled.update(found=len(pairs), agreement=match.agreement, chance=match.chance,
                        starts=match.starts, agreed=match.agreed)  # fmt: skip
     return problem.on(data.of(dataclasses.replace(pairs, unmatched=left)))
+
+
+def _matched(first: Rows, second: Rows, seed: int) -> Match:
+    """Pairs of the rows of either pool that lie farthest out."""
+    one, two = (far_out(partial(rows.batches, FAR_ROWS)) for rows in (first, second))
+    match = find_pairs(first[one], second[two], seed)
+    return match._replace(first=one[match.first], second=two[match.second])
 
 
 def _all(space: SpaceData) -> Rows:

@@ -65,8 +65,8 @@ def test_the_same_items_in_any_order_are_connected_and_it_is_told(
     assert "none was known" in (tmp_path / "README.md").read_text()
 
 
-def test_pools_of_other_items_are_not_connected_and_nothing_is_written(
-    tmp_path: Path,
+def test_pools_of_other_items_are_not_connected_and_the_search_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, _ = pools(common=False)
     for space, rows in given.items():
@@ -76,8 +76,17 @@ def test_pools_of_other_items_are_not_connected_and_nothing_is_written(
     asked = ["connect", "--via", "text", "--spaces", "see,hear", "--blind", "--store",
              str(tmp_path / "S"), "--pool", "see/text:all", "--pool", "hear/text:all",
              "--no-pipeline", "--name", "no"]  # fmt: skip
-    assert "nothing is connected" in refuse(1, *asked)
+    told = refuse(1, *asked)
+    assert "nothing is connected" in told
     assert not list((tmp_path / "S/connections/no").glob("[!.]*"))
+    monkeypatch.setattr("cmcr.connect.methods.pools.find_pairs", None)
+    assert refuse(1, *asked) == told
+    with pytest.raises(TypeError):  # another seed is another search
+        refuse(1, *asked, "--set", "seed=1")
+    (match,) = (tmp_path / "S/matches").glob("*.json")
+    match.write_text(match.read_text().replace('"agreed": 0', '"agreed": 4'))
+    with pytest.raises(TypeError):  # it is searched again
+        refuse(1, *asked)
 
 
 def test_a_beam_that_is_wide_enough_finds_the_best_and_its_agreement_is_a_correlation() -> None:
