@@ -126,8 +126,9 @@ def pools_line(record: Record) -> str:
     """What was found in the pools, and whether it is kept."""
     said = record.pools
     if record.blind:
+        starts = "1 start" if said["starts"] == 1 else f"{said['starts']} starts"
         return (
-            f"blind: after {said['starts']} starts the Gram matrices agree by "
+            f"blind: after {starts} the Gram matrices agree by "
             f"{said['agreement']:.2f}, where nothing is in common by {said['chance']:.2f}; some of "
             f"the pairs led to all of them in {said['agreed']} of 4 cases; what is held out was "
             f"found too, and proves less than known pairs"

@@ -29,6 +29,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
+from cmcr.progress import progress
+
 ANCHORS = 1_000  # of `far_out`
 FEWEST = 50  # rows below which a half says nothing
 RANK, WHITENING = 100, 0.5
@@ -113,13 +115,15 @@ def _by_chance(rows: np.ndarray, random: np.random.Generator) -> float:
 def _search(one: _Pool, two: _Pool, chance: float, random: np.random.Generator) -> Match:
     """The best of several starts; no more of them than it takes to be sure."""
     found: Match | None = None
-    for number, (agreement, there) in enumerate(_starts(one, two, STARTS), 1):
-        if found is None or agreement > found.agreement:
-            found = Match(np.arange(len(there)), there, agreement, chance, number, 0)
-            if found.excess > EXCESS:
-                found = found._replace(agreed=_again(one, two, there, random))
-        if found.sure:
-            return found
+    with progress("match", STARTS, "starts") as advance:
+        for number, (agreement, there) in enumerate(_starts(one, two, STARTS), 1):
+            if found is None or agreement > found.agreement:
+                found = Match(np.arange(len(there)), there, agreement, chance, number, 0)
+                if found.excess > EXCESS:
+                    found = found._replace(agreed=_again(one, two, there, random))
+            if found.sure:
+                return found
+            advance(1)
     assert found is not None
     return found._replace(starts=STARTS)
 

@@ -33,7 +33,7 @@ from torch.nn.functional import normalize
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
 from cmcr.connect.matching.kept import kept
-from cmcr.connect.matching.unordered import FEWEST, Match, far_out
+from cmcr.connect.matching.unordered import EXCESS, FEWEST, Match, far_out
 from cmcr.connect.matching.unordered import match as find_pairs
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
@@ -105,10 +105,11 @@ def blind(problem: Problem) -> Problem:
         partial(_matched, first, second, problem.config.seed),
     )
     if not match.sure:
+        again = f", but some of the pairs lead to all of them in {match.agreed} of 4 cases alone"
         raise MismatchError(
             f"nothing is connected, for it is not clear which item is which: both Gram matrices "
             f"agree by {match.agreement:.2f}, those of pools with nothing in common by "
-            f"{match.chance:.2f}, after {match.starts} starts",
+            f"{match.chance:.2f}, after {match.starts} starts{again * (match.excess > EXCESS)}",
             where=" and ".join(str(one.key) for space in data.spaces for one in space.pool),
             fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
             "that are known, with --train",
