@@ -312,8 +312,8 @@ def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectCo
 
 def unusual(config: ConnectConfig) -> dict[str, Any]:
     """The settings of `config` that are not what its method has where they are left open."""
-    fields = ConnectConfig.model_fields
-    usual = {name: field.default for name, field in fields.items()} | USUAL.get(config.method, {})
+    defaults = {name: field.default for name, field in ConnectConfig.model_fields.items()}
+    usual = {**defaults, **USUAL.get(config.method, {})}
     return {name: one for name, one in config.model_dump().items()
             if name != "method" and one != usual[name]}  # fmt: skip
 
