@@ -86,7 +86,7 @@ def _fit(record: Record) -> str:
         + f"; seed {record.config.seed}. Settings that `{method}` does not usually have:",
         "",
     ]
-    skipped = {"spaces", "via", "train", "memory", "seed"}
+    skipped = {"spaces", "via", "train", "memory", "pool", "blind", "seed"}
     settings = unusual(record.config)
     lines += [f"- `{name}`: {settings[name]}" for name in settings if name not in skipped] or [
         "- none"
