@@ -262,9 +262,12 @@ class ConnectConfig(BaseModel):
 
 
 def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectConfig:
-    """A checked config. Raises UsageError that names the key, its value and what it could be."""
+    """A checked config. Raises UsageError that names the key, its value and what it could be.
+
+    So too for `centric` of a method that aggregates nothing; records of before may hold that.
+    """
     try:
-        return ConnectConfig.model_validate(dict(section))
+        config = ConnectConfig.model_validate(dict(section))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -280,6 +283,13 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
             where=where,
             fix=f"{first['loc'][0]}: {meaning}" if meaning else None,
         ) from None
+    if config.centric != ("bridge",) and config.method not in ("auto", *AGGREGATES):
+        raise UsageError(
+            f"centric: {', '.join(config.centric)}, and {config.method} aggregates nothing",
+            where=where or "the settings of the connection",
+            fix=f"leave centric out, or take a method that does: {', '.join(AGGREGATES)}",
+        )
+    return config
 
 
 def describe_setting(key: str) -> str:
@@ -291,9 +301,21 @@ def describe_setting(key: str) -> str:
 def with_overrides(config: ConnectConfig, overrides: Sequence[str]) -> ConnectConfig:
     """`config` with KEY=VALUE strings applied in order; a value is read as YAML.
 
+    Another method brings its usual settings: of the old one only what is not usual for it stays.
     Raises UsageError for a string without "=", an unknown key or a value that does not fit.
     """
-    return read_config(config.model_dump() | parse_settings(overrides), where=", ".join(overrides))
+    fields, settings = config.model_dump(), parse_settings(overrides)
+    if "method" in settings:
+        fields = {"method": config.method} | unusual(config)
+    return read_config(fields | settings, where=", ".join(overrides))
+
+
+def unusual(config: ConnectConfig) -> dict[str, Any]:
+    """The settings of `config` that are not what its method has where they are left open."""
+    defaults = {name: field.default for name, field in ConnectConfig.model_fields.items()}
+    usual = {**defaults, **USUAL.get(config.method, {})}
+    return {name: one for name, one in config.model_dump().items()
+            if name != "method" and one != usual[name]}  # fmt: skip
 
 
 def parse_settings(overrides: Sequence[str]) -> dict[str, Any]:

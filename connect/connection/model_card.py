@@ -5,6 +5,7 @@ It is the README.md beside the weights, with the header that the Hugging Face Hu
 
 import yaml
 
+from cmcr.connect.config import unusual
 from cmcr.connect.connection.record import Record, SpaceRecord
 
 PAPERS = {
@@ -74,7 +75,7 @@ def _fit(record: Record) -> str:
     if record.config is None:
         lines = [f"- {name}: `{value}`" for name, value in record.imported.items()]
         return "\n".join(["## Training", "", IMPORTED, "", *lines])
-    said = record.pools
+    said, method = record.pools, record.config.method
     lines = [
         "## Training",
         "",
@@ -82,12 +83,14 @@ def _fit(record: Record) -> str:
         + " that were found, for none was known" * record.blind
         + (f", {record.held_out:,} held out" if record.held_out else "")
         + (f", {said['found']:,} more found in the pools" if said.get("kept") else "")
-        + f"; seed {record.config.seed}. Settings that differ from the defaults of cmcr:",
+        + f"; seed {record.config.seed}. Settings that `{method}` does not usually have:",
         "",
     ]
-    skipped = {"spaces", "via", "train", "memory", "method", "seed"}
-    settings = record.config.model_dump(exclude_defaults=True, exclude=skipped)
-    lines += [f"- `{name}`: {value}" for name, value in settings.items()] or ["- none"]
+    skipped = {"spaces", "via", "train", "memory", "pool", "blind", "seed"}
+    settings = unusual(record.config)
+    lines += [f"- `{name}`: {settings[name]}" for name in settings if name not in skipped] or [
+        "- none"
+    ]
     if record.trained_on:
         lines += ["", f"{trained_line(record)}."]
     if record.validation:
@@ -123,8 +126,9 @@ def pools_line(record: Record) -> str:
     """What was found in the pools, and whether it is kept."""
     said = record.pools
     if record.blind:
+        starts = "1 start" if said["starts"] == 1 else f"{said['starts']} starts"
         return (
-            f"blind: after {said['starts']} starts the Gram matrices agree by "
+            f"blind: after {starts} the Gram matrices agree by "
             f"{said['agreement']:.2f}, where nothing is in common by {said['chance']:.2f}; some of "
             f"the pairs led to all of them in {said['agreed']} of 4 cases; what is held out was "
             f"found too, and proves less than known pairs"

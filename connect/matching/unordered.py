@@ -1,5 +1,6 @@
 """Items of two spaces of which nobody knows which is which: matched by their Gram matrices.
 
+    rows = far_out(blocks)             # those of a large pool to be matched
     found = match(first, second)       # (n1, D1), (n2, D2)
     found.sure                         # else the spaces are not to be connected
     found.first, found.second          # (pairs,) numbers of rows that are one item
@@ -19,7 +20,7 @@ best agreement is EXCESS of the way from what these give to 1, and where anneali
 from DEPTH of the found pairs, drawn at random, ends with the same pairs in AGREED of AGAIN cases.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-ANCHORS = 1_000  # rows of either pool that are matched, at most: those that lie farthest out
+from cmcr.progress import progress
+
+ANCHORS = 1_000  # of `far_out`
 FEWEST = 50  # rows below which a half says nothing
 RANK, WHITENING = 100, 0.5
 DEPTH, BEAM = 14, 4_000  # items of a beam search, and what it keeps
@@ -68,21 +71,38 @@ class _Pool(NamedTuple):
 
 @torch.no_grad()
 def match(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Match:
-    """The pairs among (n1, D1) and (n2, D2) rows; of pools beyond ANCHORS only those.
+    """The pairs among (n1, D1) and (n2, D2) rows.
 
-    Needs FEWEST rows of either. Deterministic for a seed and a number of threads.
+    Needs FEWEST rows of either, and time that grows with their cube: `far_out` chooses some.
+    Deterministic for a seed and a number of threads.
     """
-    chosen = _far_out(first), _far_out(second)
-    one, two = (rows[there] for rows, there in zip((first, second), chosen, strict=True))
     random = np.random.default_rng(seed)
-    chance = max(_by_chance(rows, random) for rows in (one, two))
-    if len(one) > len(two):
-        found = _search(_pool(two), _pool(one), chance, random)
-        rows = found.second, found.first
-    else:
-        found = _search(_pool(one), _pool(two), chance, random)
-        rows = found.first, found.second
-    return found._replace(first=chosen[0][rows[0]], second=chosen[1][rows[1]])
+    chance = max(_by_chance(rows, random) for rows in (first, second))
+    if len(first) > len(second):
+        found = _search(_pool(second), _pool(first), chance, random)
+        return found._replace(first=found.second, second=found.first)
+    return _search(_pool(first), _pool(second), chance, random)
+
+
+def far_out(blocks: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """The numbers of the ANCHORS rows that lie farthest out, ascending; of fewer rows all.
+
+    `blocks` begins anew each time it is called; one block of (n, D) rows is held at a time.
+    """
+    count, total, second = 0, torch.zeros(()), torch.zeros(())
+    for x in _units(blocks()):
+        count, total, second = count + len(x), total + x.sum(dim=0), second + x.T @ x
+    if count <= ANCHORS:
+        return np.arange(count)
+    mean = total / count
+    axes = _half_whitening(second - count * torch.outer(mean, mean), count)
+    lengths = torch.cat([((x - mean) @ axes).square().sum(dim=1) for x in _units(blocks())])
+    return np.sort(lengths.topk(ANCHORS).indices.numpy())
+
+
+def _units(blocks: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    for block in blocks:
+        yield normalize(torch.from_numpy(block.astype(np.float64)), dim=1)
 
 
 def _by_chance(rows: np.ndarray, random: np.random.Generator) -> float:
@@ -95,13 +115,15 @@ def _by_chance(rows: np.ndarray, random: np.random.Generator) -> float:
 def _search(one: _Pool, two: _Pool, chance: float, random: np.random.Generator) -> Match:
     """The best of several starts; no more of them than it takes to be sure."""
     found: Match | None = None
-    for number, (agreement, there) in enumerate(_starts(one, two, STARTS), 1):
-        if found is None or agreement > found.agreement:
-            found = Match(np.arange(len(there)), there, agreement, chance, number, 0)
-            if found.excess > EXCESS:
-                found = found._replace(agreed=_again(one, two, there, random))
-        if found.sure:
-            return found
+    with progress("match", STARTS, "starts") as advance:
+        for number, (agreement, there) in enumerate(_starts(one, two, STARTS), 1):
+            if found is None or agreement > found.agreement:
+                found = Match(np.arange(len(there)), there, agreement, chance, number, 0)
+                if found.excess > EXCESS:
+                    found = found._replace(agreed=_again(one, two, there, random))
+            if found.sure:
+                return found
+            advance(1)
     assert found is not None
     return found._replace(starts=STARTS)
 
@@ -134,19 +156,18 @@ def _starts(one: _Pool, two: _Pool, count: int) -> Iterator[tuple[float, np.ndar
 def _pool(rows: np.ndarray) -> _Pool:
     x = normalize(torch.from_numpy(rows.astype(np.float32)), dim=1)
     x = x - x.mean(dim=0)
-    values, axes = torch.linalg.eigh(x.T @ x)  # ascending
-    rank = min(RANK, len(x) - 1, len(values))
-    values, axes = values[-rank:].clamp(min=1e-9 * float(values[-1])), axes[:, -rank:]
-    z = x @ (axes * values ** (-WHITENING / 2))
+    z = x @ _half_whitening(x.T @ x, len(x))
     z = z / z.square().sum(dim=1).mean().sqrt()
     return _Pool(z, normalize(z, dim=1))
 
 
-def _far_out(rows: np.ndarray) -> np.ndarray:
-    if len(rows) <= ANCHORS:
-        return np.arange(len(rows))
-    lengths = _pool(rows).rows.square().sum(dim=1)
-    return np.sort(lengths.topk(ANCHORS).indices.numpy())
+def _half_whitening(second: Tensor, count: int) -> Tensor:
+    """(D, rank), onto the principal axes, of `count` centred rows with these second moments."""
+    values, axes = torch.linalg.eigh(second)  # ascending
+    rank = min(RANK, count - 1, len(values))
+    values, axes = values[-rank:].clamp(min=1e-9 * float(values[-1])), axes[:, -rank:]
+    onto: Tensor = axes * values ** (-WHITENING / 2)
+    return onto
 
 
 def tied(gram: Tensor, begin: int, count: int) -> list[int]:

@@ -32,7 +32,8 @@ from torch.nn.functional import normalize
 
 from cmcr.connect.connection.projectors import Projector
 from cmcr.connect.connection.record import Record
-from cmcr.connect.matching.unordered import FEWEST
+from cmcr.connect.matching.kept import kept
+from cmcr.connect.matching.unordered import EXCESS, FEWEST, Match, far_out
 from cmcr.connect.matching.unordered import match as find_pairs
 from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.methods.problem import Data, Problem
@@ -49,6 +50,7 @@ from cmcr.errors import MismatchError
 ROUNDS = 6
 SOUGHT = 4_096  # rows of the smaller pool that look for their partner in all of the other, at most
 BLOCK_ROWS = 65_536  # of a pool that are in memory at a time
+FAR_ROWS = 16_384  # while those that lie farthest out are chosen, in float64
 
 Project = Callable[[np.ndarray], Tensor]  # (n, D) of a space → (n, joint), unit norm
 
@@ -94,12 +96,20 @@ def blind(problem: Problem) -> Problem:
                 "nobody can tell which item is which",
                 fix="name a dataset with more items, or one whose ids both spaces have: --train",
             )
-    match = find_pairs(first[:], second[:], problem.config.seed)
+    match = kept(
+        data.store,
+        {
+            "pools": [[one.fingerprint for one in space.pool] for space in data.spaces],
+            "seed": problem.config.seed,
+        },
+        partial(_matched, first, second, problem.config.seed),
+    )
     if not match.sure:
+        again = f", but some of the pairs lead to all of them in {match.agreed} of 4 cases alone"
         raise MismatchError(
             f"nothing is connected, for it is not clear which item is which: both Gram matrices "
             f"agree by {match.agreement:.2f}, those of pools with nothing in common by "
-            f"{match.chance:.2f}, after {match.starts} starts",
+            f"{match.chance:.2f}, after {match.starts} starts{again * (match.excess > EXCESS)}",
             where=" and ".join(str(one.key) for space in data.spaces for one in space.pool),
             fix="name pools that hold the same items, such as all of one catalogue; or some pairs "
             "that are known, with --train",
@@ -115,6 +125,13 @@ def blind(problem: Problem) -> Problem:
     data.pooled.update(found=len(pairs), agreement=match.agreement, chance=match.chance,
                        starts=match.starts, agreed=match.agreed)  # fmt: skip
     return problem.on(data.of(dataclasses.replace(pairs, unmatched=left)))
+
+
+def _matched(first: Rows, second: Rows, seed: int) -> Match:
+    """Pairs of the rows of either pool that lie farthest out."""
+    one, two = (far_out(partial(rows.batches, FAR_ROWS)) for rows in (first, second))
+    match = find_pairs(first[one], second[two], seed)
+    return match._replace(first=one[match.first], second=two[match.second])
 
 
 def _all(space: SpaceData) -> Rows:

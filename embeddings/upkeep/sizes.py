@@ -19,7 +19,9 @@ from cmcr.embeddings.verify import check_store
 from cmcr.embeddings.writer import fresh_store
 from cmcr.files import UNFINISHED
 
-Kind = Literal["dataset", "index", "connection", "results", "pseudo partners", "leftovers", "other"]
+Kind = Literal[
+    "dataset", "index", "connection", "results", "pseudo partners", "matches", "leftovers", "other"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,4 +79,6 @@ def _belongs_to(parts: tuple[str, ...], store: Path) -> tuple[Kind, str]:
         return "results", parts[1]
     if parts[0] == "pseudo":
         return "pseudo partners", "pseudo"
+    if parts[0] == "matches":
+        return "matches", "matches"
     return "other", parts[0]

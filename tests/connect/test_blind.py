@@ -45,7 +45,11 @@ def memory(random: np.random.Generator) -> dict[str, dict[str, Any]]:
             for space, kind in (("see", "image"), ("hear", "audio"))}  # fmt: skip
 
 
-def test_the_same_items_in_any_order_are_connected_and_it_is_told(tmp_path: Path) -> None:
+def test_the_same_items_in_any_order_are_connected_and_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unordered, "ANCHORS", ITEMS - 10)  # the rounds after it find the others
+    monkeypatch.setattr("cmcr.connect.methods.pools.FAR_ROWS", 32)
     given, partner = pools(common=True)
     spaces = memory(np.random.default_rng(0))
     made = cmcr.fit(spaces, via="text", pools=given, blind=True, method="cca")
@@ -61,8 +65,8 @@ def test_the_same_items_in_any_order_are_connected_and_it_is_told(tmp_path: Path
     assert "none was known" in (tmp_path / "README.md").read_text()
 
 
-def test_pools_of_other_items_are_not_connected_and_nothing_is_written(
-    tmp_path: Path,
+def test_pools_of_other_items_are_not_connected_and_the_search_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, _ = pools(common=False)
     for space, rows in given.items():
@@ -72,8 +76,17 @@ def test_pools_of_other_items_are_not_connected_and_nothing_is_written(
     asked = ["connect", "--via", "text", "--spaces", "see,hear", "--blind", "--store",
              str(tmp_path / "S"), "--pool", "see/text:all", "--pool", "hear/text:all",
              "--no-pipeline", "--name", "no"]  # fmt: skip
-    assert "nothing is connected" in refuse(1, *asked)
+    told = refuse(1, *asked)
+    assert "nothing is connected" in told
     assert not list((tmp_path / "S/connections/no").glob("[!.]*"))
+    monkeypatch.setattr("cmcr.connect.methods.pools.find_pairs", None)
+    assert refuse(1, *asked) == told
+    with pytest.raises(TypeError):  # another seed is another search
+        refuse(1, *asked, "--set", "seed=1")
+    (match,) = (tmp_path / "S/matches").glob("*.json")
+    match.write_text(match.read_text().replace('"agreed": 0', '"agreed": 4'))
+    with pytest.raises(TypeError):  # it is searched again
+        refuse(1, *asked)
 
 
 def test_a_beam_that_is_wide_enough_finds_the_best_and_its_agreement_is_a_correlation() -> None:
@@ -91,6 +104,21 @@ def test_a_beam_that_is_wide_enough_finds_the_best_and_its_agreement_is_a_correl
     expected = np.corrcoef(k1[off], (y[there] @ y[there].T)[off])[0, 1]
     found = unordered.agreement(torch.from_numpy(x), torch.from_numpy(y), there)
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_rows_that_lie_farthest_out_are_told_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.random.default_rng(4).standard_normal((90, 6)) * np.arange(1, 7) + 1
+    assert list(unordered.far_out(lambda: [rows[:50], rows[50:]])) == list(range(90))
+    monkeypatch.setattr(unordered, "ANCHORS", 20)
+    monkeypatch.setattr(unordered, "RANK", 4)
+    x = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    x -= x.mean(axis=0)
+    values, axes = np.linalg.eigh(x.T @ x)
+    lengths = ((x @ axes[:, 2:]) ** 2 * values[2:] ** -0.5).sum(axis=1)
+    found = unordered.far_out(lambda: (rows[at : at + 7] for at in range(0, 90, 7)))
+    assert found.tolist() == sorted(np.argsort(lengths)[-20:])
 
 
 def test_rows_and_columns_of_what_is_annealed_sum_alike() -> None:

@@ -98,6 +98,7 @@ def test_a_modality_without_memory_is_skipped_and_told(
 ) -> None:
     whole = connect(store, config(validation=0), name="whole")
     assert whole.record.trained_on == {"bridge": 60, "first": 30, "second": 40}
+    assert "`centric`" not in (whole.path / "README.md").read_text()
     half = connect(store, config(validation=0, memory=["hear/audio:m"]), name="half")
     assert half.record.trained_on == {"bridge": 60, "first": 30, "second": 0}
     told = "training rows: 60 of text, 30 of hear/audio, none of see, which has no memory"
@@ -115,6 +116,9 @@ def test_what_was_made_before_there_was_a_choice_was_trained_on_the_bridge(
     assert config().centric == ("bridge", "first", "second")
     assert config(method="c-mcr").centric == ("bridge",)
     made = connect(store, config(validation=0, centric=["bridge"]), name="a")
+    card = (made.path / "README.md").read_text()
+    assert "`ex-mcr` does not usually have" in card
+    assert "- `centric`: ('bridge',)" in card
     path = made.path / "config.json"
     content = json.loads(path.read_text())
     assert "trained_on" not in content

@@ -154,7 +154,10 @@ def test_textme_is_trained_on_centred_text_alone(store: Path) -> None:
     assert not (store / "pseudo").exists()
     first, second = made.record.spaces
     assert (first.centred, second.centred) == (("text", "audio"), ())
-    assert "[TextME](https://arxiv.org/abs/2602.03098)" in (made.path / "README.md").read_text()
+    card = (made.path / "README.md").read_text()
+    assert "[TextME](https://arxiv.org/abs/2602.03098)" in card
+    assert "- `epochs`: 2\n" in card
+    assert "warm_up" not in card  # as it usually is
     both = connect(store, config(method="textme", epochs=2, centre=True), name="b")
     assert both.record.model == "textme-centred"
     assert both.record.spaces[1].centred == ("text", "image")

@@ -247,6 +247,30 @@ def test_overrides_are_read_as_yaml_in_order() -> None:
     assert (centred.model_name, centred.memory) == ("ridge-centred", ("a", "b"))
 
 
+def test_another_method_brings_its_usual_settings_and_the_rest_stays() -> None:
+    plain = read_config(SECTION | {"method": "c-mcr", "seed": 3, "weight_decay": 0.1})
+    for method in ("ex-mcr", "textme", "cca"):
+        changed = with_overrides(plain, [f"method={method}", "patience=4"])
+        asked = {"method": method, "seed": 3, "weight_decay": 0.1, "patience": 4}
+        assert changed == read_config(SECTION | asked)
+        assert with_overrides(changed, ["method=c-mcr", "patience=10"]) == plain
+    bridge = read_config(SECTION | {"method": "ex-mcr", "centric": ["bridge"]})
+    assert with_overrides(bridge, ["method=ex-mcr", "seed=1"]).centric == ("bridge",)
+    textme = read_config(SECTION | {"method": "textme", "epochs": 7})
+    assert with_overrides(textme, ["method=c-mcr"]) == read_config(
+        SECTION | {"method": "c-mcr", "epochs": 7}
+    )
+    assert with_overrides(textme, ["seed=1"]).warm_up == 0.1
+
+
+@pytest.mark.parametrize("method", ["textme", "cca", "identity"])
+def test_rows_to_aggregate_from_are_refused_where_nothing_is_aggregated(method: str) -> None:
+    with pytest.raises(UsageError, match=f"{method} aggregates nothing") as refused:
+        with_overrides(read_config(SECTION), [f"method={method}", "centric=[bridge, first]"])
+    assert refused.value.where and refused.value.fix  # noqa: PT018
+    assert read_config(SECTION | {"centric": ["first"]}).centric == ("first",)  # auto may
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -258,7 +282,7 @@ def test_overrides_are_read_as_yaml_in_order() -> None:
         ("batch_size=1", "cannot use batch_size"),
         ("spaces=[clip, clip]", "both spaces are 'clip'"),
         ("train=[a, a]", "named twice"),
-        ("train=[]", "cannot use train"),
+        ("train=[]", "`train` names the datasets"),
         ("validation=0.6", "cannot use validation"),
         ("epochs=[", "cannot be read"),
         ("method=magic", "cannot use method"),
