@@ -12,7 +12,7 @@ from PIL import Image
 
 from cmcr.embeddings import open_dataset
 from cmcr.embeddings.parts import read_failures
-from cmcr.errors import MismatchError
+from cmcr.errors import MismatchError, SourceError
 from cmcr.extract import Encoder, extract, find_media, open_regions, open_source, write_plan
 
 OPTIONS: dict[str, Any] = {"workers": 0, "index": None, "max_failures": 1.0}
@@ -83,6 +83,9 @@ def test_by_a_plan_and_as_regions_they_are_the_same(
     one, two = (sorted(each.folder.glob("part-*.parquet")) for each in made)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert len(one) == 8
+    pq.write_table(pq.read_table(table / "train-1.parquet")[::-1], table / "train-1.parquet")
+    with pytest.raises(SourceError, match="changed since it was planned"):
+        extract(tmp_path / "three", encoder, planned, "t", **OPTIONS)
 
 
 def test_rows_without_media_fail_alone_and_changed_ones_are_noticed(
