@@ -14,8 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import Bytes
+from torch import Tensor
 
+from cmcr.embeddings import Modality
 from cmcr.errors import EncoderError, SourceError, UsageError
 from cmcr.extract import RayEngine, Source, extract, open_source, write_plan
 from cmcr.files import sha256_file
@@ -186,6 +189,37 @@ def test_a_part_that_ends_three_actors_ends_the_run_and_the_rest_is_kept(
     many, ray = run(monkeypatch, tmp_path, planned, {}, RayEngine(Bytes))
     assert many.finished
     assert next(ray.calls) == 1  # one part was left
+
+
+class Choosy(Bytes):
+    """Its vectors of texts that begin with a zero byte are no numbers."""
+
+    def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+        vectors = super().encode(modality, batch)
+        vectors[batch[:, 0] < 1] = torch.nan
+        return vectors
+
+
+def test_a_part_without_one_good_input_is_failures_as_on_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "t.tsv"
+    marks = ["\0" if number // 16 == 10 else "" for number in range(320)]
+    texts = (f"{mark}a text of {number}" for number, mark in enumerate(marks))
+    lines.write_text("\n".join(["text", *texts, ""]))
+    write_plan(tmp_path / "t.plan.parquet", open_source("text", str(lines)), 16)
+    source = open_source("text", str(tmp_path / "t.plan.parquet"))
+    options = OPTIONS | {"batch_size": 16, "max_failures": 0.1}
+    one = extract(tmp_path / "one", Choosy(), source, "t", **options)
+    ray = Ray({})
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    engine = RayEngine(Choosy, actors=1)
+    many = extract(tmp_path / "many", Choosy(), source, "t", engine=engine, **options)
+    assert (one.rows, one.failures) == (many.rows, many.failures) == (304, 16)
+    assert parts(one.folder) == parts(many.folder)
+    options |= {"num_shards": 10, "max_failures": 0.6}
+    shard = extract(tmp_path / "shard", Choosy(), source, "t", **options)
+    assert (shard.rows, shard.failures) == (16, 16)
 
 
 def test_what_an_actor_cannot_do_is_told_as_one_machine_tells_it(
