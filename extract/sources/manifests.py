@@ -141,6 +141,20 @@ def media_table(modality: Modality, where: Path, files: Sequence[Path], column: 
     )
 
 
+def media_cell(where: Path, column: str, number: int) -> Cell | None:
+    """The media of one row, found by the footer alone; None where there is no such row.
+
+    Raises SourceError for a file that cannot be read.
+    """
+    here, row = file_uri(where), number
+    for at, group in enumerate(_row_groups(where)):
+        if 0 <= row < group.num_rows:
+            uri = f"{here}#{number}"
+            return Cell(uri, uri, file=here, column=column, row_group=at, row=row)
+        row -= group.num_rows
+    return None
+
+
 def _refuse_large_groups(where: Path, column: str) -> None:
     for number, group in enumerate(_row_groups(where)):
         chunks = map(group.column, range(group.num_columns))
@@ -204,8 +218,11 @@ def _cells(where: Path, column: str) -> Iterator[tuple[Item, Row]]:
 
 def _classes(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of each column that has some, as `datasets` writes them down."""
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features", {})
+    features: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name in ("info", "features"):
+        features = features.get(name) if isinstance(features, dict) else None
+    if not isinstance(features, dict):
+        return {}
     return {
         name: [str(label) for label in one["names"]]
         for name, one in features.items()

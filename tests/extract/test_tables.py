@@ -128,6 +128,41 @@ def test_threads_that_ask_for_one_row_group_read_it_once(
     assert len(set(contents)) == 2
 
 
+def test_a_plan_beside_the_files_is_none_of_them_and_a_list_is_told(table: Path) -> None:
+    source = open_source("image", str(table))
+    write_plan(table / "train.plan.parquet", source, 5)
+    again = open_source("image", str(table))
+    assert (again.total, again.description) == (source.total, source.description)
+    pq.write_table(pa.table({"path": ["a.png"]}), table / "a-list.parquet")
+    with pytest.raises(SourceError, match="in a column image, this one holds none") as error:
+        open_source("image", str(table))
+    assert error.value.where == str(table / "a-list.parquet")
+
+
+@pytest.mark.parametrize("info", [b"null", b'{"info": null}', b'{"info": {"features": null}}'])
+def test_what_says_nothing_of_classes_says_nothing(table: Path, info: bytes) -> None:
+    path = table / "train-0.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": info}), path)
+    assert [item.label for item in open_source("image", str(path)).items()][:2] == [("0",), ("1",)]
+
+
+def test_one_row_is_looked_up_without_those_before_it(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (table / "train-0.parquet").rename(table / "train-0.PARQUET")
+    read, seen = pq.ParquetFile.read_row_group, []
+
+    def noted(self: pq.ParquetFile, group: int, **asked: Any) -> pa.Table:
+        seen.append(group)
+        return read(self, group, **asked)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    found = list(find_media("image", [f"{path}#2", f"{path}#3", f"{path}#x"]).values())
+    assert int(np.asarray(found[0])[0, 0].max()) == 89
+    assert seen == [1]
+    assert [type(one) for one in found[1:]] == [SourceError] * 2
+
+
 def test_rows_without_media_fail_alone_and_changed_ones_are_noticed(
     table: Path, encoder: Encoder, tmp_path: Path
 ) -> None:
