@@ -157,6 +157,23 @@ def test_shards_of_two_plans_of_one_source_are_not_mixed(
         extract(tmp_path / "store", encoder, moved, "t", shard_index=1, **limit)
 
 
+def test_nor_are_they_where_the_dataset_was_begun_without_one(
+    media: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    limit: dict[str, Any] = {"workers": 0, "index": None, "max_failures": 1.0, "num_shards": 3}
+    planned = []
+    for folder in (media, tmp_path):
+        (tmp_path / "texts.tsv").write_bytes((media / "texts.tsv").read_bytes())
+        write_plan(tmp_path / f"{folder.name}.plan.parquet", SOURCES["texts"](folder), 10)
+        planned.append(open_source("text", str(tmp_path / f"{folder.name}.plan.parquet")))
+    asked = tmp_path / "store", encoder
+    extract(*asked, SOURCES["texts"](media), "t", part_rows=10, **limit)
+    extract(*asked, planned[0], "t", shard_index=1, **limit)
+    with pytest.raises(MismatchError, match=r"source\.plan"):
+        extract(*asked, planned[1], "t", shard_index=2, **limit)
+    assert extract(*asked, planned[0], "t", shard_index=2, **limit).finished
+
+
 def test_media_that_changed_since_their_part_was_made_are_noticed_by_their_shard(
     encoder: Encoder, tmp_path: Path
 ) -> None:
