@@ -214,7 +214,8 @@ class _Pool:
                     continue
                 hand.seen = time.monotonic()
                 if not hand.placed:
-                    hand.placed, hand.waiting = True, hand.actor.begin.remote()
+                    hand.placed = True
+                    hand.waiting = hand.actor.begin.remote()
                     continue
                 if hand.part is None:
                     self.unready = 0

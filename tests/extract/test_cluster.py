@@ -250,6 +250,7 @@ def test_actors_that_never_begin_are_not_hired_for_ever_while_another_makes_part
 
     def load() -> Encoder:
         if next(loaded) > 0:
+            time.sleep(0.15)  # a part is made meanwhile
             raise RuntimeError("this host has no weights")
         return Slow()
 
@@ -262,7 +263,7 @@ class Slow(Bytes):
     """It takes some time over a batch."""
 
     def encode(self, modality: Modality, batch: Tensor) -> Tensor:
-        time.sleep(0.02)
+        time.sleep(0.05)
         return super().encode(modality, batch)
 
 
