@@ -32,8 +32,9 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its name when the block ends without error.
 
-    The name starts with a dot, so that readers of the folder pass it over, and ends with the host,
-    the process and some random digits, so that no other process has it, on this machine or another.
+    The name starts with a dot, so that readers of the folder pass it over, and ends with digits
+    for the host, the process and random ones, so that no other process has it, on this machine or
+    another.
     Those that processes killed before this one left of this target are taken away: of this host
     what nobody has locked, of other hosts, whose locks may not be seen here, what nobody has
     written to for a day.
@@ -121,10 +122,9 @@ def _leftovers(folder: Path) -> Mapping[str, Sequence[str]]:
     return found
 
 
-@cache
 def _host() -> str:
-    """This machine's name, as a file's name can hold it."""
-    return re.sub("[^A-Za-z0-9]", "-", socket.gethostname())[:64] or "host"
+    """Digits for this machine's name, which may be a quarter of what a file's name can hold."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def _sync_folder(folder: Path) -> None:

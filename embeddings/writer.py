@@ -43,7 +43,7 @@ def begin(store: Path, description: Description) -> Path:
     """Make or take up the folder of a dataset; gives the folder.
 
     Raises MismatchError when rows of another encoder, checkpoint, preprocessing or source are
-    already there.
+    already there, or the dataset goes on by another plan.
     """
     folder = description.key.folder(store)
     with locked(folder / ".lock", wait=True, needed=False):
@@ -52,6 +52,7 @@ def begin(store: Path, description: Description) -> Path:
             write_text(folder / BEGUN, description.model_dump_json())
         else:
             _refuse_to_mix(folder, there, description)
+            _note_plan(folder, there, description)
     return folder
 
 
@@ -96,6 +97,14 @@ def _refuse_to_mix(folder: Path, begun: Description, wanted: Description) -> Non
             fix=f"give the new rows another {'--space' if other else '--dataset'} or --store, or "
             "delete that folder",
         )
+
+
+def _note_plan(folder: Path, begun: Description, wanted: Description) -> None:
+    """Have the first plan on record by which a dataset goes on that was begun without one."""
+    plan = wanted.source.get("plan")
+    if plan and not begun.source.get("plan") and not isinstance(begun, Manifest):
+        noted = begun.model_copy(update={"source": begun.source | {"plan": plan}})
+        write_text(folder / BEGUN, noted.model_dump_json())
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def extract(
     and whichever finds all parts there writes the manifest; of a source that was planned it reads
     no other parts, and needs no lock that reaches other hosts. With `update` the dataset follows a
     source that changed: what is known is taken over, what failed is tried again. `engine` makes the
-    parts: this process, or actors on Ray (`cluster/ray.py`).
+    parts: this process, or actors on Ray (`cluster/actors.py`).
 
     Raises UsageError for a modality that the encoder does not take or an index that FAISS does not
     know, EncoderError when it lacks what it needs for it, MismatchError when the dataset holds rows

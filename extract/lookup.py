@@ -6,7 +6,8 @@
 
 Media are looked for below each of `roots` first: for /old/photos/dog/1.jpg that is
 ROOT/old/photos/dog/1.jpg, then ROOT/photos/dog/1.jpg, and so on; then where they lay. A tar or a
-builtin source is read once for all that is wanted of it. Texts are not looked up: their rows carry
+builtin source is read once for all that is wanted of it, of a Parquet file the row groups that
+have it. Texts are not looked up: their rows carry
 them.
 """
 
@@ -23,7 +24,7 @@ from cmcr.extract.items import LARGEST_MEMBER, Decoded, Item, file_uri, local_pa
 from cmcr.extract.media.decode import decode
 from cmcr.extract.media.readers import Reader, reader_of
 from cmcr.extract.media.video import files_open, span, spans
-from cmcr.extract.sources.manifests import media_column, media_table
+from cmcr.extract.sources.manifests import media_cell, media_column
 from cmcr.extract.sources.webdataset import is_tar
 
 _BUILTIN = "builtin:"
@@ -71,7 +72,7 @@ def _container(uri: str) -> str:
 
 
 def _is_table(container: str) -> bool:
-    return container.endswith(".parquet")
+    return container.lower().endswith(".parquet")
 
 
 _SECONDS = re.compile(r"#t=([0-9.]+),([0-9.]+)$")
@@ -116,10 +117,10 @@ def _items(
         yield container, Item(container, file_uri(place))
     elif _is_table(container):
         column = media_column(modality, place) or ""
-        for item in media_table(modality, place, [place], column).items():
-            uri = f"{container}#{item.uri.rpartition('#')[2]}"
-            if uri in uris:
-                yield uri, item
+        rows = [(uri.rpartition("#")[2], uri) for uri in uris]
+        for row, uri in sorted((int(row), uri) for row, uri in rows if row.isdecimal()):
+            if cell := media_cell(place, column, row):
+                yield uri, cell
     else:
         yield from ((item.uri, item) for item in _members(container, place, uris))
 

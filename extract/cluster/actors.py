@@ -33,10 +33,11 @@ from cmcr.progress import progress
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.actor import ActorHandle
+    from ray.exceptions import RayTaskError
 
 log = logging.getLogger(__name__)
 
-TRIES = 3  # actors that a part may cost, or that may die before they have begun
+TRIES = 3  # actors that a part may cost, or that may end in a row before they have begun
 _TOLD_AFTER = 60.0  # seconds without an actor
 _LOOKED_AFTER = 5.0  # seconds between two looks at actors that are at work
 
@@ -53,13 +54,17 @@ class Made(NamedTuple):
 
 
 class Maker:
-    """What runs in an actor."""
+    """What runs in an actor. It is there at once, so that `pulse` answers while `begin` loads."""
 
     def __init__(self, load: Callable[[], Encoder], job: Job, threads: int) -> None:
-        self.threads = threads
-        torch.set_num_threads(threads)
+        self.load, self.job, self.threads = load, job, threads
         self.summary = Summary(job.description.key, job.folder)
-        encoder = load()
+        self.kept = ExitStack()
+
+    def begin(self) -> None:
+        """Load the encoder. Raises EncoderError for other weights than the job's."""
+        torch.set_num_threads(self.threads)
+        job, encoder = self.job, self.load()
         told = encoder.fingerprint().get("checkpoint_sha256")
         if told != job.description.encoder.get("checkpoint_sha256"):
             raise EncoderError(
@@ -68,7 +73,6 @@ class Maker:
                 fix="have the same checkpoint on all hosts",
             )
         self.job = replace(job, encoder=encoder)
-        self.kept = ExitStack()
         self.kept.enter_context(workers_kept())
 
     def make(self, part: int) -> Made:
@@ -91,7 +95,8 @@ class Hand:
 
     actor: "ActorHandle"
     waiting: "ObjectRef"
-    part: int | None = None  # None while it begins
+    placed: bool = False  # it has a host
+    part: int | None = None  # None until it has begun
     pulse: float = -1.0
     seen: float = field(default_factory=time.monotonic)
     asked: "ObjectRef | None" = None  # for its pulse
@@ -179,7 +184,7 @@ class _Pool:
         self.begin = engine.load, ray.put(sent), torch.get_num_threads()
         self.hands: list[Hand] = []
         self.strikes: Counter[int] = Counter()
-        self.unready = 0
+        self.unready = 0  # that ended before they had begun, since the last that did begin
 
     def work(self, left: deque[int]) -> Iterator[Made]:
         """The parts in `left` as they are made; what is taken out of it meanwhile is not."""
@@ -200,13 +205,21 @@ class _Pool:
                 try:
                     made = self.ray.get(answer)
                 except self.ray.exceptions.RayTaskError as error:
+                    if hand.part is None:
+                        self._lose(hand, left, _reason(error))
+                        continue
                     raise (error.cause if isinstance(error.cause, CmcrError) else error) from None
                 except self.ray.exceptions.RayError as error:  # it died, or its host did
                     self._lose(hand, left, _last_line(error))
                     continue
-                self.unready = 0
                 hand.seen = time.monotonic()
-                if hand.part is not None:
+                if not hand.placed:
+                    hand.placed = True
+                    hand.waiting = hand.actor.begin.remote()
+                    continue
+                if hand.part is None:
+                    self.unready = 0
+                else:
                     hand.part = None
                     yield made
                 if left:
@@ -229,8 +242,8 @@ class _Pool:
         self.hands.append(Hand(actor, actor.pulse.options(concurrency_group="pulse").remote()))
 
     def _look_after(self, left: deque[int]) -> None:
-        """Ask those at work whether they do anything; who does not for too long is lost."""
-        for hand in [hand for hand in self.hands if hand.part is not None]:
+        """Ask those with a host whether they do anything; who does not for too long is lost."""
+        for hand in [hand for hand in self.hands if hand.placed]:
             if hand.asked is None:
                 hand.asked = hand.actor.pulse.options(concurrency_group="pulse").remote()
             if self.ray.wait([hand.asked], timeout=0)[0]:
@@ -279,6 +292,11 @@ def _join(ray: Any) -> None:
             f"Ray cannot be started or reached: {_last_line(error)}",
             fix="start it with `ray start --head`; RAY_ADDRESS says where one runs",
         ) from error
+
+
+def _reason(error: "RayTaskError") -> str:
+    cause = error.cause
+    return cause.what if isinstance(cause, CmcrError) else _last_line(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -62,15 +62,16 @@ def encode_batches(
     of NaN or infinity is handed on: it is the failure of one input.
 
     Raises EncoderError when not even one input fits, and for what an encoder may not give: inputs
-    that make no batch, what `check_shape` and `check_norms` refuse, and a first batch of `FEWEST`
-    inputs or more without one finite row.
+    that make no batch, what `check_shape` and `check_norms` refuse, and a source's first batch of
+    `FEWEST` inputs or more without one finite row. Only part 0 has that batch, whoever makes it:
+    the inputs of another may all be bad, and how many may be is for the caller to judge.
     """
     begun = False
     for loaded, output in _launched(encoder, modality, batches, autocast, patience):
         with _told_of(encoder, modality, len(output), patience):
             vectors: np.ndarray = output.float().cpu().numpy()  # (items, D)
         check_norms(encoder, modality, vectors)
-        if not begun and len(vectors):
+        if loaded.part == 0 and not begun and len(vectors):
             begun = bool(np.isfinite(vectors).all(axis=1).any())
             if not begun and len(vectors) >= FEWEST:
                 raise _broken(

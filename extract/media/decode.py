@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ from cmcr.extract.media.pointclouds import read_points, z_to_y_up
 from cmcr.extract.media.readers import Reader
 
 LONGEST_TEXT = 1 << 20  # bytes
+
+_one_group = Lock()  # several threads may ask for rows of one and the same
 
 
 def decode(modality: Modality, item: Item, reader: Reader | None = None) -> Decoded:
@@ -91,7 +94,8 @@ def read_cell(item: Cell) -> bytes | None:
     """The bytes of one row; None where it has none. Raises OSError or an error of Arrow's."""
     path = local_path(item.file)
     status = path.stat()
-    cells = _cells(path, item.column, item.row_group, status.st_size, status.st_mtime_ns)
+    with _one_group:
+        cells = _cells(path, item.column, item.row_group, status.st_size, status.st_mtime_ns)
     content: bytes | None = cells[item.row].as_py()
     return content
 

@@ -38,6 +38,7 @@ from cmcr.extract.sources.source import (
 from cmcr.files import sha256_file
 
 LONGEST_LINE = 1 << 24  # characters
+LARGEST_GROUP = 512 << 20  # bytes of media in a row group, which a worker holds in memory
 _BATCH = 256  # rows of a Parquet file held at a time
 
 Row = dict[str, Any]
@@ -111,18 +112,19 @@ def media_table(modality: Modality, where: Path, files: Sequence[Path], column: 
     The id is the path beside the bytes, else the file's name and the row. Numbers that stand for
     classes become their names, where the file says them. The description knows all columns but the
     bytes, and how large those of each row group are: what they hold is known as that of a tar.
-    Raises SourceError for a file that cannot be read or holds no row.
+    Raises SourceError for a file that cannot be read, holds no row, or more than `LARGEST_GROUP` in
+    one of its row groups.
     """
     digest, ids, names, total = hashlib.sha256(), HashIds(), dict[str, None](), 0
     for file in files:
+        _refuse_large_groups(file, column)
         digest.update(file_uri(file.name).encode())
         for item, row in _cells(file, column):
             digest.update(repr((item.id, row)).encode())
             ids.add(item.id)
             names.update(dict.fromkeys(row))
             total += 1
-        footer = pq.read_metadata(file)
-        for group in map(footer.row_group, range(footer.num_row_groups)):
+        for group in _row_groups(file):
             chunks = map(group.column, range(group.num_columns))
             sizes = [one.total_uncompressed_size for one in chunks if column in one.path_in_schema]
             digest.update(repr(sizes).encode())
@@ -137,6 +139,44 @@ def media_table(modality: Modality, where: Path, files: Sequence[Path], column: 
         columns=columns(names),
         ids=ids.hex,
     )
+
+
+def media_cell(where: Path, column: str, number: int) -> Cell | None:
+    """The media of one row, found by the footer alone; None where there is no such row.
+
+    Raises SourceError for a file that cannot be read.
+    """
+    here, row = file_uri(where), number
+    for at, group in enumerate(_row_groups(where)):
+        if 0 <= row < group.num_rows:
+            uri = f"{here}#{number}"
+            return Cell(uri, uri, file=here, column=column, row_group=at, row=row)
+        row -= group.num_rows
+    return None
+
+
+def _refuse_large_groups(where: Path, column: str) -> None:
+    for number, group in enumerate(_row_groups(where)):
+        chunks = map(group.column, range(group.num_columns))
+        sizes = [one.total_uncompressed_size for one in chunks
+                 if one.path_in_schema.startswith(f"{column}.")]  # fmt: skip
+        if sum(sizes) > LARGEST_GROUP:
+            raise SourceError(
+                f"row group {number} holds {sum(sizes) >> 20:,} MiB of media in {group.num_rows:,} "
+                f"rows, and one is read at once: {LARGEST_GROUP >> 20} MiB are the most",
+                where=where,
+                fix="write it again in smaller ones: pyarrow's write_table(..., "
+                "row_group_size=100)",
+            )
+
+
+def _row_groups(where: Path) -> Iterator[pq.RowGroupMetaData]:
+    """What the footer says of each. Raises SourceError for a file that cannot be read."""
+    try:
+        footer = pq.read_metadata(where)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"the file cannot be read: {error}", where=where) from error
+    return map(footer.row_group, range(footer.num_row_groups))
 
 
 def _all_cells(files: Sequence[Path], column: str) -> Iterator[Item]:
@@ -178,8 +218,11 @@ def _cells(where: Path, column: str) -> Iterator[tuple[Item, Row]]:
 
 def _classes(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of each column that has some, as `datasets` writes them down."""
-    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = told.get("info", {}).get("features", {})
+    features: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name in ("info", "features"):
+        features = features.get(name) if isinstance(features, dict) else None
+    if not isinstance(features, dict):
+        return {}
     return {
         name: [str(label) for label in one["names"]]
         for name, one in features.items()

@@ -17,18 +17,18 @@ whatever folder the command is run from.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from cmcr.embeddings import Modality
-from cmcr.errors import UsageError, near
+from cmcr.errors import SourceError, UsageError, near
 from cmcr.extract.items import Item, UpAxis
 from cmcr.extract.media.readers import Files, reader_of
 from cmcr.extract.sources.folders import folder, one_file
 from cmcr.extract.sources.manifests import READERS, manifest, media_column, media_table
-from cmcr.extract.sources.plans import is_plan, open_plan
+from cmcr.extract.sources.plans import SUFFIX, is_plan, open_plan
 from cmcr.extract.sources.prompts import PREFIXES, prompts
 from cmcr.extract.sources.source import Source
 from cmcr.extract.sources.webdataset import ENDINGS, is_tar, webdataset
@@ -74,8 +74,8 @@ def open_source(
         shards = _shards(path)
         if shards and files is None:
             return webdataset(modality, path, shards)
-        tables = _shards(path, lambda file: file.suffix == ".parquet") if files is None else []
-        if tables and (column := media_column(modality, tables[0])):
+        tables = _shards(path, _is_table) if files is None else []
+        if tables and (column := _common_column(modality, tables)):
             return media_table(modality, path, tables, column)
         return folder(modality, path, pattern, files)
     if not path.is_file():
@@ -136,16 +136,35 @@ def _absolute(path: Path) -> Path:
 
 
 def _shards(path: Path, is_one: Callable[[Path], bool] = is_tar) -> list[Path]:
-    """The tars in a folder that holds nothing else, or what else `is_one`."""
+    """The tars in a folder that holds nothing else but plans, or what else `is_one`."""
     shards = []
     with suppress(PermissionError), os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name.endswith(SUFFIX):
                 continue
             if not is_one(Path(entry.name)) or not entry.is_file():
                 return []
             shards.append(Path(entry.path))
     return sorted(shards)
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _common_column(modality: Modality, tables: Sequence[Path]) -> str | None:
+    """The column of media in all tables; None where none has one. Raises SourceError for some."""
+    columns = {table: media_column(modality, table) for table in tables}
+    found = next(filter(None, columns.values()), None)
+    for table, column in columns.items():
+        if column != found:
+            raise SourceError(
+                f"other files of this folder hold {modality} in a column {found}, this one "
+                + (f"in {column}" if column else "holds none"),
+                where=table,
+                fix="put it elsewhere, or write it again with that column",
+            )
+    return found
 
 
 def _builtin(modality: Modality, where: str) -> Source:

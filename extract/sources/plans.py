@@ -7,8 +7,8 @@
 A row says of its item what a worker needs: id, uri, label, group, the text itself or which bytes
 of a tar; of a region or a span also which picture or film, and its box or its seconds. The file's
 metadata have the source's description, so a dataset made by a plan has the parts that the source
-gives without it, byte for byte, and the digest of all rows, by which shards know that they work by
-one plan.
+gives without it, byte for byte; the digest of all rows, by which shards know that they work by one
+plan; and size and time of change of every file that rows point into, which a part goes by.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ import pyarrow.parquet as pq
 from cmcr.embeddings import Modality
 from cmcr.embeddings.schema import canonical_json
 from cmcr.errors import SourceError, UsageError
-from cmcr.extract.items import Cell, Item, Refused, Slice
+from cmcr.extract.items import Cell, Item, Refused, Slice, local_path
 from cmcr.extract.media.crops import Crop, Picture
 from cmcr.extract.media.video import Recording, Span
 from cmcr.extract.sources.source import Source
 from cmcr.files import replacing
 
 SUFFIX = ".plan.parquet"
-FORMAT = 1
+FORMAT = 2
 _KEY = b"cmcr-plan"
 _BATCH = 256  # rows held at a time
 _AGAIN = "make it again with `cmcr plan`"
@@ -44,6 +44,7 @@ def write_plan(target: Path, source: Source, part_rows: int) -> str:
     Raises UsageError for media that have no place of their own to be read from, SourceError where
     the source changes meanwhile.
     """
+    states: dict[str, list[int]] = {}  # by the uri of the file, as `_state` gives them
     schema = _schema(source)
     digest = hashlib.sha256()
     items, counted, wholes = source.items(), 0, _Wholes()
@@ -54,6 +55,8 @@ def write_plan(target: Path, source: Source, part_rows: int) -> str:
         ) as writer:  # fmt: skip
             while rows := [_row(item, wholes) for item in itertools.islice(items, part_rows)]:
                 digest.update(canonical_json(rows).encode())
+                for file in {row["file"] for row in rows if "file" in row} - states.keys():
+                    states[file] = _state(file)
                 counted += len(rows)
                 table = pa.Table.from_pylist(rows, schema=schema)
                 writer.write_table(table, row_group_size=len(rows))
@@ -68,16 +71,25 @@ def write_plan(target: Path, source: Source, part_rows: int) -> str:
                 "total": counted,
                 "part_rows": part_rows,
                 "sha256": digest.hexdigest(),
+                "files": states,
             }
             writer.add_key_value_metadata({_KEY: canonical_json(told).encode()})
-        if counted != source.total:
+        changed = [file for file, state in states.items() if _state(file) != state]
+        if changed or counted != source.total:
             raise SourceError(
                 f"the source changed while it was planned: {source.total:,} items when it was "
-                f"opened, {counted:,} now",
+                f"opened, {counted:,} now"
+                + (f", and {len(changed):,} files are others by now" if changed else ""),
                 where=source.description["where"],
                 fix="plan it again when it is at rest",
             )
     return digest.hexdigest()
+
+
+def _state(file: str) -> list[int]:
+    """Size in bytes and time of change in ns. Raises OSError where there is no such file."""
+    status = local_path(file).stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def is_plan(path: Path) -> bool:
@@ -224,10 +236,13 @@ def _item(
 
 
 def _part(where: Path, sha256: str, modality: Modality, up: Any, part: int) -> Iterator[Item]:
-    """The items of one row group. Raises SourceError where another plan lies there by now."""
+    """The items of one row group.
+
+    Raises SourceError where another plan lies there by now, or a file that rows point into changed.
+    """
     status = where.stat()
-    file, now = _opened(where, status.st_size, status.st_mtime_ns, status.st_ino)
-    if now != sha256:
+    file, told = _opened(where, status.st_size, status.st_mtime_ns, status.st_ino)
+    if told["sha256"] != sha256:
         raise SourceError(
             "another plan was written there since this one was opened",
             where=where,
@@ -235,10 +250,34 @@ def _part(where: Path, sha256: str, modality: Modality, up: Any, part: int) -> I
         )
     number: int | None = None
     whole: Picture | Recording | None = None
+    unchanged: set[str | None] = {None}
     for row in _rows(where, file, part):
+        if row["file"] not in unchanged:
+            _refuse_changed(row["file"], told["files"][row["file"]])
+            unchanged.add(row["file"])
         if row["whole"] != number or number is None:
             number, whole = row["whole"], _whole(row, modality, up)
         yield _item(row, whole, modality, up)
+
+
+def _refuse_changed(file: str, planned: list[int]) -> None:
+    """Raise SourceError where `file` is not the one that rows count bytes or rows of."""
+    try:
+        now = _state(file)
+    except OSError as error:
+        raise SourceError(
+            f"a file of the plan cannot be read: {error.strerror}",
+            where=local_path(file),
+            fix="put it back, or plan what is there: `cmcr plan`",
+        ) from error
+    if now != planned:
+        what = "size" if now[0] != planned[0] else "time of change"
+        raise SourceError(
+            f"this changed since it was planned: its {what} is another",
+            where=local_path(file),
+            fix="plan it again with `cmcr plan`; a copy of the same bytes keeps its time with "
+            "`cp -p` or `rsync -t`",
+        )
 
 
 def _rows(where: Path, file: pq.ParquetFile, part: int) -> Iterator[dict[str, Any]]:
@@ -257,9 +296,9 @@ def _whole(row: dict[str, Any], modality: Modality, up: Any) -> Picture | Record
 
 
 @lru_cache(maxsize=1)  # the footer of a plan of many parts takes longer to read than a part
-def _opened(where: Path, *_: int) -> tuple[pq.ParquetFile, str]:
+def _opened(where: Path, *_: int) -> tuple[pq.ParquetFile, dict[str, Any]]:
     file = pq.ParquetFile(where)
-    return file, json.loads(file.metadata.metadata[_KEY])["sha256"]
+    return file, json.loads(file.metadata.metadata[_KEY])
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:

@@ -6,6 +6,8 @@ Here threads stand for its actors: calls, answers and deaths are those that Ray 
 
 import itertools
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -14,10 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import Bytes
+from torch import Tensor
 
+from cmcr.embeddings import Modality
 from cmcr.errors import EncoderError, SourceError, UsageError
-from cmcr.extract import RayEngine, Source, extract, open_source, write_plan
+from cmcr.extract import Encoder, RayEngine, Source, extract, open_source, write_plan
 from cmcr.files import sha256_file
 
 OPTIONS: dict[str, Any] = {"workers": 0, "index": None, "batch_size": 4}
@@ -186,6 +191,80 @@ def test_a_part_that_ends_three_actors_ends_the_run_and_the_rest_is_kept(
     many, ray = run(monkeypatch, tmp_path, planned, {}, RayEngine(Bytes))
     assert many.finished
     assert next(ray.calls) == 1  # one part was left
+
+
+class Choosy(Bytes):
+    """Its vectors of texts that begin with a zero byte are no numbers."""
+
+    def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+        vectors = super().encode(modality, batch)
+        vectors[batch[:, 0] < 1] = torch.nan
+        return vectors
+
+
+def test_a_part_without_one_good_input_is_failures_as_on_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = tmp_path / "t.tsv"
+    marks = ["\0" if number // 16 == 10 else "" for number in range(320)]
+    texts = (f"{mark}a text of {number}" for number, mark in enumerate(marks))
+    lines.write_text("\n".join(["text", *texts, ""]))
+    write_plan(tmp_path / "t.plan.parquet", open_source("text", str(lines)), 16)
+    source = open_source("text", str(tmp_path / "t.plan.parquet"))
+    options = OPTIONS | {"batch_size": 16, "max_failures": 0.1}
+    one = extract(tmp_path / "one", Choosy(), source, "t", **options)
+    ray = Ray({})
+    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    engine = RayEngine(Choosy, actors=1)
+    many = extract(tmp_path / "many", Choosy(), source, "t", engine=engine, **options)
+    assert (one.rows, one.failures) == (many.rows, many.failures) == (304, 16)
+    assert parts(one.folder) == parts(many.folder)
+    options |= {"num_shards": 10, "max_failures": 0.6}
+    shard = extract(tmp_path / "shard", Choosy(), source, "t", **options)
+    assert (shard.rows, shard.failures) == (16, 16)
+
+
+def test_an_actor_that_hangs_before_it_has_begun_is_replaced(
+    planned: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmcr.extract.cluster.actors._LOOKED_AFTER", 0.05)
+    leave, first = threading.Event(), itertools.count()
+
+    def load() -> Encoder:
+        if next(first) == 0:
+            leave.wait(10)
+        return Bytes()
+
+    try:
+        many, ray = run(monkeypatch, tmp_path, planned, {}, RayEngine(load, 1, patience=0.3))
+    finally:
+        leave.set()
+    assert many.finished
+    assert len(ray.actors) == 2
+
+
+def test_actors_that_never_begin_are_not_hired_for_ever_while_another_makes_parts(
+    planned: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = itertools.count()
+
+    def load() -> Encoder:
+        if next(loaded) > 0:
+            time.sleep(0.15)  # a part is made meanwhile
+            raise RuntimeError("this host has no weights")
+        return Slow()
+
+    with pytest.raises(EncoderError, match="3 actors ended before they had begun"):
+        run(monkeypatch, tmp_path, planned, {}, RayEngine(load, actors=2))
+    assert next(loaded) == 4
+
+
+class Slow(Bytes):
+    """It takes some time over a batch."""
+
+    def encode(self, modality: Modality, batch: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().encode(modality, batch)
 
 
 def test_what_an_actor_cannot_do_is_told_as_one_machine_tells_it(

@@ -1,5 +1,6 @@
 """A source laid out by parts: the same bytes, and no shard reads what is not its own."""
 
+import os
 import re
 import shlex
 import string
@@ -156,6 +157,23 @@ def test_shards_of_two_plans_of_one_source_are_not_mixed(
         extract(tmp_path / "store", encoder, moved, "t", shard_index=1, **limit)
 
 
+def test_nor_are_they_where_the_dataset_was_begun_without_one(
+    media: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    limit: dict[str, Any] = {"workers": 0, "index": None, "max_failures": 1.0, "num_shards": 3}
+    planned = []
+    for folder in (media, tmp_path):
+        (tmp_path / "texts.tsv").write_bytes((media / "texts.tsv").read_bytes())
+        write_plan(tmp_path / f"{folder.name}.plan.parquet", SOURCES["texts"](folder), 10)
+        planned.append(open_source("text", str(tmp_path / f"{folder.name}.plan.parquet")))
+    asked = tmp_path / "store", encoder
+    extract(*asked, SOURCES["texts"](media), "t", part_rows=10, **limit)
+    extract(*asked, planned[0], "t", shard_index=1, **limit)
+    with pytest.raises(MismatchError, match=r"source\.plan"):
+        extract(*asked, planned[1], "t", shard_index=2, **limit)
+    assert extract(*asked, planned[0], "t", shard_index=2, **limit).finished
+
+
 def test_media_that_changed_since_their_part_was_made_are_noticed_by_their_shard(
     encoder: Encoder, tmp_path: Path
 ) -> None:
@@ -172,6 +190,36 @@ def test_media_that_changed_since_their_part_was_made_are_noticed_by_their_shard
     assert extract(tmp_path / "s", encoder, source, "t", shard_index=0, **again).made == 0
     with pytest.raises(MismatchError, match=r"1 changed \(first: 3.txt\)"):
         extract(tmp_path / "s", encoder, source, "t", shard_index=1, **again)
+
+
+@pytest.mark.parametrize("kind", ["image", "regions"])
+def test_a_tar_that_was_packed_anew_since_it_was_planned_is_refused(
+    kind: str, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Members of one size in another order: every row would have another's vector."""
+
+    def pack(*names: str) -> None:
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for name in names:
+                tar.add(tmp_path / name, name)
+
+    for name, shade in (("a.bmp", 9), ("b.bmp", 200)):
+        Image.new("L", (8, 8), shade).save(tmp_path / name)
+    pack("a.bmp", "b.bmp")
+    source = open_source("image", str(tmp_path / "t.tar"))
+    if kind == "regions":
+        source = open_regions(source, "grid:2", tmp_path, "cpu")
+    write_plan(tmp_path / "t.plan.parquet", source, 5)
+    planned = open_source("image", str(tmp_path / "t.plan.parquet"))
+    before = (tmp_path / "t.tar").stat()
+    pack("b.bmp", "a.bmp")
+    assert (tmp_path / "t.tar").stat().st_size == before.st_size
+    with pytest.raises(SourceError, match="its time of change is another") as error:
+        extract(tmp_path / "s", encoder, planned, "t", workers=0, index=None)
+    assert error.value.where == str(tmp_path / "t.tar")
+    pack("a.bmp", "b.bmp")
+    os.utime(tmp_path / "t.tar", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert extract(tmp_path / "s", encoder, planned, "t", workers=0, index=None).finished
 
 
 # As processes

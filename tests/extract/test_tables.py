@@ -1,6 +1,8 @@
 """Parquet files that hold the media themselves, as `datasets` writes them for the Hub."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from PIL import Image
 
 from cmcr.embeddings import open_dataset
 from cmcr.embeddings.parts import read_failures
-from cmcr.errors import MismatchError
+from cmcr.errors import MismatchError, SourceError
 from cmcr.extract import Encoder, extract, find_media, open_regions, open_source, write_plan
+from cmcr.extract.engine.content import digest
 
 OPTIONS: dict[str, Any] = {"workers": 0, "index": None, "max_failures": 1.0}
 NAMES = ["cat", "dog"]
@@ -83,6 +86,81 @@ def test_by_a_plan_and_as_regions_they_are_the_same(
     one, two = (sorted(each.folder.glob("part-*.parquet")) for each in made)
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
     assert len(one) == 8
+    pq.write_table(pq.read_table(table / "train-1.parquet")[::-1], table / "train-1.parquet")
+    with pytest.raises(SourceError, match="changed since it was planned"):
+        extract(tmp_path / "three", encoder, planned, "t", **OPTIONS)
+
+
+def test_a_row_group_that_no_worker_could_hold_is_refused_when_it_is_opened(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cmcr.extract.sources.manifests.LARGEST_GROUP", 1 << 20)
+    path = table / "train-1.parquet"
+    content = pq.read_table(path)
+    noise = np.random.default_rng(0).bytes(600 << 10)
+    cells = [{"bytes": noise + bytes([row]), "path": None} for row in range(2)]
+    field = content.schema.field("image")
+    content = content.set_column(0, field, [pa.array(cells, field.type)])
+    pq.write_table(content, path)
+    with pytest.raises(SourceError, match="row group 0 holds 1 MiB of media in 2 rows") as error:
+        open_source("image", str(table))
+    assert "row_group_size=100" in (error.value.fix or "")
+    pq.write_table(content, path, row_group_size=1)
+    assert open_source("image", str(table)).total == 5
+
+
+def test_threads_that_ask_for_one_row_group_read_it_once(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, seen = pq.ParquetFile.read_row_group, []
+
+    def slow(self: pq.ParquetFile, group: int, **asked: Any) -> pa.Table:
+        seen.append(group)
+        time.sleep(0.05)
+        return read(self, group, **asked)
+
+    items = list(open_source("image", str(table)).items())
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", slow)
+    with ThreadPoolExecutor(4) as pool:
+        contents = list(pool.map(digest, items[:2] * 2))
+    assert seen == [0]
+    assert contents[:2] == contents[2:]
+    assert len(set(contents)) == 2
+
+
+def test_a_plan_beside_the_files_is_none_of_them_and_a_list_is_told(table: Path) -> None:
+    source = open_source("image", str(table))
+    write_plan(table / "train.plan.parquet", source, 5)
+    again = open_source("image", str(table))
+    assert (again.total, again.description) == (source.total, source.description)
+    pq.write_table(pa.table({"path": ["a.png"]}), table / "a-list.parquet")
+    with pytest.raises(SourceError, match="in a column image, this one holds none") as error:
+        open_source("image", str(table))
+    assert error.value.where == str(table / "a-list.parquet")
+
+
+@pytest.mark.parametrize("info", [b"null", b'{"info": null}', b'{"info": {"features": null}}'])
+def test_what_says_nothing_of_classes_says_nothing(table: Path, info: bytes) -> None:
+    path = table / "train-0.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"huggingface": info}), path)
+    assert [item.label for item in open_source("image", str(path)).items()][:2] == [("0",), ("1",)]
+
+
+def test_one_row_is_looked_up_without_those_before_it(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = (table / "train-0.parquet").rename(table / "train-0.PARQUET")
+    read, seen = pq.ParquetFile.read_row_group, []
+
+    def noted(self: pq.ParquetFile, group: int, **asked: Any) -> pa.Table:
+        seen.append(group)
+        return read(self, group, **asked)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    found = list(find_media("image", [f"{path}#2", f"{path}#3", f"{path}#x"]).values())
+    assert int(np.asarray(found[0])[0, 0].max()) == 89
+    assert seen == [1]
+    assert [type(one) for one in found[1:]] == [SourceError] * 2
 
 
 def test_rows_without_media_fail_alone_and_changed_ones_are_noticed(

@@ -4,8 +4,8 @@ pytest tests/faults/test_files.py
 """
 
 import fcntl
+import hashlib
 import os
-import re
 import resource
 import shutil
 import socket
@@ -98,9 +98,10 @@ def test_what_a_killed_process_left_is_taken_away_and_what_lives_is_not(tmp_path
 
 
 def test_what_another_host_left_is_taken_away_after_a_day(tmp_path: Path) -> None:
+    digest = hashlib.sha256(socket.gethostname().encode()).hexdigest()
     with replacing(tmp_path / "x") as unfinished:
         host, pid, digits = unfinished.name.removeprefix(".x.").rsplit("-", 2)
-        assert (host, pid) == (re.sub(r"\W", "-", socket.gethostname()), str(os.getpid()))
+        assert (host, pid) == (digest[:8], str(os.getpid()))
         unfinished.touch()
     folder = tmp_path / "shared"
     folder.mkdir()
@@ -110,6 +111,15 @@ def test_what_another_host_left_is_taken_away_after_a_day(tmp_path: Path) -> Non
     os.utime(old, (0, time.time() - 100_000))
     write_text(folder / "x", "new")
     assert set(folder.iterdir()) == {folder / "x", young}
+
+
+def test_a_long_name_has_room_for_what_an_unfinished_one_ends_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "a-host-of-a-large-cluster-" * 2)
+    monkeypatch.setattr(os, "getpid", lambda: 4_194_304)  # the largest on Linux
+    write_text(tmp_path / ("x" * 215), "new")
+    assert os.listdir(tmp_path) == ["x" * 215]
 
 
 def test_a_full_disk_is_told_in_the_systems_words_whatever_the_library_says(
