@@ -1,6 +1,6 @@
 """Where each method wins: retrieval over the number of bridge pairs, where the truth is known.
 
-    python benchmarks/methods.py --out docs        # table, and methods-synthetic.png in docs
+    python benchmarks/methods.py --out docs        # table, and a figure of it
     python benchmarks/methods.py --world classes --pairs 100 --pairs 300 --pairs 900 --out docs
     python benchmarks/methods.py --world digits --store stores/digits --out docs
     python benchmarks/methods.py --world classes --pairs 900 --no-memory --quick

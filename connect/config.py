@@ -279,7 +279,7 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
             ) from None
         meaning = describe_setting(str(first["loc"][0])) if first["loc"] else ""
         raise UsageError(
-            f"connect cannot use {key or 'these settings'}: {first['msg']}",
+            f"connect cannot use {key or 'these settings'}: {first['msg'].removeprefix('Value error, ')}",
             where=where,
             fix=f"{first['loc'][0]}: {meaning}" if meaning else None,
         ) from None
