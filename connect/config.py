@@ -277,9 +277,10 @@ def read_config(section: Mapping[str, Any], *, where: object = None) -> ConnectC
                 where=where,
                 fix=f"one of: {', '.join(ConnectConfig.model_fields)}",
             ) from None
+        what = first["msg"].removeprefix("Value error, ")  # as pydantic calls ours
         meaning = describe_setting(str(first["loc"][0])) if first["loc"] else ""
         raise UsageError(
-            f"connect cannot use {key or 'these settings'}: {first['msg'].removeprefix('Value error, ')}",
+            f"connect cannot use {key or 'these settings'}: {what}",
             where=where,
             fix=f"{first['loc'][0]}: {meaning}" if meaning else None,
         ) from None
