@@ -181,7 +181,7 @@ class _Pool:
         )(Maker)
         # The driver's encoder stays here: every actor loads its own.
         sent = replace(job, encoder=None, folder=job.folder.absolute())  # type: ignore[arg-type]
-        self.begin = engine.load, ray.put(sent), torch.get_num_threads()
+        self.given = engine.load, ray.put(sent), torch.get_num_threads()
         self.hands: list[Hand] = []
         self.strikes: Counter[int] = Counter()
         self.unready = 0  # that ended before they had begun, since the last that did begin
@@ -214,8 +214,7 @@ class _Pool:
                     continue
                 hand.seen = time.monotonic()
                 if not hand.placed:
-                    hand.placed = True
-                    hand.waiting = hand.actor.begin.remote()
+                    self._begin(hand)
                     continue
                 if hand.part is None:
                     self.unready = 0
@@ -238,8 +237,12 @@ class _Pool:
         return f"{' and '.join(told)}, an actor asks for {self.cpus} and {self.gpus}"
 
     def _hire(self) -> None:
-        actor = self.kind.remote(*self.begin)
+        actor = self.kind.remote(*self.given)
         self.hands.append(Hand(actor, actor.pulse.options(concurrency_group="pulse").remote()))
+
+    def _begin(self, hand: Hand) -> None:
+        hand.placed = True
+        hand.waiting = hand.actor.begin.remote()
 
     def _look_after(self, left: deque[int]) -> None:
         """Ask those with a host whether they do anything; who does not for too long is lost."""
