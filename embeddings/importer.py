@@ -202,11 +202,11 @@ def read_metadata(path: Path) -> pa.Table:
 
 def _read_table(path: Path) -> pa.Table:
     """Its columns but the embedding; many rows lie in a file."""
-    file = pq.ParquetFile(path)
-    columns = [name for name in file.schema_arrow.names if name != "embedding"]
-    batches = file.iter_batches(PART_ROWS, columns=columns)
-    empty = file.schema_arrow.empty_table().select(columns)
-    return mapped(chain([empty], (pa.Table.from_batches([batch]) for batch in batches)))
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in file.schema_arrow.names if name != "embedding"]
+        batches = file.iter_batches(PART_ROWS, columns=columns)
+        empty = file.schema_arrow.empty_table().select(columns)
+        return mapped(chain([empty], (pa.Table.from_batches([batch]) for batch in batches)))
 
 
 def _whole(table: pa.Table, rows: int, path: Path) -> pa.Table:
@@ -285,17 +285,17 @@ def _read_safetensors(path: Path) -> np.ndarray:
 
 
 def _read_parquet(path: Path) -> np.ndarray:
-    file = pq.ParquetFile(path)
     array, done = np.empty((0, 0)), 0
-    for batch in file.iter_batches(PART_ROWS, columns=["embedding"]):
-        column = batch["embedding"]
-        values = column.flatten()
-        dim = len(values) // len(column)
-        if not done:
-            kind = values.type.to_pandas_dtype()
-            array = room_for((file.metadata.num_rows, dim), kind)  # (rows, D)
-        if column.null_count or values.null_count or len(values) != len(column) * array.shape[1]:
-            raise ValueError("the column `embedding` has rows of different lengths")
-        array[done : done + len(column)] = values.to_numpy(zero_copy_only=False).reshape(-1, dim)
-        done += len(column)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(PART_ROWS, columns=["embedding"]):
+            column = batch["embedding"]
+            values = column.flatten()
+            rows, dim = len(column), len(values) // len(column)
+            if not done:
+                kind = values.type.to_pandas_dtype()
+                array = room_for((file.metadata.num_rows, dim), kind)  # (rows, D)
+            if column.null_count or values.null_count or len(values) != rows * array.shape[1]:
+                raise ValueError("the column `embedding` has rows of different lengths")
+            array[done : done + rows] = values.to_numpy(zero_copy_only=False).reshape(rows, dim)
+            done += rows
     return array

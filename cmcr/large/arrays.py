@@ -53,7 +53,7 @@ def shuffled(count: int, random: np.random.Generator) -> np.ndarray:
     return order
 
 
-def where(mask: np.ndarray) -> np.ndarray:
+def flatnonzero(mask: np.ndarray) -> np.ndarray:
     """`np.flatnonzero(mask)` of (n,) bool."""
     found = room_for((int(np.count_nonzero(mask)),), np.int64)
     done = 0

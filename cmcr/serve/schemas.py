@@ -197,10 +197,10 @@ class EmbeddingRequest(BaseModel):
         if self.messages is None:
             assert self.input is not None
             return [[one] for one in (self.input if isinstance(self.input, list) else [self.input])]
-        talks = [one if isinstance(one, list) else [one] for one in self.messages]
-        if any(isinstance(one, Message) for one in self.messages):
-            talks = [[message for talk in talks for message in talk]]
-        return [[given for message in talk for given in message.inputs] for talk in talks]
+        talks = [one for one in self.messages if isinstance(one, list)]
+        alone = [one for one in self.messages if isinstance(one, Message)]  # of one talk
+        return [[given for message in talk for given in message.inputs]
+                for talk in (*talks, *([alone] if alone else []))]  # fmt: skip
 
 
 class EmbeddingRow(BaseModel):

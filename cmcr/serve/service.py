@@ -87,7 +87,7 @@ class Service:
             for name in self.connections
         }
         self.rows = self._models()
-        self.names = {row["id"] for row in self.rows}
+        self.routes = {row["id"]: self._route(row["id"]) for row in self.rows}
         self.searcher = Searcher(
             self.store,
             self.encoders,
@@ -173,7 +173,7 @@ class Service:
         """
         read = [self.read(model, one) for several in inputs for one in several]
         found = iter(await self.embed_items(model, read, truncate))
-        return [_together([next(found) for _ in several]) for several in inputs]
+        return [_mean([next(found) for _ in several]) for several in inputs]
 
     async def embed_items(
         self, model: str, read: Sequence[tuple[Modality, Item]], truncate: str
@@ -196,14 +196,17 @@ class Service:
 
         Raises ServiceError 404.
         """
-        space, mark, connection = name.partition("@")
-        if name not in self.names:
+        if name not in self.routes:
             raise ServiceError(
                 404,
-                f"there is no model {name[:200]!r}; {near(name[:200], sorted(self.names))}",
+                f"there is no model {name[:200]!r}; {near(name[:200], sorted(self.routes))}",
                 "model",
                 "model_not_found",
             )
+        return self.routes[name]
+
+    def _route(self, name: str) -> tuple[Mapping[Modality, str], JointSpace | None]:
+        space, mark, connection = name.partition("@")
         joint = self.joint[connection] if mark else None
         named = [space] if space else [one.name for one in joint.record.spaces] if joint else []
         spaces: dict[Modality, str] = {}
@@ -330,7 +333,7 @@ class Service:
         return await self.decoders.media(modality, uri)
 
 
-def _together(several: Sequence[Embedded]) -> Embedded:
+def _mean(several: Sequence[Embedded]) -> Embedded:
     """The unit vector of the mean of unit vectors; one stays as it is."""
     if len(several) == 1:
         return several[0]

@@ -18,7 +18,7 @@ from cmcr.connect.methods.closed_forms import mean_embedding
 from cmcr.connect.spaces.pairs import Pairs, Rows
 from cmcr.connect.training.validation import FEWEST, SAME, centred, groups, said, same
 from cmcr.devices import float32
-from cmcr.large.arrays import numbers, room_for, shuffled, where
+from cmcr.large.arrays import flatnonzero, numbers, room_for, shuffled
 
 LEAST, MOST = 32, 2048  # pairs that are held out
 FOLDS = 5
@@ -77,7 +77,7 @@ def _cut(order: np.ndarray, group: np.ndarray, held: int) -> Cut:
             back[rows] = np.isin(group[rows], chosen)
     else:
         back[order[:held]] = True
-    return where(~back), where(back)
+    return flatnonzero(~back), flatnonzero(back)
 
 
 def _sizes(group: np.ndarray, of: np.ndarray) -> np.ndarray:

@@ -342,7 +342,7 @@ class Problem:
         """What tells the connection of `record` from the one of this problem; [] if up to date."""
         if record.requested is None:
             return [f"it was imported from {record.imported.get('file', 'elsewhere')}"]
-        old, new = record.requested.model_dump(), self.requested.model_dump()
+        old, new = dict(record.requested), dict(self.requested)
         changed = [name for name in new if old[name] != new[name]]
         told = [f"{name}: {_text(old[name])} → {_text(new[name])}" for name in changed]
         if {"spaces", "via", "train", "memory", "pool"}.isdisjoint(changed):

@@ -12,7 +12,7 @@ import numpy as np
 from cmcr.connect.spaces.datasets import SpaceData
 from cmcr.embeddings import Dataset
 from cmcr.errors import MismatchError, StoreError
-from cmcr.large.arrays import numbers, room_for, taken, where
+from cmcr.large.arrays import flatnonzero, numbers, room_for, taken
 from cmcr.large.tables import most_repeated, partners
 
 
@@ -134,7 +134,7 @@ def _common_rows(one: Dataset, two: Dataset) -> tuple[np.ndarray, np.ndarray]:
                 fix="give every row an id of its own and make the dataset again",
             )
     partner = partners(ids, others)  # row of `two` for each row of `one`, or -1
-    found = where(partner >= 0)
+    found = flatnonzero(partner >= 0)
     return found, taken(partner, found)
 
 

@@ -42,7 +42,7 @@ class Sample:
 
     vectors: Tensor  # (rows, joint)
     keys: Sequence[RowKeys]
-    known_as: Sequence[frozenset[str | None]] = ()  # uri and text of each
+    known_as: Sequence[frozenset[str | None]]  # uri and text of each, where they are told
 
     def take(self, rows: np.ndarray) -> "Sample":
         """Those of these numbers, in this order."""

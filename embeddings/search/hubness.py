@@ -9,6 +9,7 @@ query's modality (Chowdhury et al. 2024, https://arxiv.org/abs/2410.24114). What
 ordinary inner product: any FAISS index of [g, -r(g)/2] answers [q, 1].
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from cmcr.embeddings.inventory import read_digests
 from cmcr.embeddings.reader import Dataset, list_datasets, open_dataset
 from cmcr.embeddings.schema import Key, Modality
 from cmcr.errors import UsageError
-from cmcr.large.arrays import room_for, where
+from cmcr.large.arrays import flatnonzero, room_for
 from cmcr.large.tables import partners
 from cmcr.typed import typed
 
@@ -100,7 +101,7 @@ def open_bank(
         for column, out in (("id", _texts(*refused)), *same.items()):
             if len(out):
                 kept_rows &= ~_among(dataset, column, out)
-        rows = where(kept_rows)
+        rows = flatnonzero(kept_rows)
         if len(rows):
             kept.append((dataset, rows))
     if not kept:
@@ -133,11 +134,9 @@ def _made_from(items: Iterable[tuple[Dataset, Texts]]) -> dict[str, pa.ChunkedAr
 
 def _texts(*several: Texts) -> pa.ChunkedArray:
     """All of them as one column."""
-    arrays = [one if isinstance(one, pa.ChunkedArray) else pa.array(one, pa.string())
+    chunks = [one.chunks if isinstance(one, pa.ChunkedArray) else [pa.array(one, pa.string())]
               for one in several]  # fmt: skip
-    chunks = [chunk for one in arrays
-              for chunk in (one.chunks if isinstance(one, pa.ChunkedArray) else [one])]  # fmt: skip
-    return pa.chunked_array(chunks, pa.string())
+    return pa.chunked_array(itertools.chain.from_iterable(chunks), pa.string())
 
 
 def _among(dataset: Dataset, column: str, values: pa.ChunkedArray) -> np.ndarray:

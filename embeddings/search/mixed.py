@@ -249,7 +249,8 @@ class _Search:
         """A sample of what is searched in, where there are no unpaired rows of its kind."""
         there = [self.places[number].spread(SAMPLE) for number in numbers]
         vectors = torch.cat([block for place in there for block in place.blocks(self.joint)])
-        return Sample(vectors, [frozenset()] * len(vectors))
+        untold = [frozenset[Any]()] * len(vectors)
+        return Sample(vectors, untold, untold)
 
     @cached_property
     def _alike(self) -> Sample | None:
@@ -266,7 +267,7 @@ class _Search:
         total = sum(weight * one.vectors for weight, one in zip(weights, drawn, strict=True))
         assert isinstance(total, Tensor)
         keys = [frozenset().union(*own) for own in zip(*(one.keys for one in drawn), strict=True)]
-        return Sample(normalize(total, dim=1), keys)
+        return Sample(normalize(total, dim=1), keys, [frozenset()] * len(keys))
 
     def _rates(
         self, scores: np.ndarray, sample: Sample, r: Tensor, most_false: float | None

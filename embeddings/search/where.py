@@ -10,7 +10,7 @@ import numpy as np
 
 from cmcr.embeddings.reader import Dataset
 from cmcr.errors import UsageError, near
-from cmcr.large.arrays import where as where_true
+from cmcr.large.arrays import flatnonzero
 
 RowFilter = Mapping[str, Sequence[str]]  # columns, and the values to keep
 
@@ -41,7 +41,7 @@ def rows_where(dataset: Dataset, where: RowFilter) -> np.ndarray:
         if not any(has):
             raise _no_row(dataset, {column: wanted})
         kept &= np.array(has)
-    rows = where_true(kept)
+    rows = flatnonzero(kept)
     if not len(rows):
         raise _no_row(dataset, where)
     return rows

@@ -125,9 +125,7 @@ def media_table(modality: Modality, where: Path, files: Sequence[Path], column: 
             names.update(dict.fromkeys(row))
             total += 1
         for group in _row_groups(file):
-            chunks = map(group.column, range(group.num_columns))
-            sizes = [one.total_uncompressed_size for one in chunks if column in one.path_in_schema]
-            digest.update(repr(sizes).encode())
+            digest.update(repr(_sizes(group, column)).encode())
     if not total:
         raise SourceError("the file holds no row", where=where)
     return Source(
@@ -157,17 +155,22 @@ def media_cell(where: Path, column: str, number: int) -> Cell | None:
 
 def _refuse_large_groups(where: Path, column: str) -> None:
     for number, group in enumerate(_row_groups(where)):
-        chunks = map(group.column, range(group.num_columns))
-        sizes = [one.total_uncompressed_size for one in chunks
-                 if one.path_in_schema.startswith(f"{column}.")]  # fmt: skip
-        if sum(sizes) > LARGEST_GROUP:
+        size = sum(_sizes(group, column))
+        if size > LARGEST_GROUP:
             raise SourceError(
-                f"row group {number} holds {sum(sizes) >> 20:,} MiB of media in {group.num_rows:,} "
+                f"row group {number} holds {size >> 20:,} MiB of media in {group.num_rows:,} "
                 f"rows, and one is read at once: {LARGEST_GROUP >> 20} MiB are the most",
                 where=where,
                 fix="write it again in smaller ones: pyarrow's write_table(..., "
                 "row_group_size=100)",
             )
+
+
+def _sizes(group: pq.RowGroupMetaData, column: str) -> list[int]:
+    """Bytes of what the structs of a column hold, each of their fields by itself."""
+    chunks = map(group.column, range(group.num_columns))
+    return [one.total_uncompressed_size for one in chunks
+            if one.path_in_schema.startswith(f"{column}.")]  # fmt: skip
 
 
 def _row_groups(where: Path) -> Iterator[pq.RowGroupMetaData]:

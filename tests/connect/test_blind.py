@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shell import refuse
+from shell import refuse, succeed
 
 import cmcr
 from cmcr.connect.matching import unordered
@@ -87,6 +87,19 @@ def test_pools_of_other_items_are_not_connected_and_the_search_is_made_once(
     match.write_text(match.read_text().replace('"agreed": 0', '"agreed": 4'))
     with pytest.raises(TypeError):  # it is searched again
         refuse(1, *asked)
+
+
+def test_what_was_made_of_known_pairs_is_not_overwritten(tmp_path: Path) -> None:
+    store = tmp_path / "S"
+    for space, rows in pools(common=True)[0].items():
+        np.save(tmp_path / "x.npy", rows)
+        key = Key(space, "text", "all")
+        import_embeddings(store, key, tmp_path / "x.npy", None, index=None)
+    asked = ["connect", "--via", "text", "--spaces", "see,hear", "--store", str(store),
+             "--no-pipeline", "--name", "c"]  # fmt: skip
+    succeed(*asked, "--train", "all", "--method", "procrustes")
+    told = refuse(2, *asked, "--blind", "--pool", "all", "--method", "procrustes")
+    assert "blind: False → True" in told
 
 
 def test_a_beam_that_is_wide_enough_finds_the_best_and_its_agreement_is_a_correlation() -> None:

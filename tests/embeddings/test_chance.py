@@ -51,8 +51,8 @@ def test_related_pairs_are_no_false_positives() -> None:
             {("id", "a", "2")}]  # fmt: skip
     others = [{("label", "dog"), ("id", "b", "0")}, {("label", "cat"), ("group", "g")},
               {("id", "a", "2")}, {("id", "b", "1")}]  # fmt: skip
-    queries = Sample(torch.from_numpy(drawn(3, 4)), [frozenset(one) for one in keys])
-    sample = Sample(torch.from_numpy(drawn(4, 4, seed=1)), [frozenset(one) for one in others])
+    queries = Sample(torch.from_numpy(drawn(3, 4)), [frozenset(one) for one in keys], [])
+    sample = Sample(torch.from_numpy(drawn(4, 4, seed=1)), [frozenset(one) for one in others], [])
     scores = (queries.vectors @ sample.vectors.T).numpy()
     unrelated = [(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3), (2, 0), (2, 1), (2, 3)]
     chance = unrelated_scores(queries, sample, lambda own: (own @ sample.vectors.T).numpy())

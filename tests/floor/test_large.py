@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmcr.large import arrays, tables
-from cmcr.large.arrays import LARGE, numbers, room_for, shuffled, taken, where
+from cmcr.large.arrays import LARGE, flatnonzero, numbers, room_for, shuffled, taken
 from cmcr.large.tables import mapped, most_repeated, partners
 
 TEXTS = st.lists(st.one_of(st.none(), st.text("abc", max_size=3)), max_size=60)
@@ -110,6 +110,6 @@ def test_numbers_are_those_of_numpy(count: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(count)
     assert np.array_equal(shuffled(count, np.random.default_rng(seed)), order)
     assert np.array_equal(numbers(count), np.arange(count))
-    assert np.array_equal(where(order % 3 == 0), np.flatnonzero(order % 3 == 0))
+    assert np.array_equal(flatnonzero(order % 3 == 0), np.flatnonzero(order % 3 == 0))
     assert np.array_equal(taken(order, order[: count // 2]), order[order[: count // 2]])
     assert not room_for((count, 2)).any()
